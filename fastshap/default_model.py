@@ -1,0 +1,27 @@
+"""The small sentiment classifier inside the package. Its model card is data/sentiment/README.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DEFAULT_MODEL_PATH = Path(__file__).parent / "data" / "sentiment"
+
+
+def load_default_model() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The embedded model, in float32 and evaluation mode, and its tokenizer. Needs no network.
+
+    Labels: 0 negative, 1 positive. English, short texts; meant for trying things out.
+    """
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(DEFAULT_MODEL_PATH, local_files_only=True)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        DEFAULT_MODEL_PATH, dtype=torch.float32, local_files_only=True
+    )
+    return model.eval(), tokenizer

@@ -1,0 +1,33 @@
+"""Every error fastshap raises on purpose. All of them are a ValueError or a TypeError as well, or, for what only shows at
+run time, a RuntimeError, so that code which catches the built-in classes keeps working.
+"""
+
+from __future__ import annotations
+
+
+class FastshapError(Exception):
+    """Base class of fastshap's errors."""
+
+
+class InvalidArgumentError(FastshapError, ValueError):
+    """A parameter, text or target has a value that cannot be used. The message says what would do."""
+
+
+class InvalidTypeError(FastshapError, TypeError):
+    """A parameter, text or target has a type that cannot be used. The message says what would do."""
+
+
+class UnsupportedModelError(FastshapError, TypeError):
+    """The model has no task that fastshap explains, or takes no ``inputs_embeds``."""
+
+
+class NonFiniteError(FastshapError, ValueError):
+    """The model's scores or gradients are NaN or infinite for a text, so there is nothing true to report."""
+
+
+class BackendUnavailableError(FastshapError, RuntimeError):
+    """The backend that was asked for by name cannot run here."""
+
+
+class TruncationWarning(UserWarning):
+    """Texts were longer than the model takes and were cut. The outputs concerned have ``truncated=True``."""

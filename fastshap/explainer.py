@@ -1,0 +1,470 @@
+"""GradientShap, the front door."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastshap import engine, ops
+from fastshap.errors import (
+    FastshapError,
+    InvalidArgumentError,
+    InvalidTypeError,
+    NonFiniteError,
+    TruncationWarning,
+    UnsupportedModelError,
+)
+from fastshap.output import AttributionOutput
+from fastshap.sampling import SAMPLINGS, Samples, draw_samples
+from fastshap.tasks import Prepared, Task, task_for
+from fastshap.text import Encoded, groups
+from fastshap.types import (
+    Granularity,
+    GranularityAggregationStrategy,
+    InferenceModes,
+    ModelTask,
+    inference_mode_of,
+    member_of,
+)
+from fastshap.version import __version__
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
+
+REDUCTIONS = ("sum", "abs_mean")
+# Texts that are tokenised, sorted and explained together; bounds the memory of iter_explain.
+_WINDOW = 1024
+
+
+class AttributionExplainer:
+    """What every explainer shares: it takes texts and targets and yields one :class:`AttributionOutput` for each text.
+
+    A subclass computes a window of texts in ``_explain_window``.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    task: Task
+
+    def explain(self, model_inputs: Any, targets: Any = None) -> list[AttributionOutput]:
+        """Explains texts.
+
+        Args:
+            model_inputs: a text, or an iterable of n texts.
+            targets: classification: None (the predicted class), a class or label for every text, a list of n classes, or an
+                integer tensor (n,) or (n, t). Generation: a text, or a list of n texts, that follow the inputs.
+
+        Returns:
+            n outputs, in the order of the texts.
+
+        Raises:
+            InvalidArgumentError, InvalidTypeError: a text or target that cannot be used; the message names its index.
+            NonFiniteError: the model gave NaN or infinite scores or gradients.
+        """
+        texts = [model_inputs] if isinstance(model_inputs, str) else self._list_of(model_inputs)
+        if not texts:
+            raise InvalidArgumentError("The list of texts is empty; pass at least one text.")
+        split = self.task.split_targets(targets, len(texts))
+        return list(self._explain_all(texts, split))
+
+    __call__ = explain
+
+    def iter_explain(self, model_inputs: Iterable[str], targets: Any = None) -> Iterator[AttributionOutput]:
+        """Explains texts from any iterable, yielding outputs in input order; memory does not grow with their number.
+
+        Args:
+            model_inputs: texts, read as they are needed.
+            targets: None, one class or label for every text (classification), or an iterable with an entry for each text.
+        """
+        if isinstance(model_inputs, str):
+            model_inputs = [model_inputs]
+            targets = [targets] if isinstance(targets, str) and self.task.model_task is ModelTask.GENERATION else targets
+        one_for_all = targets is None or isinstance(targets, int | str)
+        return self._explain_all(model_inputs, targets if one_for_all else iter(targets))
+
+    def _list_of(self, model_inputs: Any) -> list[Any]:
+        if isinstance(model_inputs, Iterable) and not isinstance(model_inputs, bytes | dict | Tensor):
+            return list(model_inputs)
+        raise InvalidTypeError(
+            f"model_inputs must be a text or an iterable of texts; got {type(model_inputs).__name__}."
+        )
+
+    def _explain_all(self, texts: Iterable[Any], targets: Any) -> Iterator[AttributionOutput]:
+        remaining = iter(texts)
+        start = 0
+        while window := list(islice(remaining, _WINDOW)):
+            if isinstance(targets, list):
+                part = targets[start : start + len(window)]
+            elif isinstance(targets, Iterator):
+                part = self.task.split_targets(list(islice(targets, len(window))), len(window))
+            else:
+                part = self.task.split_targets(targets, len(window))
+            yield from self._explain_window(window, part, start)
+            start += len(window)
+
+    def _explain_window(
+        self, texts: Sequence[Any], targets: Sequence[Any] | None, first: int
+    ) -> list[AttributionOutput]:
+        raise NotImplementedError
+
+
+class MultitaskExplainerMixin:
+    """Chooses the task (classification or generation) from the model."""
+
+    @staticmethod
+    def task_of(
+        model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inference_mode: Callable[[Tensor], Tensor]
+    ) -> Task:
+        """The task of ``model``, by its class name; UnsupportedModelError names those supported."""
+        return task_for(model, tokenizer, inference_mode)
+
+
+class _Scored(NamedTuple):
+    prepared: Prepared
+    scores: Tensor  # (T, L)
+    delta: Tensor | None  # (T,)
+
+
+class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
+    """GradientSHAP (Lundberg and Lee 2017, "A unified approach to interpreting model predictions") for Hugging Face models.
+
+    The gradient of a target's score is averaged over n points between the text's embeddings and a noisy baseline, and
+    multiplied by their difference. Same arguments, same numbers: the noise depends on the seed and the tokens of a text
+    alone, never on the batch it is in, its place in the list, the device, or the process.
+
+    The first eleven parameters are interpreto's.
+
+    Args:
+        model: a ``*ForSequenceClassification`` or a causal language model that takes ``inputs_embeds``. It is used in
+            evaluation mode and comes back as it was.
+        tokenizer: its tokenizer.
+        batch_size: perturbed rows of one model call, at most; "auto" keeps to a fixed number of tokens.
+        granularity: ALL_TOKENS, TOKEN, WORD, PART_SENTENCE or SENTENCE; a member or its name.
+        granularity_aggregation_strategy: MEAN, MAX, MIN, SUM, SIGNED_MAX, FIRST or LAST of a group's token scores; ignored
+            for ALL_TOKENS and TOKEN. SUM keeps the result additive.
+        device: where the method runs: the model is moved there once, now. None leaves it where it is.
+        inference_mode: LOGITS, SOFTMAX, LOG_SOFTMAX, or a callable from logits to scores of the same shape.
+        input_x_gradient: multiply the gradient by the input (minus the baseline, for "sum") before it is aggregated.
+        n_perturbations: samples a text.
+        baseline: the reference embedding: None (zero), a number, a Tensor (D,) or (L, D).
+        noise_std: standard deviation of the normal noise added to the baseline.
+        reduction: "sum" is signed and additive, as the paper means it; "abs_mean" is what interpreto computes, unsigned.
+        sampling: "antithetic" (stratified path positions, pairs of opposite noise: fewer samples for the same error) or
+            "iid" (independent draws, what the peers do).
+        seed: any integer of 64 bits.
+        return_convergence_delta: also report how far the scores are from adding up; costs n + 1 forward rows a text.
+        perturb_special_tokens: False keeps [CLS], [SEP] and the like at their own embedding, without noise.
+        on_error: "raise", or "record": a bad text gets an output with ``error`` set, and the rest is explained.
+        backend: "auto", "torch" or "triton".
+
+    Raises:
+        InvalidArgumentError, InvalidTypeError: a parameter that cannot be used.
+        UnsupportedModelError: a model of another task, or one that takes no ``inputs_embeds``.
+        BackendUnavailableError: a backend asked for by name that cannot run here.
+
+    Example:
+        >>> model, tokenizer = fastshap.load_default_model()
+        >>> explainer = GradientShap(model, tokenizer, n_perturbations=20)
+        >>> (output,) = explainer("A gorgeous, witty film.")
+        >>> output.elements
+        ['A', 'gorgeous', ',', 'witty', 'film', '.']
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_size: int | str = 4,
+        granularity: Granularity | str = Granularity.WORD,
+        granularity_aggregation_strategy: GranularityAggregationStrategy | str = GranularityAggregationStrategy.MEAN,
+        device: torch.device | str | None = None,
+        inference_mode: Callable[[Tensor], Tensor] | str = InferenceModes.LOGITS,
+        input_x_gradient: bool = True,
+        n_perturbations: int = 10,
+        baseline: Tensor | float | int | None = None,
+        noise_std: float = 0.1,
+        *,
+        reduction: str = "sum",
+        sampling: str = "antithetic",
+        seed: int = 0,
+        return_convergence_delta: bool = False,
+        perturb_special_tokens: bool = True,
+        on_error: str = "raise",
+        backend: str = "auto",
+    ) -> None:
+        self.granularity = member_of(Granularity, granularity, "granularity")
+        self.granularity_aggregation_strategy = member_of(
+            GranularityAggregationStrategy, granularity_aggregation_strategy, "granularity_aggregation_strategy"
+        )
+        self.inference_mode = inference_mode_of(inference_mode)
+        self.n_perturbations = _whole(n_perturbations, "n_perturbations", least=1)
+        self.seed = _whole(seed, "seed", least=-(2**63), most=2**63 - 1)
+        self.reduction = _one_of(reduction, "reduction", REDUCTIONS)
+        self.sampling = _one_of(sampling, "sampling", SAMPLINGS)
+        self.on_error = _one_of(on_error, "on_error", ("raise", "record"))
+        self.input_x_gradient = bool(input_x_gradient)
+        self.baseline = baseline
+        self.noise_std = _noise(noise_std)
+        self.return_convergence_delta = bool(return_convergence_delta)
+        if self.return_convergence_delta and not (self.reduction == "sum" and self.input_x_gradient):
+            raise InvalidArgumentError(
+                "return_convergence_delta=True needs reduction='sum' and input_x_gradient=True: other scores do not add up "
+                "to a difference of the model's output."
+            )
+        ops.check_backend(backend)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.task = self.task_of(model, tokenizer, self.inference_mode)
+        width = _embedding_dim(model)
+        if device is not None:
+            model.to(device)
+        self._settings = engine.Settings(
+            noise_std=self.noise_std,
+            baseline=_baseline(baseline, width),
+            reduction=self.reduction,
+            input_x_gradient=self.input_x_gradient,
+            perturb_special_tokens=bool(perturb_special_tokens),
+            batch_size=batch_size if batch_size == "auto" else _whole(batch_size, "batch_size", least=1, also='"auto"'),
+            backend=backend,
+            padding_side=self.task.padding_side,
+            equal_lengths=self.task.equal_lengths,
+        )
+        self._truncation_warned = False
+
+    def _explain_window(
+        self, texts: Sequence[Any], targets: Sequence[Any] | None, first: int
+    ) -> list[AttributionOutput]:
+        with engine.frozen(self.model):
+            prepared = self.task.prepare(texts, targets, self._predict)
+            prepared = [self._with_fitting_baseline(one) for one in prepared]
+            self._raise_first(prepared, first)
+            good = [one for one in prepared if isinstance(one, Prepared)]
+            self._warn_of_truncation(good)
+            scored = iter(self._score(good))
+        results = [next(scored) if isinstance(one, Prepared) else one for one in prepared]
+        self._raise_first(results, first)
+        return [
+            self._failed(result) if isinstance(result, FastshapError) else self._output(result) for result in results
+        ]
+
+    def _score(self, prepared: Sequence[Prepared]) -> list[_Scored | FastshapError]:
+        if not prepared:
+            return []
+        items = [_item(one.encoded, one.targets) for one in prepared]
+        samples = [
+            draw_samples(self.seed, one.encoded.input_ids, self.n_perturbations, self.sampling) for one in prepared
+        ]
+        scores = engine.token_scores(self.model, items, samples, self.task.scores, self._settings)
+        deltas: Sequence[Tensor | None] = [None] * len(items)
+        if self.return_convergence_delta:
+            ends = [_endpoints(sample) for sample in samples]
+            values = engine.evaluate(self.model, items, ends, self.task.scores, self._settings)
+            deltas = [s.sum(1) - (v[-1] - v[:-1].mean(0)) for s, v in zip(scores, values, strict=True)]
+        return [
+            _Scored(one, score, delta)
+            if bool(score.isfinite().all())
+            else NonFiniteError(
+                "The model's scores or gradients are NaN or infinite for this text. Look for overflow in half precision "
+                "(load the model in float32 or bfloat16) or for damaged weights."
+            )
+            for one, score, delta in zip(prepared, scores, deltas, strict=True)
+        ]
+
+    def _predict(self, encoded: Sequence[Encoded], forward: engine.Forward) -> list[Tensor]:
+        """What ``forward`` gives for the texts themselves: one row each."""
+        items = [_item(one, torch.zeros(1, dtype=torch.int64)) for one in encoded]
+        here = Samples((0, 0, 0), np.zeros(1, np.float32), np.zeros(1, np.int64), np.ones(1, np.float32))
+        values = engine.evaluate(self.model, items, [here] * len(items), forward, self._settings) if items else []
+        return [value[0] for value in values]
+
+    def _output(self, scored: _Scored) -> AttributionOutput:
+        encoded, tokens = scored.prepared.encoded, scored.scores
+        members, elements = groups(encoded, self.granularity)
+        strategy = self.granularity_aggregation_strategy.value
+        attributions = self._reduce(tokens, members, strategy)  # (T, G)
+        shown = torch.zeros(len(encoded), dtype=torch.bool)
+        shown[[i for member in members for i in member]] = True
+        unassigned = tokens[:, ~shown].sum(1)  # (T,)
+        names, delta = scored.prepared.target_names, scored.delta
+        if encoded.prompt_length < len(encoded):
+            mine = [member for member in members if member[0] >= encoded.prompt_length]
+            prompt_elements = len(members) - len(mine)
+            target_groups = [[i - encoded.prompt_length for i in member] for member in mine]
+            # An element is hidden from a target group that it is part of or that it follows.
+            hidden = torch.ones(len(mine), len(members), dtype=torch.bool).triu(prompt_elements)
+            for k, member in enumerate(mine):
+                rows = target_groups[k]
+                unassigned[rows] += tokens[rows, member[0] :].masked_fill(~shown[member[0] :], 0).sum(1)
+            attributions = self._reduce(attributions.T, target_groups, strategy).T.masked_fill(hidden, torch.nan)
+            unassigned = self._reduce(unassigned[None], target_groups, strategy)[0]
+            delta = None if delta is None else self._reduce(delta[None], target_groups, strategy)[0]
+            names = elements[prompt_elements:]
+        return AttributionOutput(
+            attributions=attributions.contiguous(),
+            elements=elements,
+            model_inputs_to_explain=_model_inputs(encoded),
+            targets=scored.prepared.targets,
+            classes=scored.prepared.targets if self.task.model_task is ModelTask.CLASSIFICATION else None,
+            target_names=names,
+            unassigned=unassigned,
+            convergence_delta=delta,
+            truncated=encoded.truncated,
+            **self._provenance(),
+        )
+
+    def _failed(self, error: FastshapError) -> AttributionOutput:
+        return AttributionOutput(
+            attributions=torch.zeros(0, 0),
+            elements=[],
+            model_inputs_to_explain=_model_inputs(None),
+            targets=torch.zeros(0, dtype=torch.int64),
+            error=f"{type(error).__name__}: {error}",
+            **self._provenance(),
+        )
+
+    def _provenance(self) -> dict[str, Any]:
+        return {
+            "model_task": self.task.model_task,
+            "granularity": self.granularity,
+            "granularity_aggregation_strategy": self.granularity_aggregation_strategy,
+            "inference_mode": self.inference_mode,
+            "seed": self.seed,
+            "n_perturbations": self.n_perturbations,
+            "noise_std": self.noise_std,
+            "baseline": self.baseline,
+            "sampling": self.sampling,
+            "reduction": self.reduction,
+            "input_x_gradient": self.input_x_gradient,
+            "perturb_special_tokens": self._settings.perturb_special_tokens,
+            "fastshap_version": __version__,
+        }
+
+    def _reduce(self, values: Tensor, members: list[list[int]], strategy: str) -> Tensor:
+        offsets = torch.tensor([0, *map(len, members)]).cumsum(0)
+        flat = torch.tensor([i for member in members for i in member], dtype=torch.int64)
+        return ops.segment_reduce(values, flat, offsets, strategy, backend=self._settings.backend)
+
+    def _with_fitting_baseline(self, one: Prepared | FastshapError) -> Prepared | FastshapError:
+        baseline = self._settings.baseline
+        if isinstance(one, Prepared) and isinstance(baseline, Tensor) and baseline.ndim == 2:
+            if baseline.shape[0] != len(one.encoded):
+                return InvalidArgumentError(
+                    f"The baseline has shape {tuple(baseline.shape)}, but this text has embeddings of shape "
+                    f"{(len(one.encoded), baseline.shape[1])}. Pass a baseline of that shape, or one of shape "
+                    f"({baseline.shape[1]},) that fits every text."
+                )
+        return one
+
+    def _raise_first(self, results: Sequence[Any], first: int) -> None:
+        if self.on_error == "record":
+            return
+        for i, result in enumerate(results):
+            if isinstance(result, FastshapError):
+                raise type(result)(f"Text {first + i}: {result}") from None
+
+    def _warn_of_truncation(self, prepared: Sequence[Prepared]) -> None:
+        if not self._truncation_warned and any(one.encoded.truncated for one in prepared):
+            self._truncation_warned = True
+            warnings.warn(
+                f"Texts of more than {self.task.max_length()} tokens were cut, as the model takes no more; their outputs have "
+                "truncated=True. Split long texts to explain all of them.",
+                TruncationWarning,
+                stacklevel=5,
+            )
+
+
+def _item(encoded: Encoded, targets: Tensor) -> engine.Item:
+    return engine.Item(
+        input_ids=torch.tensor(encoded.input_ids),
+        targets=targets,
+        special=torch.tensor(encoded.special),
+        extra={name: torch.tensor(values) for name, values in encoded.extra.items()},
+    )
+
+
+def _endpoints(sample: Samples) -> Samples:
+    """The noisy baseline of every sample, and the text itself last."""
+    return Samples(
+        sample.stream,
+        np.append(np.ones_like(sample.alphas), np.float32(0)),
+        np.append(sample.draws, sample.draws[-1]),
+        np.append(sample.signs, np.float32(1)),
+    )
+
+
+def _model_inputs(encoded: Encoded | None) -> BatchEncoding:
+    from transformers import BatchEncoding  # here, so that importing fastshap loads no more of transformers than it must
+
+    if encoded is None:
+        return BatchEncoding({})
+    data = {
+        "input_ids": torch.tensor([encoded.input_ids]),
+        "attention_mask": torch.ones(1, len(encoded), dtype=torch.int64),
+        "special_tokens_mask": torch.tensor([encoded.special]).long(),
+        "offset_mapping": torch.tensor([encoded.offsets]),
+    }
+    return BatchEncoding(data | {name: torch.tensor([values]) for name, values in encoded.extra.items()})
+
+
+def _embedding_dim(model: Any) -> int:
+    if "inputs_embeds" not in inspect.signature(getattr(model, "_orig_mod", model).forward).parameters:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} takes no inputs_embeds, so there is no gradient with respect to its embeddings."
+        )
+    return next(model.get_input_embeddings().parameters()).shape[-1]
+
+
+def _whole(value: Any, name: str, *, least: int, most: int | None = None, also: str = "") -> int:
+    kinds = "a whole number" + (f" or {also}" if also else "")
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise InvalidTypeError(f"{name} must be {kinds}; got {value!r}.")
+    number = value.__index__()
+    if number < least or (most is not None and number > most):
+        bounds = f"at least {least}" if most is None else f"between {least} and {most}"
+        raise InvalidArgumentError(f"{name} must be {kinds}, {bounds}; got {number}.")
+    return number
+
+
+def _one_of(value: Any, name: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise InvalidArgumentError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}.")
+    return value
+
+
+def _noise(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidTypeError(f"noise_std must be a number; got {value!r}.")
+    if not (math.isfinite(value) and value >= 0):
+        raise InvalidArgumentError(f"noise_std must be zero or more, and finite; got {value}.")
+    return float(value)
+
+
+def _baseline(value: Any, width: int) -> float | Tensor:
+    if value is None:
+        return 0.0
+    if isinstance(value, Tensor):
+        if not value.is_floating_point():
+            raise InvalidArgumentError(
+                f"The baseline must have a floating-point dtype like the embeddings; got {value.dtype}."
+            )
+        if value.ndim not in (1, 2) or value.shape[-1] != width:
+            raise InvalidArgumentError(
+                f"The baseline has shape {tuple(value.shape)}, but the model's embeddings have shape (L, {width}): pass a "
+                f"number, a tensor of shape ({width},), or one of the text's shape (L, {width})."
+            )
+        if not bool(value.isfinite().all()):
+            raise InvalidArgumentError("The baseline holds NaN or infinite values.")
+        return value.detach()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidTypeError(f"The baseline must be None, a number or a Tensor; got {type(value).__name__}.")
+    if not math.isfinite(value):
+        raise InvalidArgumentError(f"The baseline must be finite; got {value}.")
+    return float(value)

@@ -1,0 +1,77 @@
+"""Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") and normals from it by Box-Muller.
+
+    words(stream, draw, position, q) = philox(counter=(q, position, draw, 256 * round + domain), key=(k0, k1))
+    normals at dimensions 4q .. 4q+3 = r(w0) cos(w1), r(w0) sin(w1), r(w2) cos(w3), r(w2) sin(w3)
+    r(w) = sqrt(-2 ln((w + 1/2) / 2^32)),   the angle of w is 2 pi w / 2^32
+
+The layout is fixed for good (docs/adr/0001-random-numbers.md); tests/test_philox.py holds golden vectors.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+NOISE_DOMAIN, PATH_DOMAIN, BASELINE_DOMAIN = 0, 1, 2
+
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_MASK = 0xFFFFFFFF
+# Philox calls per pass: the working set (about ten int64 tensors) then stays in the cache.
+_CALLS_PER_PASS = 1 << 15
+
+
+def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """The four 32-bit words of Philox4x32-10 as int64 tensors in [0, 2^32).
+
+    Args:
+        counter: four int64 tensors in [0, 2^32), shapes that broadcast together.
+        key: two int64 tensors in [0, 2^32), likewise.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for i in range(10):
+        # A product of two 32-bit numbers wraps in int64, but its 64 bits are right.
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        r0 = (k0 + i * _WEYL[0]) & _MASK
+        r1 = (k1 + i * _WEYL[1]) & _MASK
+        c0, c2 = ((p1 >> 32) & _MASK) ^ c1 ^ r0, ((p0 >> 32) & _MASK) ^ c3 ^ r1
+        c1, c3 = p1 & _MASK, p0 & _MASK
+    return c0, c1, c2, c3
+
+
+def _box_muller(radius_word: Tensor, angle_word: Tensor, cosine_out: Tensor, sine_out: Tensor) -> None:
+    radius = (radius_word.float() + 0.5).mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
+    # As a signed number the angle lies in [-pi, pi), where float32 is finest.
+    angle = ((angle_word ^ 0x80000000) - 0x80000000).float().mul_(math.pi * 2.0**-31)
+    torch.mul(radius, angle.cos(), out=cosine_out)
+    torch.mul(radius, angle.sin_(), out=sine_out)
+
+
+def normals(streams: Tensor, draws: Tensor, positions: Tensor, dim: int) -> Tensor:
+    """Standard normals, one vector of ``dim`` for each of K tokens.
+
+    Args:
+        streams: (K, 3) int64: the two key words of the token's text and the round.
+        draws: (K,) int64: which noise vector of the text.
+        positions: (K,) int64: the token's position among the text's unpadded tokens.
+        dim: D, the embedding dimension.
+
+    Returns:
+        (K, D) float32 on the device of ``draws``.
+    """
+    tokens, calls = draws.shape[0], -(-dim // 4)
+    out = torch.empty(tokens, calls, 4, dtype=torch.float32, device=draws.device)
+    q = torch.arange(calls, device=draws.device)[None, :]
+    step = max(1, _CALLS_PER_PASS // max(calls, 1))
+    for lo in range(0, tokens, step):
+        part = slice(lo, lo + step)
+        k0, k1, rounds = (column[:, None] for column in streams[part].unbind(1))
+        counter = (q, positions[part, None], draws[part, None], (rounds << 8) | NOISE_DOMAIN)
+        w0, w1, w2, w3 = philox4x32(counter, (k0, k1))
+        chunk = out[part]
+        _box_muller(w0, w1, chunk[..., 0], chunk[..., 1])
+        _box_muller(w2, w3, chunk[..., 2], chunk[..., 3])
+    return out.view(tokens, calls * 4)[:, :dim]

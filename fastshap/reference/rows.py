@@ -1,0 +1,85 @@
+"""How the rows of one model call are laid out, shared by the operators that walk them.
+
+N texts lie packed one after another: text n owns the tokens ``token_offsets[n]:token_offsets[n + 1]`` of x (M, D) and the rows
+``row_offsets[n]:row_offsets[n + 1]`` of z (R, L, D). A row holds its text's tokens at columns 0.. (padding on the right) or at
+the last columns (padding on the left).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastshap.reference.philox import normals
+
+# Elements of the float32 working set of one block: large enough to hide dispatch, small enough for the cache.
+_BLOCK_ELEMENTS = 1 << 19
+
+
+@dataclass(frozen=True)
+class Span:
+    """Some rows of one text."""
+
+    text: int
+    tokens: slice  # of x (M, D)
+    rows: slice  # of z (R, L, D)
+    columns: slice  # of z, where the tokens lie
+
+
+def blocks(
+    token_offsets: Tensor, row_offsets: Tensor, length: int, dim: int, padding_side: str
+) -> Iterator[list[Span]]:
+    """The rows of a call as spans, gathered into blocks of bounded size."""
+    tokens, rows = token_offsets.tolist(), row_offsets.tolist()
+    block: list[Span] = []
+    used = 0
+    for text in range(len(tokens) - 1):
+        count = tokens[text + 1] - tokens[text]
+        start = length - count if padding_side == "left" else 0
+        # An even number of rows a span keeps antithetic pairs together, which halves the noise to generate.
+        step = max(2, _BLOCK_ELEMENTS // max(1, count * dim) // 2 * 2)
+        for lo in range(rows[text], rows[text + 1], step):
+            hi = min(lo + step, rows[text + 1])
+            size = (hi - lo) * count * dim
+            if block and used + size > _BLOCK_ELEMENTS:
+                yield block
+                block, used = [], 0
+            columns = slice(start, start + count)
+            block.append(Span(text, slice(tokens[text], tokens[text + 1]), slice(lo, hi), columns))
+            used += size
+    if block:
+        yield block
+
+
+def block_noise(block: list[Span], streams: Tensor, draws: Tensor, signs: Tensor, dim: int) -> list[Tensor]:
+    """The signed noise e of every span, (rows, tokens, D) float32 each, from one pass of the generator."""
+    flat_streams, flat_draws, flat_positions, members = [], [], [], []
+    for span in block:
+        count = span.tokens.stop - span.tokens.start
+        unique, member = torch.unique_consecutive(draws[span.rows], return_inverse=True)
+        flat_streams.append(streams[span.text].expand(len(unique) * count, 3))
+        flat_draws.append(unique.repeat_interleave(count))
+        flat_positions.append(torch.arange(count, device=draws.device).repeat(len(unique)))
+        members.append((len(unique), count, member))
+    noise = normals(torch.cat(flat_streams), torch.cat(flat_draws), torch.cat(flat_positions), dim)
+    parts = noise.split([unique * count for unique, count, _ in members])
+    return [
+        part.view(unique, count, dim)[member].mul_(signs[span.rows, None, None])
+        for span, part, (unique, count, member) in zip(block, parts, members, strict=True)
+    ]
+
+
+def promoted(tensor: Tensor) -> Tensor:
+    """The tensor in the precision to compute in: float32, or float64 where it is float64 already."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def baseline_of(span: Span, baseline: float | Tensor) -> float | Tensor:
+    """The baseline at the span's tokens: a number, (D,) or (tokens, D) float32."""
+    if not isinstance(baseline, Tensor):
+        return baseline
+    baseline = promoted(baseline)
+    return baseline if baseline.ndim == 1 else baseline[: span.tokens.stop - span.tokens.start]

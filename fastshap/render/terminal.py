@@ -1,0 +1,81 @@
+"""A result as coloured words in a terminal, readable without colour too."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Iterator
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.style import Style
+from rich.text import Text
+
+from fastshap.output import AttributionOutput
+from fastshap.types import ModelTask
+
+# Blue and orange: told apart by people who do not tell red from green.
+_FOR, _AGAINST = (33, 102, 222), (214, 96, 10)
+_PAPER = (245, 245, 245)
+
+
+def show(output: AttributionOutput, console: Console | None = None) -> None:
+    """Prints the elements with their scores below them, one block a target; blue speaks for the target, orange against.
+
+    Args:
+        console: a rich console; by default standard output, with colour where it is a terminal and NO_COLOR is not set.
+    """
+    console = console or Console(highlight=False)
+    if output.error is not None:
+        console.print(Text(f"not explained: {printable(output.error)}", style="bold"))
+        return
+    for name, row in zip(output.target_names, output.attributions.tolist(), strict=True):
+        console.print(Text(f"target {printable(name).strip() or repr(name)}", style="bold"))
+        for line in _lines(output.elements, row, max(20, console.width - 2)):
+            console.print(Text("  ").append_text(line), soft_wrap=True)
+    console.print(Text(_legend(output), style="dim"))
+
+
+def printable(text: str) -> str:
+    """The text with control and invisible formatting characters made visible, so that it cannot steer the terminal."""
+    return "".join(c if unicodedata.category(c)[0] != "C" else "�" for c in text)
+
+
+def _lines(elements: list[str], scores: list[float], width: int) -> Iterator[Text]:
+    largest = max((abs(score) for score in scores if not math.isnan(score)), default=0.0)
+    words, numbers, used = Text(), Text(), 0
+    for element, score in zip(elements, scores, strict=True):
+        if math.isnan(score):
+            continue
+        shown = printable(" ".join(element.split()) or element)
+        number = f"{score:+.3g}" if largest < 1e-2 or largest >= 1e3 else f"{score:+.3f}"
+        cell = max(cell_len(shown), len(number)) + 1
+        if used and used + cell > width:
+            yield words
+            yield numbers
+            words, numbers, used = Text(), Text(), 0
+        words.append(shown, style=_style(score / largest if largest else 0.0))
+        words.append(" " * (cell - cell_len(shown)))
+        numbers.append(number.ljust(cell), style="dim")
+        used += cell
+    if used:
+        yield words
+        yield numbers
+
+
+def _style(strength: float) -> Style:
+    """Background from paper to full colour by strength; text black or white, whichever stands out."""
+    end = _FOR if strength >= 0 else _AGAINST
+    share = min(1.0, abs(strength))
+    red, green, blue = (round(p + (e - p) * share) for p, e in zip(_PAPER, end, strict=True))
+    dark = 0.299 * red + 0.587 * green + 0.114 * blue < 140
+    return Style(color="white" if dark else "black", bgcolor=f"rgb({red},{green},{blue})", bold=share > 0.5)
+
+
+def _legend(output: AttributionOutput) -> str:
+    unit = output.granularity.name.lower().replace("_", " ")
+    what = "blue (+) speaks for the target, orange (-) against it" if output.reduction == "sum" else "larger weighs more"
+    drawn = f"{output.n_perturbations} samples, seed {output.seed}"
+    cut = "; the text was cut to what the model takes" if output.truncated else ""
+    hidden = "; each block shows what its target could see" if output.model_task is ModelTask.GENERATION else ""
+    return f"  one score a {unit}: {what}; {drawn}{cut}{hidden}"

@@ -1,0 +1,61 @@
+"""Which random draws a text gets: a pure function of the seed, its token ids, the round and n (docs/adr/0001)."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fastshap.reference.philox import PATH_DOMAIN, philox4x32
+
+SAMPLINGS = ("antithetic", "iid")
+_BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The n samples of one text in one round."""
+
+    stream: tuple[int, int, int]  # two key words, round
+    alphas: np.ndarray  # (n,) float32, path positions in (0, 1)
+    draws: np.ndarray  # (n,) int64, which noise vector
+    signs: np.ndarray  # (n,) float32, 1 or -1
+
+
+def text_key(seed: int, input_ids: Sequence[int]) -> tuple[int, int]:
+    """The Philox key of a text: the first 8 bytes of SHA-256 over the seed and the ids as little-endian int64."""
+    digest = hashlib.sha256(np.asarray([seed, *input_ids], dtype="<i8").tobytes()).digest()
+    k0, k1 = struct.unpack("<II", digest[:8])
+    return k0, k1
+
+
+def draw_samples(seed: int, input_ids: Sequence[int], n: int, sampling: str, round_: int = 0) -> Samples:
+    """The path positions and noise vectors of one text.
+
+    Args:
+        sampling: "iid": uniform path positions, independent noise. "antithetic": one uniform position in each of n equal
+            strata; samples 2k and 2k + 1 carry the same noise with opposite signs, an odd last one its own.
+    """
+    stream = (*text_key(seed, input_ids), round_)
+    uniform = _path_uniforms(stream, n)
+    index = np.arange(n)
+    if sampling == "antithetic":
+        alphas = (index + uniform) / n
+        draws, signs = index // 2, 1.0 - 2.0 * (index % 2)
+    else:
+        alphas, draws, signs = uniform, index, np.ones(n)
+    alphas = np.minimum(alphas, _BELOW_ONE).astype(np.float32)
+    return Samples(stream, alphas, draws.astype(np.int64), signs.astype(np.float32))
+
+
+def _path_uniforms(stream: tuple[int, int, int], n: int) -> np.ndarray:
+    """(n,) float64 in (0, 1): word i % 4 of call i // 4, its upper 23 bits and a half, exact in float32."""
+    k0, k1, round_ = (torch.tensor([value]) for value in stream)
+    call = torch.arange(-(-n // 4))
+    counter = (call, torch.tensor([n]), torch.zeros(1, dtype=torch.int64), (round_ << 8) | PATH_DOMAIN)
+    words = torch.stack(torch.broadcast_tensors(*philox4x32(counter, (k0, k1))), dim=-1).flatten()[:n]
+    return ((words >> 9).double().numpy() + 0.5) * 2.0**-23

@@ -1,0 +1,86 @@
+"""The enumerations of the public interface. Members and names are interpreto's, whose own members are accepted too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from fastshap.errors import InvalidArgumentError, InvalidTypeError
+
+E = TypeVar("E", bound=Enum)
+
+
+class Granularity(Enum):
+    """What one score stands for."""
+
+    ALL_TOKENS = "all_tokens"  #: every token, special ones too
+    TOKEN = "token"  #: every token of the text
+    WORD = "word"
+    PART_SENTENCE = "part_sentence"  #: split at , ; : . ! ?
+    SENTENCE = "sentence"
+
+
+class GranularityAggregationStrategy(Enum):
+    """How the scores of a group's tokens become one score."""
+
+    MEAN = "mean"
+    MAX = "max"
+    MIN = "min"
+    SUM = "sum"
+    SIGNED_MAX = "signed_max"  #: the score of largest absolute value, with its sign
+    FIRST = "first"
+    LAST = "last"
+
+
+class InferenceModes(Enum):
+    """From logits (…, classes) to the scores that are explained, of the same shape."""
+
+    LOGITS = "logits"
+    SOFTMAX = "softmax"
+    LOG_SOFTMAX = "log_softmax"
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        if self is InferenceModes.SOFTMAX:
+            return torch.softmax(logits, dim=-1)
+        if self is InferenceModes.LOG_SOFTMAX:
+            return torch.log_softmax(logits, dim=-1)
+        return logits
+
+
+class ModelTask(Enum):
+    """What the explained model does."""
+
+    CLASSIFICATION = "classification"
+    GENERATION = "generation"
+
+
+def member_of(enum: type[E], value: object, parameter: str) -> E:
+    """The member that ``value`` names: a member, its name in any case, or another library's member of the same name."""
+    if isinstance(value, enum):
+        return value
+    name = value.name if isinstance(value, Enum) else value
+    choices = ", ".join(member.name for member in enum)
+    if not isinstance(name, str):
+        raise InvalidTypeError(
+            f"{parameter} must be a member of {enum.__name__} or its name, one of {choices}; got {value!r}."
+        )
+    try:
+        return enum[name.strip().upper()]
+    except KeyError:
+        raise InvalidArgumentError(f"{parameter} must be one of {choices}; got {name!r}.") from None
+
+
+def inference_mode_of(value: object) -> Callable[[Tensor], Tensor]:
+    """An :class:`InferenceModes` member for a member or a name, or the callable itself."""
+    if isinstance(value, str) or (isinstance(value, Enum) and value.name in InferenceModes.__members__):
+        return member_of(InferenceModes, value, "inference_mode")
+    if not callable(value):
+        raise InvalidTypeError(
+            "inference_mode must be LOGITS, SOFTMAX, LOG_SOFTMAX or a callable from logits to scores of the same shape; "
+            f"got {value!r}."
+        )
+    return value

@@ -1,0 +1,91 @@
+"""Small models, made here: nothing is downloaded."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+import fastshap
+
+SENTENCES = [
+    "A gorgeous, witty film, but the ending is dull.",
+    "not good at all",
+    "Dr. Smith loved it. The acting was superb! Would I watch it again? Yes, of course.",
+    "Terrible service; I want my money back.",
+    "ok",
+    "An unbelievably overproduced, pseudointellectual mess, and yet I could not look away for one single moment of it.",
+    "The battery died after two days, the screen cracked after three, and nobody answered the phone.",
+    "Simply wonderful.",
+]
+
+
+@pytest.fixture(scope="session")
+def texts():
+    return list(SENTENCES)
+
+
+@pytest.fixture(scope="session")
+def default_pair():
+    return fastshap.load_default_model()
+
+
+@pytest.fixture(scope="session")
+def bert_pair(default_pair):
+    """A random BERT of three classes, large weights so that it is far from linear, with the embedded model's tokenizer."""
+    tokenizer = default_pair[1]
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=36,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        num_labels=3,
+        initializer_range=0.3,
+    )
+    return BertForSequenceClassification(config).eval(), tokenizer
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer():
+    """A byte-level BPE tokenizer in GPT-2's manner."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.post_processor = processors.ByteLevel(trim_offsets=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<|end|>"], initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())
+    )
+    core.train_from_iterator(SENTENCES * 3, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<|end|>", pad_token="<|end|>", clean_up_tokenization_spaces=False
+    )
+
+
+@pytest.fixture(scope="session")
+def llama_pair(byte_tokenizer):
+    """A random two-layer Llama with untied embeddings."""
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=len(byte_tokenizer),
+        hidden_size=36,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        head_dim=12,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+    )
+    return LlamaForCausalLM(config).eval(), byte_tokenizer
