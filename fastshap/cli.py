@@ -56,11 +56,13 @@ def explain(
     Exit code: 0 all explained, 1 some text could not be, 2 wrong usage.
     """
     import torch
+    from transformers.utils import logging
 
     from fastshap.errors import FastshapError
     from fastshap.explainer import GradientShap
     from fastshap.types import ModelTask
 
+    logging.disable_progress_bar()
     loaded, tokenizer = _load(model)
     try:
         explainer = GradientShap(
@@ -76,9 +78,7 @@ def explain(
     except FastshapError as error:
         _fail(str(error))
     with torch.no_grad():
-        predictions = [
-            None if output.error is not None else _prediction(explainer, output) for output in outputs
-        ]
+        predictions = [None if output.error is not None else _prediction(explainer, output) for output in outputs]
     for text, output, prediction in zip(texts, outputs, predictions, strict=True):
         if as_json:
             typer.echo(json.dumps({"text": text, "prediction": prediction} | output.to_dict(), ensure_ascii=False))
@@ -95,9 +95,7 @@ def _load(model: str | None) -> tuple[Any, Any]:
 
         return load_default_model()
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(model)
         classifies = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])

@@ -89,11 +89,7 @@ def plan(
                     yield call
                 call, first = [], item
                 # Pairs of samples share their noise, so an even number is kept where "auto" is free to choose.
-                room = (
-                    batch_size
-                    if isinstance(batch_size, int)
-                    else max(2, _TOKENS_PER_CALL // lengths[item] // 2 * 2)
-                )
+                room = batch_size if isinstance(batch_size, int) else max(2, _TOKENS_PER_CALL // lengths[item] // 2 * 2)
             hi = min(lo + room, rows[item])
             call.append(Piece(item, lo, hi))
             room -= hi - lo

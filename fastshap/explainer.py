@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 import warnings
@@ -86,7 +87,9 @@ class AttributionExplainer:
         """
         if isinstance(model_inputs, str):
             model_inputs = [model_inputs]
-            targets = [targets] if isinstance(targets, str) and self.task.model_task is ModelTask.GENERATION else targets
+            targets = (
+                [targets] if isinstance(targets, str) and self.task.model_task is ModelTask.GENERATION else targets
+            )
         one_for_all = targets is None or isinstance(targets, int | str)
         return self._explain_all(model_inputs, targets if one_for_all else iter(targets))
 
@@ -282,7 +285,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         """What ``forward`` gives for the texts themselves: one row each."""
         items = [_item(one, torch.zeros(1, dtype=torch.int64)) for one in encoded]
         here = Samples((0, 0, 0), np.zeros(1, np.float32), np.zeros(1, np.int64), np.ones(1, np.float32))
-        values = engine.evaluate(self.model, items, [here] * len(items), forward, self._settings) if items else []
+        plain = dataclasses.replace(self._settings, noise_std=0.0, baseline=0.0)
+        values = engine.evaluate(self.model, items, [here] * len(items), forward, plain)
         return [value[0] for value in values]
 
     def _output(self, scored: _Scored) -> AttributionOutput:
@@ -401,7 +405,9 @@ def _endpoints(sample: Samples) -> Samples:
 
 
 def _model_inputs(encoded: Encoded | None) -> BatchEncoding:
-    from transformers import BatchEncoding  # here, so that importing fastshap loads no more of transformers than it must
+    from transformers import (
+        BatchEncoding,
+    )  # here, so that importing fastshap loads no more of transformers than it must
 
     if encoded is None:
         return BatchEncoding({})

@@ -110,9 +110,7 @@ def attribute(
     )
 
 
-def segment_reduce(
-    values: Tensor, members: Tensor, offsets: Tensor, strategy: str, *, backend: str = "auto"
-) -> Tensor:
+def segment_reduce(values: Tensor, members: Tensor, offsets: Tensor, strategy: str, *, backend: str = "auto") -> Tensor:
     """Groups of the last dimension, (T, M) to (T, G); see :func:`fastshap.reference.segment.segment_reduce`."""
     if values.ndim != 2 or offsets.ndim != 1 or members.ndim != 1 or offsets.shape[0] < 1:
         raise InvalidArgumentError(

@@ -20,9 +20,8 @@ _CLOSING = "\"'”’»)\\]"
 _SENTENCE_END = re.compile(rf"[.?!…]+[{_CLOSING}]*(?=\s)")
 _PART_END = re.compile(rf"[,;:.?!…]+[{_CLOSING}]*(?=\s)")
 _ABBREVIATIONS = frozenset(
-    """mr. mrs. ms. dr. prof. sr. jr. st. mt. etc. cf. vs. nb. env. approx. min. max. resp. ex. ref. no. inc. ltd. co. fig.
-    eq. gen. col. lt. sgt. capt. rev. hon. gov. sen. rep. ph.d. m.sc. b.sc. m.d. al. ca. vol. pp. ed. est. dept. a.m. p.m."""
-    .split()
+    """mr. mrs. ms. dr. prof. sr. jr. st. mt. etc. cf. vs. nb. env. approx. min. max. resp. ex. ref. inc. ltd. co. fig.
+    eq. gen. col. lt. sgt. capt. rev. hon. gov. sen. rep. ph.d. m.sc. b.sc. m.d. al. ca. vol. pp. ed. est. dept. a.m. p.m.""".split()
 )
 _DOTTED = re.compile(r"(?:[^\W\d_]\.){2,}")  # U.S., e.g., i.e.
 _OPENING = "\"'“‘«(["
@@ -38,7 +37,9 @@ class Encoded:
     special: list[bool]  # added by the tokenizer's template, not part of the text
     offsets: list[tuple[int, int]]  # characters of ``text``; (0, 0) for special tokens
     tokens: list[str]
-    words: list[int | None] | None  # word index, None for special tokens; None as a whole where the tokenizer has no words
+    words: (
+        list[int | None] | None
+    )  # word index, None for special tokens; None as a whole where the tokenizer has no words
     truncated: bool
     prompt_length: int  # tokens that are input; any further ones are the target text of a generation
     extra: dict[str, list[int]] = field(default_factory=dict)  # further inputs of the model, token_type_ids say

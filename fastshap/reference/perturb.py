@@ -1,8 +1,8 @@
 """Noisy baselines and interpolation for the rows of one model call.
 
-    b[r, p] = baseline[p] + noise_std * sign[r] * e(stream of the row's text, draw[r], p)
-    z[r, p] = (1 - alpha[r]) * x[p] + alpha[r] * b[r, p]          z (R, L, D), x (M, D) packed
-    z[r, p] = x[p] where p is held, and 0 on padding
+b[r, p] = baseline[p] + noise_std * sign[r] * e(stream of the row's text, draw[r], p)
+z[r, p] = (1 - alpha[r]) * x[p] + alpha[r] * b[r, p]          z (R, L, D), x (M, D) packed
+z[r, p] = x[p] where p is held, and 0 on padding
 """
 
 from __future__ import annotations

@@ -33,7 +33,8 @@ def show(output: AttributionOutput, console: Console | None = None) -> None:
         console.print(Text(f"target {printable(name).strip() or repr(name)}", style="bold"))
         for line in _lines(output.elements, row, max(20, console.width - 2)):
             console.print(Text("  ").append_text(line), soft_wrap=True)
-    console.print(Text(_legend(output), style="dim"))
+    for line in Text(_legend(output), style="dim").wrap(console, max(20, console.width - 2)):
+        console.print(Text("  ").append_text(line))
 
 
 def printable(text: str) -> str:
@@ -69,13 +70,15 @@ def _style(strength: float) -> Style:
     share = min(1.0, abs(strength))
     red, green, blue = (round(p + (e - p) * share) for p, e in zip(_PAPER, end, strict=True))
     dark = 0.299 * red + 0.587 * green + 0.114 * blue < 140
-    return Style(color="white" if dark else "black", bgcolor=f"rgb({red},{green},{blue})", bold=share > 0.5)
+    return Style(color="bright_white" if dark else "black", bgcolor=f"rgb({red},{green},{blue})", bold=share > 0.5)
 
 
 def _legend(output: AttributionOutput) -> str:
     unit = output.granularity.name.lower().replace("_", " ")
-    what = "blue (+) speaks for the target, orange (-) against it" if output.reduction == "sum" else "larger weighs more"
+    what = (
+        "blue (+) speaks for the target, orange (-) against it" if output.reduction == "sum" else "larger weighs more"
+    )
     drawn = f"{output.n_perturbations} samples, seed {output.seed}"
     cut = "; the text was cut to what the model takes" if output.truncated else ""
     hidden = "; each block shows what its target could see" if output.model_task is ModelTask.GENERATION else ""
-    return f"  one score a {unit}: {what}; {drawn}{cut}{hidden}"
+    return f"one score a {unit}: {what}; {drawn}{cut}{hidden}"

@@ -1,0 +1,114 @@
+"""The command line as people run it."""
+
+import io
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+import fastshap
+from fastshap.cli import app
+
+FIVE = {
+    "A gorgeous, witty film, but the ending is dull.": "positive",
+    "not good at all": "negative",
+    "I loved every minute of it.": "positive",
+    "The battery died after two days.": "negative",
+    "Terrible customer service, I want my money back.": "negative",
+}
+# Words whose side is beyond doubt, as they speak for or against the label above.
+STRONGEST = {"gorgeous": 1, "witty": 1, "not": 1, "good": -1, "loved": 1, "died": 1, "Terrible": 1}
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(app, ["explain", *arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_five_sentences():
+    lines = run("--json", *FIVE).stdout.splitlines()
+    assert len(lines) == 5
+    signs = 0
+    for line, (text, label) in zip(lines, FIVE.items(), strict=True):
+        shown = json.loads(line)
+        assert shown["text"] == text
+        assert shown["prediction"]["label"] == shown["target_names"][0] == label
+        assert 0.5 < shown["prediction"]["probability"] < 1
+        scores = shown["attributions"][0]
+        strongest = max(range(len(scores)), key=lambda i: abs(scores[i]))
+        signs += STRONGEST.get(shown["elements"][strongest], 0) * scores[strongest] > 0
+    assert signs >= 4
+
+
+def test_words_scores_and_prediction_are_readable_without_colour():
+    out = run("not good at all").stdout
+    assert "predicted negative, probability 0.9" in out
+    assert re.search(r"not +good +at +all *\n", out)
+    assert re.search(r"\+\d\.\d{3} +-\d\.\d{3}", out)
+    assert "\x1b" not in out
+
+
+def test_colour_where_it_is_wanted(default_pair):
+    from rich.console import Console
+
+    from fastshap.render.terminal import show
+
+    (output,) = fastshap.GradientShap(*default_pair)("not good at all")
+    drawn = io.StringIO()
+    show(output, Console(force_terminal=True, color_system="truecolor", width=60, file=drawn))
+    assert re.search(r"48;2;33;102;222m *not\x1b", drawn.getvalue())  # the strongest word, in full blue
+    assert re.search(r"\x1b\[30;48;2;2\d\d;\d+;\d+mgood", drawn.getvalue())  # against, in light orange
+
+
+def test_text_cannot_steer_the_terminal():
+    out = run("fine \x1b[31m\x07 film \u202e abc").stdout
+    assert not set(out) & {"\x1b", "\x07", "\u202e"}
+
+
+def test_options(tmp_path):
+    first = json.loads(run("--json", "--seed", "1", "--target", "negative", "fine film").stdout)
+    assert (first["seed"], first["target_names"]) == (1, ["negative"])
+    assert json.loads(run("--json", "--seed", "1", "--target", "0", "fine film").stdout) == first
+    tokens = json.loads(run("--json", "--granularity", "ALL_TOKENS", "fine film").stdout)
+    assert tokens["elements"][0] == "[CLS]"
+
+
+def test_other_models(tmp_path, llama_pair, bert_pair):
+    for name, (model, tokenizer) in {"lm": llama_pair, "bert": bert_pair}.items():
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    shown = json.loads(run("--json", "--model", str(tmp_path / "bert"), "not good").stdout)
+    assert shown["prediction"]["label"].startswith("LABEL_")
+    shown = json.loads(run("--json", "--model", str(tmp_path / "lm"), "--target", "is dull", "The film").stdout)
+    assert shown["target_names"] == [" is", " dull"]
+    assert shown["attributions"][0][-1] is None
+    assert shown["prediction"] is None
+    assert "target is" in run("--model", str(tmp_path / "lm"), "--target", "is dull", "The film").stdout
+
+
+def test_exit_codes():
+    result = run("--json", "fine film", " ", code=1)
+    assert [json.loads(line)["error"] is None for line in result.stdout.splitlines()] == [True, False]
+    assert "LABEL" in run("--target", "LABEL", "fine", code=2).stderr
+    assert "WORD" in run("--granularity", "letter", "fine", code=2).stderr
+    assert "could not be loaded" in run("--model", "no-such-model-here", "fine", code=2).stderr
+    assert CliRunner().invoke(app, ["explain"]).exit_code == 2
+
+
+def test_version():
+    assert CliRunner().invoke(app, ["--version"]).output == f"fastshap {fastshap.__version__}\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="unshare is a Linux command")
+def test_json_is_all_there_is_and_no_network_is_needed():
+    command = [sys.executable, "-c", "from fastshap.cli import app; app()", "explain", "--json", "not good at all"]
+    cut_off = ["unshare", "-rn", *command]
+    if subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False).returncode:
+        cut_off = command  # namespaces are not allowed here; the offline switch of conftest still holds
+    done = subprocess.run(cut_off, capture_output=True, text=True, check=True, timeout=120)
+    assert json.loads(done.stdout)["prediction"]["label"] == "negative"
+    assert done.stderr == ""

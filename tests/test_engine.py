@@ -1,0 +1,142 @@
+"""Batches, backward passes and the model's own state."""
+
+import threading
+
+import pytest
+import torch
+
+import fastshap
+from fastshap import engine
+
+
+def rows_of(calls):
+    return [sum(piece.hi - piece.lo for piece in call) for call in calls]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 7, 100, "auto"])
+def test_plan_holds_every_row_once_and_keeps_to_the_batch_size(batch_size):
+    lengths, targets, rows = [5, 9, 5, 300, 9, 2], [1, 1, 2, 1, 2, 1], [10, 3, 4, 7, 1, 10]
+    calls = list(engine.plan(lengths, targets, rows, batch_size, equal_lengths=False))
+    seen = sorted((piece.item, i) for call in calls for piece in call for i in range(piece.lo, piece.hi))
+    assert seen == [(item, i) for item in range(6) for i in range(rows[item])]
+    for call in calls:
+        assert len({targets[piece.item] for piece in call}) == 1
+        if batch_size != "auto":
+            assert rows_of([call])[0] <= batch_size
+        tops = [lengths[piece.item] for piece in call]
+        assert tops == sorted(tops, reverse=True)
+
+
+def test_plan_with_equal_lengths_never_pads():
+    calls = list(engine.plan([5, 9, 5, 9], [1] * 4, [3] * 4, 4, equal_lengths=True))
+    assert all(len({[5, 9, 5, 9][piece.item] for piece in call}) == 1 for call in calls)
+    assert sum(rows_of(calls)) == 12
+
+
+@pytest.fixture
+def counted(bert_pair, monkeypatch):
+    """Counts model calls, the rows of each, and the rows of each backward pass."""
+    model = bert_pair[0]
+    counts = {"forward": [], "backward": []}
+    grad = torch.autograd.grad
+
+    def forward(module, args, kwargs):
+        if torch.is_grad_enabled():
+            counts["forward"].append(kwargs["inputs_embeds"].shape[0])
+
+    def counting_grad(outputs, inputs, **kwargs):
+        counts["backward"].append(inputs.shape[0])
+        return grad(outputs, inputs, **kwargs)
+
+    handle = model.register_forward_pre_hook(forward, with_kwargs=True)
+    monkeypatch.setattr(torch.autograd, "grad", counting_grad)
+    yield counts
+    handle.remove()
+
+
+@pytest.mark.parametrize("batch_size", [4, 10, 40, 240])
+def test_no_row_is_backpropagated_twice(bert_pair, texts, counted, batch_size):
+    explainer = fastshap.GradientShap(*bert_pair, batch_size=batch_size)
+    explainer(texts * 3, 1)
+    needed = len(texts) * 3 * 10
+    assert sum(counted["forward"]) == sum(counted["backward"]) == needed
+    assert len(counted["backward"]) == len(counted["forward"]) == -(-needed // batch_size)
+    assert max(counted["forward"]) <= batch_size
+
+
+def test_one_backward_for_each_call_and_target(bert_pair, texts, counted):
+    fastshap.GradientShap(*bert_pair, batch_size=16)(texts, torch.tensor([[0, 1, 2]] * len(texts)))
+    assert len(counted["backward"]) == 3 * len(counted["forward"])
+
+
+def state_of(model):
+    return (
+        [p.requires_grad for p in model.parameters()],
+        [p.grad for p in model.parameters()],
+        [m.training for m in model.modules()],
+        [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules()],
+        model.config.to_dict(),
+    )
+
+
+def settings_of(tokenizer):
+    core = tokenizer.backend_tokenizer
+    return core.truncation, core.padding, tokenizer.padding_side, tokenizer.pad_token, len(tokenizer)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_model_and_tokenizer_come_back_as_they_were(bert_pair, texts, fails):
+    model, tokenizer = bert_pair
+    model.train()
+    model.bert.encoder.layer[1].eval()
+    model.classifier.weight.requires_grad_(False)
+    before, settings = state_of(model), settings_of(tokenizer)
+
+    def mode(logits):
+        assert not model.training
+        assert not any(p.requires_grad for p in model.parameters())
+        if fails:
+            raise RuntimeError("on purpose")
+        return logits
+
+    try:
+        explainer = fastshap.GradientShap(model, tokenizer, inference_mode=mode)
+        if fails:
+            with pytest.raises(RuntimeError, match="on purpose"):
+                explainer(texts)
+        else:
+            explainer(texts)
+        assert state_of(model) == before
+        assert settings_of(tokenizer) == settings
+    finally:
+        model.eval()
+        model.classifier.weight.requires_grad_(True)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_callers_without_gradients(bert_pair, context):
+    explainer = fastshap.GradientShap(*bert_pair)
+    expected = explainer("not good at all")[0].attributions
+    with context():
+        assert torch.equal(explainer("not good at all")[0].attributions, expected)
+        assert not torch.is_grad_enabled()
+
+
+def test_threads_share_an_explainer(bert_pair, texts):
+    explainer = fastshap.GradientShap(*bert_pair)
+    expected = [output.attributions for output in explainer(texts)]
+    results = {}
+
+    def work(k):
+        results[k] = [explainer(text)[0].attributions for text in texts]
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4
+    for scores in results.values():
+        for ours, right in zip(scores, expected, strict=True):
+            torch.testing.assert_close(ours, right, atol=1e-5 * right.abs().max().item(), rtol=0)
+    assert all(p.requires_grad for p in bert_pair[0].parameters())

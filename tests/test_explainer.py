@@ -1,0 +1,267 @@
+"""Parameters, targets, outputs, and errors that teach."""
+
+import enum
+import math
+import warnings
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel, GPT2Config, GPT2ForSequenceClassification
+
+import fastshap
+from fastshap import Granularity, GradientShap, InvalidArgumentError, InvalidTypeError
+
+
+def test_documented_defaults():
+    import inspect
+
+    parameters = inspect.signature(GradientShap).parameters
+    defaults = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
+    assert list(parameters) == [
+        *("model", "tokenizer", "batch_size", "granularity", "granularity_aggregation_strategy", "device"),
+        *("inference_mode", "input_x_gradient", "n_perturbations", "baseline", "noise_std"),
+        *("reduction", "sampling", "seed", "return_convergence_delta", "perturb_special_tokens", "on_error", "backend"),
+    ]
+    assert defaults == {
+        "batch_size": 4,
+        "granularity": Granularity.WORD,
+        "granularity_aggregation_strategy": fastshap.GranularityAggregationStrategy.MEAN,
+        "device": None,
+        "inference_mode": fastshap.InferenceModes.LOGITS,
+        "input_x_gradient": True,
+        "n_perturbations": 10,
+        "baseline": None,
+        "noise_std": 0.1,
+        "reduction": "sum",
+        "sampling": "antithetic",
+        "seed": 0,
+        "return_convergence_delta": False,
+        "perturb_special_tokens": True,
+        "on_error": "raise",
+        "backend": "auto",
+    }
+    assert issubclass(GradientShap, fastshap.MultitaskExplainerMixin)
+    assert issubclass(GradientShap, fastshap.AttributionExplainer)
+
+
+def test_output_of_a_classifier(bert_pair):
+    model, tokenizer = bert_pair
+    (output,) = GradientShap(model, tokenizer, seed=9, granularity="Sentence")("It was dull. Not good, Dr. Smith!")
+    assert output.elements == ["It was dull.", "Not good, Dr. Smith!"]
+    assert output.attributions.shape == (1, 2)
+    assert output.attributions.dtype == torch.float32
+    logits = model(**tokenizer("It was dull. Not good, Dr. Smith!", return_tensors="pt")).logits
+    assert output.targets.tolist() == output.classes.tolist() == [logits.argmax().item()]
+    assert output.target_names == [f"LABEL_{logits.argmax().item()}"]
+    assert output.model_task is fastshap.ModelTask.CLASSIFICATION
+    assert output.granularity is Granularity.SENTENCE
+    assert output.inference_mode is fastshap.InferenceModes.LOGITS
+    assert output.unassigned.shape == (1,)
+    assert output.convergence_delta is None
+    assert output.error is None
+    assert (output.seed, output.n_perturbations, output.noise_std) == (9, 10, 0.1)
+    assert (output.sampling, output.reduction, output.truncated) == ("antithetic", "sum", False)
+    assert output.fastshap_version == fastshap.__version__
+    ids = tokenizer("It was dull. Not good, Dr. Smith!")["input_ids"]
+    assert output.model_inputs_to_explain["input_ids"].tolist() == [ids]
+
+
+def test_output_of_a_language_model(llama_pair):
+    model, tokenizer = llama_pair
+    (output,) = GradientShap(model, tokenizer)("The ending is", "simply dull.")
+    assert "".join(output.elements) == "The ending is simply dull."
+    assert output.target_names == [" simply", " dull", "."]
+    assert output.targets.tolist() == tokenizer(" simply dull.")["input_ids"]
+    assert output.classes is None
+    assert output.attributions.shape == (3, 6)
+    assert output.attributions.isnan().tolist() == [
+        [False] * 3 + [True] * 3,
+        [False] * 4 + [True] * 2,
+        [False] * 5 + [True],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        (2, [[2], [2]]),
+        ("LABEL_2", [[2], [2]]),
+        ([0, 1], [[0], [1]]),
+        (["LABEL_1", 0], [[1], [0]]),
+        (torch.tensor([1, 2]), [[1], [2]]),
+        (torch.tensor([[0, 1, 2], [2, 1, 0]]), [[0, 1, 2], [2, 1, 0]]),
+    ],
+    ids=str,
+)
+def test_classification_targets(bert_pair, targets, expected):
+    explainer = GradientShap(*bert_pair)
+    outputs = explainer(["not good", "fine"], targets)
+    assert [output.targets.tolist() for output in outputs] == expected
+    for text, output in zip(["not good", "fine"], outputs, strict=True):
+        for row, target in zip(output.attributions, output.targets.tolist(), strict=True):
+            (alone,) = explainer(text, target)
+            torch.testing.assert_close(alone.attributions[0], row, atol=1e-5, rtol=1e-4)
+
+
+class Foreign(enum.Enum):
+    WORD = 17
+    SOFTMAX = 4
+
+
+def test_members_names_and_other_libraries_members(bert_pair):
+    for granularity in (Granularity.WORD, "word", "WORD", " Word ", Foreign.WORD):
+        assert GradientShap(*bert_pair, granularity=granularity).granularity is Granularity.WORD
+    assert GradientShap(*bert_pair, inference_mode=Foreign.SOFTMAX).inference_mode is fastshap.InferenceModes.SOFTMAX
+
+
+def test_callable_inference_mode(bert_pair):
+    named = GradientShap(*bert_pair, inference_mode="log_softmax")("not good", 1)[0]
+    called = GradientShap(*bert_pair, inference_mode=lambda z: z.log_softmax(-1))("not good", 1)[0]
+    torch.testing.assert_close(named.attributions, called.attributions)
+
+
+BAD_PARAMETERS = [
+    ({"n_perturbations": 0}, InvalidArgumentError, "n_perturbations.*at least 1.*0"),
+    ({"n_perturbations": 2.5}, InvalidTypeError, "whole number"),
+    ({"noise_std": -0.1}, InvalidArgumentError, "noise_std"),
+    ({"noise_std": math.nan}, InvalidArgumentError, "noise_std"),
+    ({"noise_std": "0.1"}, InvalidTypeError, "noise_std"),
+    ({"batch_size": 0}, InvalidArgumentError, "batch_size.*auto"),
+    ({"batch_size": "big"}, InvalidTypeError, "batch_size.*auto"),
+    ({"granularity": "paragraph"}, InvalidArgumentError, "ALL_TOKENS, TOKEN, WORD"),
+    ({"granularity": 3}, InvalidTypeError, "granularity"),
+    ({"granularity_aggregation_strategy": "median"}, InvalidArgumentError, "SIGNED_MAX"),
+    ({"inference_mode": "probs"}, InvalidArgumentError, "SOFTMAX"),
+    ({"inference_mode": 3}, InvalidTypeError, "callable"),
+    ({"sampling": "sobol"}, InvalidArgumentError, "'antithetic', 'iid'"),
+    ({"reduction": "mean"}, InvalidArgumentError, "'sum', 'abs_mean'"),
+    ({"on_error": "ignore"}, InvalidArgumentError, "'record'"),
+    ({"seed": 2**63}, InvalidArgumentError, "seed"),
+    ({"seed": 0.5}, InvalidTypeError, "seed"),
+    ({"baseline": torch.zeros(5)}, InvalidArgumentError, r"\(5,\).*36"),
+    ({"baseline": torch.zeros(2, 3, 36)}, InvalidArgumentError, r"\(2, 3, 36\)"),
+    ({"baseline": torch.zeros(36, dtype=torch.int64)}, InvalidArgumentError, "int64"),
+    ({"baseline": math.inf}, InvalidArgumentError, "finite"),
+    ({"baseline": "zero"}, InvalidTypeError, "str"),
+    ({"return_convergence_delta": True, "reduction": "abs_mean"}, InvalidArgumentError, "reduction='sum'"),
+    ({"backend": "cuda"}, InvalidArgumentError, "auto, triton, torch"),
+    ({"backend": "triton"}, fastshap.BackendUnavailableError, "torch"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), BAD_PARAMETERS, ids=str)
+def test_bad_parameters(bert_pair, options, error, message):
+    with pytest.raises(error, match=message):
+        GradientShap(*bert_pair, **options)
+
+
+BAD_INPUTS = [
+    ("", None, InvalidArgumentError, "Text 0.*empty"),
+    (["fine", " \n"], None, InvalidArgumentError, "Text 1.*empty"),
+    ([], None, InvalidArgumentError, "list of texts is empty"),
+    (None, None, InvalidTypeError, "NoneType"),
+    (7, None, InvalidTypeError, "int"),
+    (["fine", 7], None, InvalidTypeError, "Text 1.*int"),
+    ("fine", 3, InvalidArgumentError, r"out of range.*0 \(LABEL_0\), 1 \(LABEL_1\), 2 \(LABEL_2\)"),
+    ("fine", -1, InvalidArgumentError, "out of range"),
+    ("fine", "happy", InvalidArgumentError, "no label 'happy'.*LABEL_0"),
+    (["fine", "good"], [1], InvalidArgumentError, "2 texts but 1 targets"),
+    ("fine", torch.tensor([0.5]), InvalidTypeError, "integers"),
+    ("fine", 1.5, InvalidTypeError, "float"),
+]
+
+
+@pytest.mark.parametrize(("inputs", "targets", "error", "message"), BAD_INPUTS, ids=str)
+def test_bad_inputs(bert_pair, inputs, targets, error, message):
+    with pytest.raises(error, match=message):
+        GradientShap(*bert_pair)(inputs, targets)
+
+
+def test_bad_generation_targets(llama_pair):
+    explainer = GradientShap(*llama_pair)
+    with pytest.raises(InvalidArgumentError, match="pass targets"):
+        explainer("The ending")
+    with pytest.raises(InvalidArgumentError, match=r"Text 0.*target text.*empty"):
+        explainer("The ending", " ")
+    with pytest.raises(InvalidArgumentError, match="1 inputs but 2 targets"):
+        explainer("The ending", ["is", "was"])
+
+
+def test_unsupported_models(default_pair):
+    tokenizer = default_pair[1]
+    tiny = BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    with pytest.raises(fastshap.UnsupportedModelError, match=r"\*ForSequenceClassification.*BertModel"):
+        GradientShap(BertModel(tiny), tokenizer)
+
+
+def test_tokenizer_of_another_model(default_pair, llama_pair):
+    with pytest.raises(InvalidArgumentError, match="does not belong to this model"):
+        GradientShap(llama_pair[0], default_pair[1])("witty gorgeous film", "dull")
+
+
+def test_baseline_of_another_length(bert_pair):
+    with pytest.raises(InvalidArgumentError, match=r"Text 1.*\(4, 36\).*\(6, 36\)"):
+        GradientShap(*bert_pair, baseline=torch.zeros(4, 36))(["not good", "not good at all"])
+
+
+def test_recorded_errors(bert_pair):
+    explainer = GradientShap(*bert_pair, on_error="record")
+    outputs = explainer(["not good", "", 5, "fine"], [0, 1, 2, 1])
+    assert [output.error is None for output in outputs] == [True, False, False, True]
+    assert "empty" in outputs[1].error
+    assert "int" in outputs[2].error
+    assert outputs[1].attributions.shape == (0, 0)
+    torch.testing.assert_close(outputs[3].attributions, explainer("fine", 1)[0].attributions, atol=1e-5, rtol=1e-4)
+    assert outputs[1].to_dict()["error"] == outputs[1].error
+
+
+def test_non_finite_scores_are_never_returned(bert_pair):
+    poisoned = {"inference_mode": lambda logits: logits / 0 * 0}
+    with pytest.raises(fastshap.NonFiniteError, match="Text 0"):
+        GradientShap(*bert_pair, **poisoned)("fine")
+    (output,) = GradientShap(*bert_pair, **poisoned, on_error="record")("fine")
+    assert "NonFiniteError" in output.error
+
+
+def test_long_texts_are_flagged_and_warned_about_once(bert_pair):
+    explainer = GradientShap(*bert_pair, batch_size=64, n_perturbations=2)
+    long = "witty film " * 200
+    with pytest.warns(fastshap.TruncationWarning, match="128 tokens") as caught:
+        outputs = explainer(["fine", long])
+    assert caught[0].filename == __file__
+    assert [output.truncated for output in outputs] == [False, True]
+    assert len(outputs[1].elements) == 126
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        explainer([long])
+
+
+def test_long_prompts_are_cut_and_targets_kept(llama_pair):
+    model, tokenizer = llama_pair
+    explainer = GradientShap(model, tokenizer, batch_size=64, n_perturbations=2, granularity="token")
+    with pytest.warns(fastshap.TruncationWarning):
+        (output,) = explainer("witty film " * 200, "is dull")
+    assert output.truncated
+    assert output.model_inputs_to_explain["input_ids"].shape == (1, 256)
+    assert output.targets.tolist() == tokenizer(" is dull")["input_ids"]
+    with pytest.raises(InvalidArgumentError, match="target is .* tokens long"):
+        explainer("witty", "film " * 300)
+
+
+def test_decoder_classifiers_are_exact_in_mixed_batches(byte_tokenizer):
+    """They pool the last position when given embeddings, so padding on the right would be classified instead."""
+    torch.manual_seed(2)
+    config = GPT2Config(
+        vocab_size=len(byte_tokenizer), n_positions=128, n_embd=24, n_layer=2, n_head=2, initializer_range=0.3
+    )
+    config.pad_token_id = byte_tokenizer.pad_token_id
+    model = GPT2ForSequenceClassification(config).eval()
+    texts = ["not good at all", "fine", "The battery died after two days", "ok"]
+    explainer = GradientShap(model, byte_tokenizer, batch_size=64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        together = explainer(texts)
+        for text, output in zip(texts, together, strict=True):
+            predicted = model(**byte_tokenizer(text, return_tensors="pt")).logits.argmax().item()
+            assert output.targets.tolist() == [predicted]
+            torch.testing.assert_close(explainer(text)[0].attributions, output.attributions, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,82 @@
+"""Both samplings follow their definitions and have the right expectation."""
+
+import numpy as np
+import pytest
+import torch
+
+import fastshap
+from fastshap import engine
+from fastshap.sampling import draw_samples
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 10, 64])
+def test_antithetic_strata_and_pairs(n):
+    samples = draw_samples(5, [1, 2, 3], n, "antithetic")
+    assert ((samples.alphas > 0) & (samples.alphas < 1)).all()
+    assert (
+        np.floor(samples.alphas.astype(np.float64) * n + 1e-6 * (samples.alphas * n % 1 > 0.5)) <= np.arange(n)
+    ).all()
+    assert (np.arange(n) / n <= samples.alphas + 1e-6).all()
+    assert (samples.alphas <= (np.arange(n) + 1) / n + 1e-6).all()
+    for k in range(n // 2):
+        assert samples.draws[2 * k] == samples.draws[2 * k + 1] == k
+        assert samples.signs[2 * k] == -samples.signs[2 * k + 1] == 1
+    if n % 2:
+        assert samples.draws[-1] == n // 2
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 10])
+def test_iid_draws_are_all_different(n):
+    samples = draw_samples(5, [1, 2, 3], n, "iid")
+    assert len(set(samples.draws)) == n
+    assert (samples.signs == 1).all()
+
+
+@pytest.mark.parametrize("sampling", ["antithetic", "iid"])
+@pytest.mark.parametrize("n", [1, 2, 3, 10])
+def test_positions_are_uniform(sampling, n):
+    alphas = np.concatenate([draw_samples(seed, [4, 9], n, sampling).alphas for seed in range(3000)]).astype(np.float64)
+    for power in (1, 2, 3):
+        error = abs((alphas**power).mean() - 1 / (power + 1))
+        assert error < 5 * (alphas**power).std() / len(alphas) ** 0.5
+
+
+def test_positions_depend_on_seed_tokens_round_and_n():
+    base = draw_samples(0, [1, 2], 4, "iid").alphas
+    assert not np.array_equal(base, draw_samples(1, [1, 2], 4, "iid").alphas)
+    assert not np.array_equal(base, draw_samples(0, [1, 3], 4, "iid").alphas)
+    assert not np.array_equal(base, draw_samples(0, [1, 2], 4, "iid", round_=1).alphas)
+    assert not np.array_equal(base, draw_samples(0, [1, 2], 5, "iid").alphas[:4])
+    assert np.array_equal(base, draw_samples(0, [1, 2], 4, "iid").alphas)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "abs_mean"])
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_small_n_has_the_expectation_of_large_n(bert_pair, n, reduction):
+    """The mean of many runs at n = 1, 2, 3 meets that of many i.i.d. samples, within five standard errors of both."""
+    model, tokenizer = bert_pair
+    explainer = fastshap.GradientShap(model, tokenizer, batch_size=256, noise_std=0.3, reduction=reduction)
+    ids = tokenizer("not good")["input_ids"]
+    item = engine.Item(torch.tensor(ids), torch.tensor([1]), torch.zeros(len(ids), dtype=torch.bool), {})
+
+    def runs(sampling, n, count):
+        samples = [draw_samples(seed, ids, n, sampling) for seed in range(count)]
+        with engine.frozen(model):
+            scores = engine.token_scores(model, [item] * count, samples, explainer.task.scores, explainer._settings)
+        return torch.cat(scores).double()  # (count, L)
+
+    reference = runs("iid", 1, 6000)
+    for sampling in ("antithetic", "iid"):
+        scores = runs(sampling, n, 1500)
+        error = scores.mean(0) - reference.mean(0)
+        variance = scores.var(0) / len(scores) + reference.var(0) / len(reference)
+        assert (error.abs() < 5 * variance.sqrt()).all()
+
+
+def test_global_random_state_is_left_alone(bert_pair):
+    torch.manual_seed(3)
+    np.random.seed(3)
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    fastshap.GradientShap(*bert_pair)(["not good at all", "fine"])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(np.random.get_state()[1], numpy_before)
