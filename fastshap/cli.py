@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from tqdm import tqdm
@@ -42,7 +42,7 @@ def explain(
     target: Annotated[
         str | None,
         typer.Option(
-            help="Classification: a class number or label, by default the predicted class. Language model: the text that follows."
+            help="A class number or label, by default the predicted class; for a language model the text that follows."
         ),
     ] = None,
     granularity: Annotated[
@@ -133,6 +133,6 @@ def _print(text: str, output: AttributionOutput, prediction: dict[str, Any] | No
     console.print()
 
 
-def _fail(message: str) -> Any:
+def _fail(message: str) -> NoReturn:
     typer.echo(f"fastshap: {message}", err=True)
     raise typer.Exit(2)

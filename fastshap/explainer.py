@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastshap import engine, ops
+from fastshap import engine, ops, parameters
 from fastshap.errors import (
     FastshapError,
     InvalidArgumentError,
@@ -105,7 +104,7 @@ class AttributionExplainer:
         start = 0
         while window := list(islice(remaining, _WINDOW)):
             if isinstance(targets, list):
-                part = targets[start : start + len(window)]
+                part: list[Any] | None = targets[start : start + len(window)]
             elif isinstance(targets, Iterator):
                 part = self.task.split_targets(list(islice(targets, len(window))), len(window))
             else:
@@ -208,14 +207,14 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             GranularityAggregationStrategy, granularity_aggregation_strategy, "granularity_aggregation_strategy"
         )
         self.inference_mode = inference_mode_of(inference_mode)
-        self.n_perturbations = _whole(n_perturbations, "n_perturbations", least=1)
-        self.seed = _whole(seed, "seed", least=-(2**63), most=2**63 - 1)
-        self.reduction = _one_of(reduction, "reduction", REDUCTIONS)
-        self.sampling = _one_of(sampling, "sampling", SAMPLINGS)
-        self.on_error = _one_of(on_error, "on_error", ("raise", "record"))
+        self.n_perturbations = parameters.whole(n_perturbations, "n_perturbations", least=1)
+        self.seed = parameters.whole(seed, "seed", least=-(2**63), most=2**63 - 1)
+        self.reduction = parameters.one_of(reduction, "reduction", REDUCTIONS)
+        self.sampling = parameters.one_of(sampling, "sampling", SAMPLINGS)
+        self.on_error = parameters.one_of(on_error, "on_error", ("raise", "record"))
         self.input_x_gradient = bool(input_x_gradient)
         self.baseline = baseline
-        self.noise_std = _noise(noise_std)
+        self.noise_std = parameters.noise(noise_std)
         self.return_convergence_delta = bool(return_convergence_delta)
         if self.return_convergence_delta and not (self.reduction == "sum" and self.input_x_gradient):
             raise InvalidArgumentError(
@@ -228,14 +227,14 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         self.task = self.task_of(model, tokenizer, self.inference_mode)
         width = _embedding_dim(model)
         if device is not None:
-            model.to(device)
+            model.to(device)  # type: ignore[arg-type]
         self._settings = engine.Settings(
             noise_std=self.noise_std,
-            baseline=_baseline(baseline, width),
+            baseline=parameters.baseline(baseline, width),
             reduction=self.reduction,
             input_x_gradient=self.input_x_gradient,
             perturb_special_tokens=bool(perturb_special_tokens),
-            batch_size=batch_size if batch_size == "auto" else _whole(batch_size, "batch_size", least=1, also='"auto"'),
+            batch_size=parameters.batch_size(batch_size),
             backend=backend,
             padding_side=self.task.padding_side,
             equal_lengths=self.task.equal_lengths,
@@ -358,14 +357,15 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
 
     def _with_fitting_baseline(self, one: Prepared | FastshapError) -> Prepared | FastshapError:
         baseline = self._settings.baseline
-        if isinstance(one, Prepared) and isinstance(baseline, Tensor) and baseline.ndim == 2:
-            if baseline.shape[0] != len(one.encoded):
-                return InvalidArgumentError(
-                    f"The baseline has shape {tuple(baseline.shape)}, but this text has embeddings of shape "
-                    f"{(len(one.encoded), baseline.shape[1])}. Pass a baseline of that shape, or one of shape "
-                    f"({baseline.shape[1]},) that fits every text."
-                )
-        return one
+        if not isinstance(one, Prepared) or not isinstance(baseline, Tensor) or baseline.ndim == 1:
+            return one
+        length, (rows, width) = len(one.encoded), baseline.shape
+        if rows == length:
+            return one
+        return InvalidArgumentError(
+            f"The baseline has shape {(rows, width)}, but this text has embeddings of shape {(length, width)}. Pass a "
+            f"baseline of that shape, or one of shape ({width},) that fits every text."
+        )
 
     def _raise_first(self, results: Sequence[Any], first: int) -> None:
         if self.on_error == "record":
@@ -426,51 +426,3 @@ def _embedding_dim(model: Any) -> int:
             f"{type(model).__name__} takes no inputs_embeds, so there is no gradient with respect to its embeddings."
         )
     return next(model.get_input_embeddings().parameters()).shape[-1]
-
-
-def _whole(value: Any, name: str, *, least: int, most: int | None = None, also: str = "") -> int:
-    kinds = "a whole number" + (f" or {also}" if also else "")
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise InvalidTypeError(f"{name} must be {kinds}; got {value!r}.")
-    number = value.__index__()
-    if number < least or (most is not None and number > most):
-        bounds = f"at least {least}" if most is None else f"between {least} and {most}"
-        raise InvalidArgumentError(f"{name} must be {kinds}, {bounds}; got {number}.")
-    return number
-
-
-def _one_of(value: Any, name: str, choices: tuple[str, ...]) -> str:
-    if value not in choices:
-        raise InvalidArgumentError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}.")
-    return value
-
-
-def _noise(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidTypeError(f"noise_std must be a number; got {value!r}.")
-    if not (math.isfinite(value) and value >= 0):
-        raise InvalidArgumentError(f"noise_std must be zero or more, and finite; got {value}.")
-    return float(value)
-
-
-def _baseline(value: Any, width: int) -> float | Tensor:
-    if value is None:
-        return 0.0
-    if isinstance(value, Tensor):
-        if not value.is_floating_point():
-            raise InvalidArgumentError(
-                f"The baseline must have a floating-point dtype like the embeddings; got {value.dtype}."
-            )
-        if value.ndim not in (1, 2) or value.shape[-1] != width:
-            raise InvalidArgumentError(
-                f"The baseline has shape {tuple(value.shape)}, but the model's embeddings have shape (L, {width}): pass a "
-                f"number, a tensor of shape ({width},), or one of the text's shape (L, {width})."
-            )
-        if not bool(value.isfinite().all()):
-            raise InvalidArgumentError("The baseline holds NaN or infinite values.")
-        return value.detach()
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidTypeError(f"The baseline must be None, a number or a Tensor; got {type(value).__name__}.")
-    if not math.isfinite(value):
-        raise InvalidArgumentError(f"The baseline must be finite; got {value}.")
-    return float(value)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fastshap.types import Granularity, GranularityAggregationStrategy, InferenceModes, ModelTask
 
-
 if TYPE_CHECKING:
     from transformers import BatchEncoding
 

@@ -21,7 +21,8 @@ _SENTENCE_END = re.compile(rf"[.?!…]+[{_CLOSING}]*(?=\s)")
 _PART_END = re.compile(rf"[,;:.?!…]+[{_CLOSING}]*(?=\s)")
 _ABBREVIATIONS = frozenset(
     """mr. mrs. ms. dr. prof. sr. jr. st. mt. etc. cf. vs. nb. env. approx. min. max. resp. ex. ref. inc. ltd. co. fig.
-    eq. gen. col. lt. sgt. capt. rev. hon. gov. sen. rep. ph.d. m.sc. b.sc. m.d. al. ca. vol. pp. ed. est. dept. a.m. p.m.""".split()
+    eq. gen. col. lt. sgt. capt. rev. hon. gov. sen. rep. ph.d. m.sc. b.sc. m.d. al. ca. vol. pp. ed. est. dept.
+    a.m. p.m.""".split()
 )
 _DOTTED = re.compile(r"(?:[^\W\d_]\.){2,}")  # U.S., e.g., i.e.
 _OPENING = "\"'“‘«(["
@@ -107,7 +108,7 @@ def _encode_slow(tokenizer: PreTrainedTokenizerBase, texts: list[Any], options: 
     for i, text in enumerate(texts):
         ids = list(batch["input_ids"][i])
         special = [bool(flag) for flag in batch["special_tokens_mask"][i]]
-        tokens = tokenizer.convert_ids_to_tokens(ids)
+        tokens = list(tokenizer.convert_ids_to_tokens(ids))
         truncated = False
         if len(ids) == options.get("max_length"):
             whole = tokenizer(text, add_special_tokens=options["add_special_tokens"], verbose=False)

@@ -9,7 +9,7 @@ import torch
 from transformers import BertConfig, BertModel, GPT2Config, GPT2ForSequenceClassification
 
 import fastshap
-from fastshap import Granularity, GradientShap, InvalidArgumentError, InvalidTypeError
+from fastshap import GradientShap, Granularity, InvalidArgumentError, InvalidTypeError
 
 
 def test_documented_defaults():
@@ -244,7 +244,7 @@ def test_long_prompts_are_cut_and_targets_kept(llama_pair):
     assert output.truncated
     assert output.model_inputs_to_explain["input_ids"].shape == (1, 256)
     assert output.targets.tolist() == tokenizer(" is dull")["input_ids"]
-    with pytest.raises(InvalidArgumentError, match="target is .* tokens long"):
+    with pytest.raises(InvalidArgumentError, match=r"target is .* tokens long"):
         explainer("witty", "film " * 300)
 
 

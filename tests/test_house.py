@@ -13,7 +13,7 @@ PACKAGE = ROOT / "fastshap"
 
 # Each may import only what stands before it. See docs/adr/0002-import-chain.md.
 CHAIN = [
-    *("errors", "version", "locks", "types", "kernels", "reference", "ops", "sampling", "engine", "text"),
+    *("errors", "version", "locks", "types", "parameters", "kernels", "reference", "ops", "sampling", "engine", "text"),
     *("default_model", "tasks", "output", "render", "explainer", "cli", "integrations"),
 ]
 

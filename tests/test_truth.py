@@ -60,16 +60,18 @@ def test_linear_model(linear_pair, texts, n, sampling):
 def test_completeness_residual_falls(default_pair, texts):
     """|sum of scores - (F(x) - mean F(b))| falls as 1 / sqrt(n) or faster, over texts and seeds."""
     sizes = {}
-    for n in (10, 100, 1000):
+    for n, seeds in ((10, 24), (100, 12), (1000, 3)):
         residuals = []
-        for seed in range(4):
+        for seed in range(seeds):
             explainer = fastshap.GradientShap(
                 *default_pair, batch_size=64, n_perturbations=n, seed=seed, return_convergence_delta=True
             )
-            residuals += [output.convergence_delta for output in explainer(texts[:4])]
+            residuals += [output.convergence_delta for output in explainer(texts)]
         sizes[n] = torch.cat(residuals).square().mean().sqrt().item()
-    assert sizes[100] < sizes[10] / 10**0.5 * 1.25
-    assert sizes[1000] < sizes[100] / 10**0.5 * 1.25
+    # 24 to 192 residuals a size: the ratios are known to about a sixth.
+    assert sizes[100] < sizes[10] / 10**0.5 * 1.2
+    assert sizes[1000] < sizes[100] / 10**0.5 * 1.3
+    assert sizes[1000] < sizes[10] / 100**0.5 * 1.2
 
 
 def test_delta_is_what_it_says(bert_pair):

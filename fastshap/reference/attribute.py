@@ -56,9 +56,11 @@ def attribute(
     for block in blocks(token_offsets, row_offsets, length, dim, padding_side):
         factors: list[Tensor | None] = [None] * len(block)
         if input_x_gradient and reduction == "sum":
-            factors = _differences(
-                block, z, x, alphas, streams, draws, signs, baseline=baseline, noise_std=noise_std, held=held
-            )
+            factors = [
+                *_differences(
+                    block, z, x, alphas, streams, draws, signs, baseline=baseline, noise_std=noise_std, held=held
+                )
+            ]
         elif input_x_gradient:
             factors = [promoted(z[span.rows, span.columns]) for span in block]
         for span, factor in zip(block, factors, strict=True):
@@ -83,7 +85,7 @@ def _differences(
     baseline: float | Tensor,
     noise_std: float,
     held: Tensor | None,
-) -> list[Tensor | None]:
+) -> list[Tensor]:
     """x - b of every span, (rows, tokens, D) float32."""
     dim = x.shape[1]
     coarse = z.dtype in (torch.float16, torch.bfloat16)
@@ -94,7 +96,7 @@ def _differences(
     noise: list[Tensor | None] = [None] * len(again)
     if noise_std and again:
         noise = list(block_noise(again, streams, draws, signs, dim))
-    exact = []
+    exact: list[Tensor] = []
     for span, e in zip(again, noise, strict=True):
         base = baseline_of(span, baseline)
         noisy = base if e is None else e.mul_(noise_std).add_(base)
@@ -104,7 +106,7 @@ def _differences(
         exact.append(difference)
     if coarse:
         return exact
-    differences: list[Tensor | None] = []
+    differences: list[Tensor] = []
     remaining = iter(exact)
     for span in block:
         difference = x[span.tokens] - z[span.rows, span.columns]

@@ -14,7 +14,6 @@ from fastshap.errors import FastshapError
 from fastshap.text import Encoded
 from fastshap.types import ModelTask
 
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -74,16 +73,15 @@ class Task(ABC):
 
     def max_length(self) -> int | None:
         """Tokens the model takes at most; None where neither model nor tokenizer says."""
-        limits = [self.tokenizer.model_max_length, _positions(self.model)]
-        limits = [limit for limit in limits if isinstance(limit, int) and 0 < limit < 10**9]
-        return min(limits, default=None)
+        named = (self.tokenizer.model_max_length, _positions(self.model))
+        return min((limit for limit in named if isinstance(limit, int) and 0 < limit < 10**9), default=None)
 
 
 def _positions(model: nn.Module) -> int | None:
     for name, module in model.named_modules():
         # RoBERTa and its kin count positions from padding_idx + 1.
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
             return module.num_embeddings - module.padding_idx - 1
-    config = model.config
+    config: Any = model.config
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     return getattr(config, "max_position_embeddings", None)

@@ -32,7 +32,7 @@ class ClassificationTask(Task):
     @property
     def labels(self) -> list[str]:
         """The names of the classes, in the order of the logits."""
-        config = self.model.config
+        config: Any = self.model.config
         return [str(config.id2label.get(i, i)) for i in range(config.num_labels)]
 
     def logits(self, call: Call) -> Tensor:

@@ -1,0 +1,67 @@
+"""Parameters that are checked once, where they come in, with messages that say what would do."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from fastshap.errors import InvalidArgumentError, InvalidTypeError
+
+
+def whole(value: Any, name: str, *, least: int, most: int | None = None, also: str = "") -> int:
+    """A whole number within bounds; ``also`` names what else the parameter takes."""
+    kinds = "a whole number" + (f" or {also}" if also else "")
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise InvalidTypeError(f"{name} must be {kinds}; got {value!r}.")
+    number = value.__index__()
+    if number < least or (most is not None and number > most):
+        bounds = f"at least {least}" if most is None else f"between {least} and {most}"
+        raise InvalidArgumentError(f"{name} must be {kinds}, {bounds}; got {number}.")
+    return number
+
+
+def batch_size(value: Any) -> int | str:
+    """Rows of one model call, or "auto"."""
+    return "auto" if value == "auto" else whole(value, "batch_size", least=1, also='"auto"')
+
+
+def one_of(value: Any, name: str, choices: tuple[str, ...]) -> str:
+    """One of a few words."""
+    if value not in choices:
+        raise InvalidArgumentError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}.")
+    return value
+
+
+def noise(value: Any) -> float:
+    """``noise_std`` as a number, zero or more."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidTypeError(f"noise_std must be a number; got {value!r}.")
+    if not (math.isfinite(value) and value >= 0):
+        raise InvalidArgumentError(f"noise_std must be zero or more, and finite; got {value}.")
+    return float(value)
+
+
+def baseline(value: Any, width: int) -> float | Tensor:
+    """``baseline`` as a number, or a tensor (D,) or (L, D) for embeddings of dimension ``width``."""
+    if value is None:
+        return 0.0
+    if isinstance(value, Tensor):
+        if not value.is_floating_point():
+            raise InvalidArgumentError(
+                f"The baseline must have a floating-point dtype like the embeddings; got {value.dtype}."
+            )
+        if value.ndim not in (1, 2) or value.shape[-1] != width:
+            raise InvalidArgumentError(
+                f"The baseline has shape {tuple(value.shape)}, but the model's embeddings have shape (L, {width}): pass a "
+                f"number, a tensor of shape ({width},), or one of the text's shape (L, {width})."
+            )
+        if not bool(value.isfinite().all()):
+            raise InvalidArgumentError("The baseline holds NaN or infinite values.")
+        return value.detach()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidTypeError(f"The baseline must be None, a number or a Tensor; got {type(value).__name__}.")
+    if not math.isfinite(value):
+        raise InvalidArgumentError(f"The baseline must be finite; got {value}.")
+    return float(value)
