@@ -50,7 +50,7 @@ def main() -> None:
         spent[0] += time.perf_counter() - start
         return noise
 
-    rows.normals = timed
+    rows.normals = timed  # type: ignore[assignment]
     result: dict[str, Any] = {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,

@@ -1,13 +1,12 @@
 """captum's GradientShap with noise 0 and the same path positions gives the same signed scores."""
 
+import captum.attr
 import numpy as np
 import pytest
 import torch
 
 import fastshap
 from fastshap.sampling import draw_samples
-
-captum_attr = pytest.importorskip("captum.attr")
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -17,7 +16,7 @@ def captum_scores(model, forward, ids, alphas, target, monkeypatch):
     embeddings = model.get_input_embeddings()(torch.tensor([ids])).detach()
     positions = 1 - alphas.astype(np.float64)
     monkeypatch.setattr(np.random, "uniform", lambda low, high, size: positions.copy())
-    scores = captum_attr.GradientShap(forward).attribute(
+    scores = captum.attr.GradientShap(forward).attribute(
         embeddings, torch.zeros_like(embeddings), n_samples=len(alphas), stdevs=0.0, target=target
     )
     monkeypatch.undo()

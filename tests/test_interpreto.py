@@ -2,14 +2,13 @@
 
 import copy
 
+import interpreto
 import numpy as np
 import pytest
 import torch
 
 import fastshap
 from fastshap.sampling import Samples
-
-interpreto = pytest.importorskip("interpreto")
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
