@@ -105,8 +105,10 @@ def token_scores(
     done: list[Tensor | None] = [None] * len(items)
     # A text's samples are kept apart until all are there, so that the order of summation never depends on the batches.
     partial: dict[int, Tensor] = {}
-    for pieces in _plan(items, samples, settings):
-        scores = _call_scores(model, items, samples, pieces, forward, settings)  # (T, R, L)
+    for pieces, scores in _run(
+        _plan(items, samples, settings),
+        lambda pieces: _call_scores(model, items, samples, pieces, forward, settings),  # (T, R, L)
+    ):
         row = 0
         for piece in pieces:
             item = items[piece.item]
@@ -128,15 +130,52 @@ def evaluate(
 ) -> list[Tensor]:
     """What ``forward`` gives for every row, without gradients: (rows, ...) on the CPU for each item."""
     parts: list[list[Tensor]] = [[] for _ in items]
-    for pieces in _plan(items, samples, settings):
+
+    def call_values(pieces: Sequence[Piece]) -> Tensor:
         rows = _rows(model, items, samples, pieces, settings)
         with torch.no_grad():
             x = _embed(model, items, pieces)
             z = ops.perturb(x, rows, backend=settings.backend)
-            values = forward(_call(items, pieces, z, settings)).cpu()
+            return forward(_call(items, pieces, z, settings)).cpu()
+
+    for pieces, values in _run(_plan(items, samples, settings), call_values):
         for piece, part in zip(pieces, values.split([p.hi - p.lo for p in pieces]), strict=True):
             parts[piece.item].append(part)
     return [torch.cat(part) for part in parts]
+
+
+def _run(
+    calls: Iterator[list[Piece]], run: Callable[[Sequence[Piece]], Tensor]
+) -> Iterator[tuple[Sequence[Piece], Tensor]]:
+    """Runs one call after another; a call that does not fit into the device's memory is run as two of half the rows."""
+    for call in calls:
+        waiting: list[Sequence[Piece]] = [call]
+        while waiting:
+            pieces = waiting.pop()
+            try:
+                result = run(pieces)
+            except torch.OutOfMemoryError:
+                if sum(piece.hi - piece.lo for piece in pieces) == 1:
+                    raise
+                result = None  # the halves run outside this block, which keeps the failed call's tensors alive
+            if result is None:
+                waiting += reversed(_halves(pieces))
+            else:
+                yield pieces, result
+
+
+def _halves(pieces: Sequence[Piece]) -> tuple[list[Piece], list[Piece]]:
+    room = sum(piece.hi - piece.lo for piece in pieces) // 2
+    first: list[Piece] = []
+    second: list[Piece] = []
+    for piece in pieces:
+        middle = min(piece.hi, piece.lo + room)
+        room -= middle - piece.lo
+        if middle > piece.lo:
+            first.append(Piece(piece.item, piece.lo, middle))
+        if middle < piece.hi:
+            second.append(Piece(piece.item, middle, piece.hi))
+    return first, second
 
 
 def _plan(items: Sequence[Item], samples: Sequence[Samples], settings: Settings) -> Iterator[list[Piece]]:

@@ -140,3 +140,40 @@ def test_threads_share_an_explainer(bert_pair, texts):
         for ours, right in zip(scores, expected, strict=True):
             torch.testing.assert_close(ours, right, atol=1e-5 * right.abs().max().item(), rtol=0)
     assert all(p.requires_grad for p in bert_pair[0].parameters())
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_out_of_memory_halves_the_rows_and_keeps_the_numbers(bert_pair, texts, most):
+    model = bert_pair[0]
+    expected = fastshap.GradientShap(*bert_pair, batch_size=32)(texts)
+    seen = []
+
+    def forward(module, args, kwargs):
+        rows = kwargs["inputs_embeds"].shape[0]
+        seen.append(rows)
+        if rows > most:
+            raise torch.OutOfMemoryError("made up")
+
+    handle = model.register_forward_pre_hook(forward, with_kwargs=True)
+    try:
+        ours = fastshap.GradientShap(*bert_pair, batch_size=32)(texts)
+    finally:
+        handle.remove()
+    assert max(seen) > most
+    for one, right in zip(ours, expected, strict=True):
+        torch.testing.assert_close(
+            one.attributions, right.attributions, atol=1e-5 * right.attributions.abs().max().item(), rtol=0
+        )
+
+
+def test_out_of_memory_with_a_single_row_is_told(bert_pair):
+    def fail(module, args, kwargs):
+        raise torch.OutOfMemoryError("made up")
+
+    handle = bert_pair[0].register_forward_pre_hook(fail, with_kwargs=True)
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            fastshap.GradientShap(*bert_pair)("fine", 1)
+    finally:
+        handle.remove()
+    assert all(p.requires_grad for p in bert_pair[0].parameters())

@@ -4,6 +4,7 @@ import enum
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from transformers import BertConfig, BertModel, GPT2Config, GPT2ForSequenceClassification
@@ -89,6 +90,10 @@ def test_output_of_a_language_model(llama_pair):
         ([0, 1], [[0], [1]]),
         (["LABEL_1", 0], [[1], [0]]),
         (torch.tensor([1, 2]), [[1], [2]]),
+        (np.array([1, 2]), [[1], [2]]),
+        (np.int64(1), [[1], [1]]),
+        (torch.tensor(1), [[1], [1]]),
+        ([torch.tensor([0, 1]), torch.tensor([2])], [[0, 1], [2]]),
         (torch.tensor([[0, 1, 2], [2, 1, 0]]), [[0, 1, 2], [2, 1, 0]]),
     ],
     ids=str,
@@ -248,13 +253,14 @@ def test_long_prompts_are_cut_and_targets_kept(llama_pair):
         explainer("witty", "film " * 300)
 
 
-def test_decoder_classifiers_are_exact_in_mixed_batches(byte_tokenizer):
+@pytest.mark.parametrize("padding_token", [True, False])
+def test_decoder_classifiers_are_exact_in_mixed_batches(byte_tokenizer, padding_token):
     """They pool the last position when given embeddings, so padding on the right would be classified instead."""
     torch.manual_seed(2)
     config = GPT2Config(
         vocab_size=len(byte_tokenizer), n_positions=128, n_embd=24, n_layer=2, n_head=2, initializer_range=0.3
     )
-    config.pad_token_id = byte_tokenizer.pad_token_id
+    config.pad_token_id = byte_tokenizer.pad_token_id if padding_token else None
     model = GPT2ForSequenceClassification(config).eval()
     texts = ["not good at all", "fine", "The battery died after two days", "ok"]
     explainer = GradientShap(model, byte_tokenizer, batch_size=64)
@@ -265,3 +271,4 @@ def test_decoder_classifiers_are_exact_in_mixed_batches(byte_tokenizer):
             predicted = model(**byte_tokenizer(text, return_tensors="pt")).logits.argmax().item()
             assert output.targets.tolist() == [predicted]
             torch.testing.assert_close(explainer(text)[0].attributions, output.attributions, atol=1e-4, rtol=1e-4)
+    assert (model.config.pad_token_id is None) == (not padding_token)

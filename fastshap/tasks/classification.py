@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Iterable, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,7 +40,8 @@ class ClassificationTask(Task):
 
     def logits(self, call: Call) -> Tensor:
         """(R, classes), before the inference mode."""
-        return self.model(**call.inputs).logits
+        with _padding_token_named(self.model.config) if self.equal_lengths else contextlib.nullcontext():
+            return self.model(**call.inputs).logits
 
     def scores(self, call: Call) -> Tensor:
         return self.inference_mode(self.logits(call)).gather(1, call.targets)
@@ -62,17 +66,19 @@ class ClassificationTask(Task):
         """None, one class for every text (a number or a label), a list of classes or a tensor (n,) or (n, t)."""
         if targets is None:
             return None
-        if isinstance(targets, Tensor):
+        if isinstance(targets, np.ndarray):
+            targets = torch.from_numpy(targets)
+        if isinstance(targets, Tensor) and targets.ndim > 0:
             if targets.ndim not in (1, 2) or targets.is_floating_point() or targets.dtype == torch.bool:
                 raise InvalidTypeError(
                     "Classification targets as a tensor are integers of shape (texts,) or (texts, targets); "
                     f"got {tuple(targets.shape)} {targets.dtype}."
                 )
             each = [row.reshape(-1).tolist() for row in targets]
-        elif isinstance(targets, int | str) and not isinstance(targets, bool):
+        elif isinstance(targets, str) or _is_whole(targets):
             each = [[targets]] * count
-        elif isinstance(targets, Iterable) and not isinstance(targets, str | bytes | dict):
-            each = [[target] for target in targets]
+        elif isinstance(targets, Iterable) and not isinstance(targets, bytes | dict | Tensor):
+            each = [t.tolist() if isinstance(t, Tensor) and t.ndim == 1 else [t] for t in targets]
         else:
             raise InvalidTypeError(
                 "Classification targets are None (the predicted class), a class, a list of classes or a tensor of shape "
@@ -89,10 +95,33 @@ class ClassificationTask(Task):
             if target not in labels:
                 raise InvalidArgumentError(f"The model has no label {target!r}; its classes are {listed}.")
             return labels.index(target)
-        try:
-            index = target.__index__()
-        except AttributeError:
-            raise InvalidTypeError(f"A target class is a number or a label; got {target!r}.") from None
+        if not _is_whole(target):
+            raise InvalidTypeError(f"A target class is a number or a label; got {target!r}.")
+        index = operator.index(target)
         if not 0 <= index < len(labels):
             raise InvalidArgumentError(f"Target {index} is out of range; the model's classes are {listed}.")
         return index
+
+
+def _is_whole(value: Any) -> bool:
+    if isinstance(value, bool):
+        return False
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _padding_token_named(config: Any) -> Iterator[None]:
+    """Decoders refuse several rows while no padding token is named, though rows of one length have no padding."""
+    config = config.get_text_config()
+    if config.pad_token_id is not None:
+        yield
+        return
+    config.pad_token_id = 0
+    try:
+        yield
+    finally:
+        config.pad_token_id = None
