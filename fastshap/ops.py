@@ -6,8 +6,9 @@ A backend is a namespace with ``perturb``, ``attribute`` and ``segment_reduce`` 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,17 +62,8 @@ def perturb(x: Tensor, rows: Rows, *, backend: str = "auto") -> Tensor:
     _check(x, rows)
     return _implementation(backend).perturb(
         x,
-        token_offsets=rows.token_offsets,
-        row_offsets=rows.row_offsets,
-        alphas=rows.alphas,
-        streams=rows.streams,
-        draws=rows.draws,
-        signs=rows.signs,
-        baseline=rows.baseline,
-        noise_std=rows.noise_std,
-        held=rows.held,
+        **_layout(rows),
         length=rows.length,
-        padding_side=rows.padding_side,
     )
 
 
@@ -95,16 +87,7 @@ def attribute(
         gradients,
         z,
         x,
-        token_offsets=rows.token_offsets,
-        row_offsets=rows.row_offsets,
-        alphas=rows.alphas,
-        streams=rows.streams,
-        draws=rows.draws,
-        signs=rows.signs,
-        baseline=rows.baseline,
-        noise_std=rows.noise_std,
-        held=rows.held,
-        padding_side=rows.padding_side,
+        **_layout(rows),
         reduction=reduction,
         input_x_gradient=input_x_gradient,
     )
@@ -118,6 +101,11 @@ def segment_reduce(values: Tensor, members: Tensor, offsets: Tensor, strategy: s
             f"{tuple(members.shape)} and {tuple(offsets.shape)}."
         )
     return _implementation(backend).segment_reduce(values, members, offsets, strategy)
+
+
+def _layout(rows: Rows) -> dict[str, Any]:
+    """The arguments that perturb and attribute share."""
+    return {field.name: getattr(rows, field.name) for field in fields(rows) if field.name != "length"}
 
 
 def _check(x: Tensor, rows: Rows) -> None:
