@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -48,6 +49,7 @@ def explain(
     granularity: Annotated[
         str, typer.Option(help="all_tokens, token, word, part_sentence or sentence.", case_sensitive=False)
     ] = "word",
+    n_perturbations: Annotated[int, typer.Option(help="Samples a text: more are slower and steadier.")] = 10,
     seed: Annotated[int, typer.Option(help="Same seed, same numbers.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a text, and nothing else.")] = False,
 ) -> None:
@@ -58,7 +60,7 @@ def explain(
     import torch
     from transformers.utils import logging
 
-    from fastshap.errors import FastshapError
+    from fastshap.errors import FastshapError, TruncationWarning
     from fastshap.explainer import GradientShap
     from fastshap.types import ModelTask
 
@@ -66,15 +68,25 @@ def explain(
     loaded, tokenizer = _load(model)
     try:
         explainer = GradientShap(
-            loaded, tokenizer, batch_size="auto", granularity=granularity, seed=seed, on_error="record"
+            loaded,
+            tokenizer,
+            batch_size="auto",
+            granularity=granularity,
+            n_perturbations=n_perturbations,
+            seed=seed,
+            on_error="record",
         )
         wanted: Any = target
         if explainer.task.model_task is ModelTask.GENERATION:
-            wanted = None if target is None else [target] * len(texts)
+            if target is None:
+                _fail("a language model is explained for a text that follows the input: give it with --target.")
+            wanted = [target] * len(texts)
         elif target is not None and target.lstrip("-").isdigit():
             wanted = int(target)
         bar = tqdm(explainer.iter_explain(texts, wanted), total=len(texts), delay=1, leave=False, disable=None)
-        outputs = list(bar)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TruncationWarning)  # each result says so itself
+            outputs = list(bar)
     except FastshapError as error:
         _fail(str(error))
     with torch.no_grad():
@@ -98,8 +110,12 @@ def _load(model: str | None) -> tuple[Any, Any]:
 
     try:
         config = AutoConfig.from_pretrained(model)
-        classifies = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
-        kind = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
+        named = (config.architectures or ["unknown"])[0]
+        if not named.endswith(("ForSequenceClassification", "ForCausalLM", "LMHeadModel")):
+            _fail(
+                f"{model!r} holds a {named}; models for sequence classification and causal language models are explained."
+            )
+        kind = AutoModelForSequenceClassification if named.endswith("Classification") else AutoModelForCausalLM
         return kind.from_pretrained(model), AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
         _fail(f"the model {model!r} could not be loaded: {error}")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +23,7 @@ from fastshap.errors import (
 )
 from fastshap.output import AttributionOutput
 from fastshap.sampling import SAMPLINGS, Samples, draw_samples
-from fastshap.tasks import Prepared, Task, task_for
+from fastshap.tasks import Prepared, Task, takes, task_for
 from fastshap.text import Encoded, groups
 from fastshap.types import (
     Granularity,
@@ -69,7 +68,9 @@ class AttributionExplainer:
             InvalidArgumentError, InvalidTypeError: a text or target that cannot be used; the message names its index.
             NonFiniteError: the model gave NaN or infinite scores or gradients.
         """
-        texts = [model_inputs] if isinstance(model_inputs, str) else self._list_of(model_inputs)
+        if not isinstance(model_inputs, str):
+            self._check_iterable(model_inputs)
+        texts = [model_inputs] if isinstance(model_inputs, str) else list(model_inputs)
         if not texts:
             raise InvalidArgumentError("The list of texts is empty; pass at least one text.")
         split = self.task.split_targets(targets, len(texts))
@@ -89,12 +90,14 @@ class AttributionExplainer:
             targets = (
                 [targets] if isinstance(targets, str) and self.task.model_task is ModelTask.GENERATION else targets
             )
-        one_for_all = targets is None or isinstance(targets, int | str)
+        self._check_iterable(model_inputs)
+        # Anything without a length that can be walked (None, a class, a label) serves every text.
+        one_for_all = isinstance(targets, str) or not isinstance(targets, Iterable) or getattr(targets, "ndim", 1) == 0
         return self._explain_all(model_inputs, targets if one_for_all else iter(targets))
 
-    def _list_of(self, model_inputs: Any) -> list[Any]:
-        if isinstance(model_inputs, Iterable) and not isinstance(model_inputs, bytes | dict | Tensor):
-            return list(model_inputs)
+    def _check_iterable(self, model_inputs: Any) -> None:
+        if isinstance(model_inputs, Iterable) and not isinstance(model_inputs, bytes | Mapping | Tensor):
+            return
         raise InvalidTypeError(
             f"model_inputs must be a text or an iterable of texts; got {type(model_inputs).__name__}."
         )
@@ -209,14 +212,11 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         self.inference_mode = inference_mode_of(inference_mode)
         self.n_perturbations = parameters.whole(n_perturbations, "n_perturbations", least=1)
         self.seed = parameters.whole(seed, "seed", least=-(2**63), most=2**63 - 1)
-        self.reduction = parameters.one_of(reduction, "reduction", REDUCTIONS)
+        reduction = parameters.one_of(reduction, "reduction", REDUCTIONS)
         self.sampling = parameters.one_of(sampling, "sampling", SAMPLINGS)
         self.on_error = parameters.one_of(on_error, "on_error", ("raise", "record"))
-        self.input_x_gradient = bool(input_x_gradient)
-        self.baseline = baseline
-        self.noise_std = parameters.noise(noise_std)
         self.return_convergence_delta = bool(return_convergence_delta)
-        if self.return_convergence_delta and not (self.reduction == "sum" and self.input_x_gradient):
+        if self.return_convergence_delta and not (reduction == "sum" and input_x_gradient):
             raise InvalidArgumentError(
                 "return_convergence_delta=True needs reduction='sum' and input_x_gradient=True: other scores do not add up "
                 "to a difference of the model's output."
@@ -225,20 +225,24 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         self.model = model
         self.tokenizer = tokenizer
         self.task = self.task_of(model, tokenizer, self.inference_mode)
-        width = _embedding_dim(model)
+        known, width = _table_shape(model)
+        if 10 * len(tokenizer) < known:
+            raise InvalidArgumentError(
+                f"The tokenizer knows {len(tokenizer)} tokens and the model {known}: it is another model's, or its files are "
+                "missing beside the model's. Load the one that the model was trained with."
+            )
         if device is not None:
             model.to(device)  # type: ignore[arg-type]
         self._settings = engine.Settings(
-            noise_std=self.noise_std,
+            noise_std=parameters.noise(noise_std),
             baseline=parameters.baseline(baseline, width),
-            reduction=self.reduction,
-            input_x_gradient=self.input_x_gradient,
+            reduction=reduction,
+            input_x_gradient=bool(input_x_gradient),
             perturb_special_tokens=bool(perturb_special_tokens),
             batch_size=parameters.batch_size(batch_size),
             backend=backend,
-            padding_side=self.task.padding_side,
-            equal_lengths=self.task.equal_lengths,
         )
+        self._tried = False
         self._truncation_warned = False
 
     def _explain_window(
@@ -260,6 +264,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
     def _score(self, prepared: Sequence[Prepared]) -> list[_Scored | FastshapError]:
         if not prepared:
             return []
+        self._try_model(prepared[0].encoded)
         items = [_item(one.encoded, one.targets) for one in prepared]
         samples = [
             draw_samples(self.seed, one.encoded.input_ids, self.n_perturbations, self.sampling) for one in prepared
@@ -272,7 +277,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             deltas = [s.sum(1) - (v[-1] - v[:-1].mean(0)) for s, v in zip(scores, values, strict=True)]
         return [
             _Scored(one, score, delta)
-            if bool(score.isfinite().all())
+            if bool(score.isfinite().all()) and (delta is None or bool(delta.isfinite().all()))
             else NonFiniteError(
                 "The model's scores or gradients are NaN or infinite for this text. Look for overflow in half precision "
                 "(load the model in float32 or bfloat16) or for damaged weights."
@@ -280,8 +285,20 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             for one, score, delta in zip(prepared, scores, deltas, strict=True)
         ]
 
+    def _try_model(self, encoded: Encoded) -> None:
+        """Once, on the first text: whether the model can be explained at all, and where padding may stand."""
+        if not self._tried:
+            side = self.task.padding(encoded)
+            self._settings = dataclasses.replace(
+                self._settings, padding_side=side or "right", equal_lengths=side is None
+            )
+            self._tried = True
+
     def _predict(self, encoded: Sequence[Encoded], forward: engine.Forward) -> list[Tensor]:
         """What ``forward`` gives for the texts themselves: one row each."""
+        if not encoded:
+            return []
+        self._try_model(encoded[0])
         items = [_item(one, torch.zeros(1, dtype=torch.int64)) for one in encoded]
         here = Samples((0, 0, 0), np.zeros(1, np.float32), np.zeros(1, np.int64), np.ones(1, np.float32))
         plain = dataclasses.replace(self._settings, noise_std=0.0, baseline=0.0)
@@ -341,11 +358,11 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             "inference_mode": self.inference_mode,
             "seed": self.seed,
             "n_perturbations": self.n_perturbations,
-            "noise_std": self.noise_std,
-            "baseline": self.baseline,
+            "noise_std": self._settings.noise_std,
+            "baseline": self._settings.baseline,
             "sampling": self.sampling,
-            "reduction": self.reduction,
-            "input_x_gradient": self.input_x_gradient,
+            "reduction": self._settings.reduction,
+            "input_x_gradient": self._settings.input_x_gradient,
             "perturb_special_tokens": self._settings.perturb_special_tokens,
             "fastshap_version": __version__,
         }
@@ -420,9 +437,11 @@ def _model_inputs(encoded: Encoded | None) -> BatchEncoding:
     return BatchEncoding(data | {name: torch.tensor([values]) for name, values in encoded.extra.items()})
 
 
-def _embedding_dim(model: Any) -> int:
-    if "inputs_embeds" not in inspect.signature(getattr(model, "_orig_mod", model).forward).parameters:
+def _table_shape(model: Any) -> tuple[int, int]:
+    """(tokens, D) of the model's input embeddings."""
+    if not takes(model, "inputs_embeds"):
         raise UnsupportedModelError(
             f"{type(model).__name__} takes no inputs_embeds, so there is no gradient with respect to its embeddings."
         )
-    return next(model.get_input_embeddings().parameters()).shape[-1]
+    rows, width = next(model.get_input_embeddings().parameters()).shape
+    return rows, width

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import BatchEncoding
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class AttributionOutput:
     """What one text's elements contribute to its targets' scores.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 from torch import Tensor
@@ -36,11 +37,12 @@ def one_of(value: Any, name: str, choices: tuple[str, ...]) -> str:
 
 def noise(value: Any) -> float:
     """``noise_std`` as a number, zero or more."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InvalidTypeError(f"noise_std must be a number; got {value!r}.")
-    if not (math.isfinite(value) and value >= 0):
+    number = float(value)
+    if not (math.isfinite(number) and number >= 0):
         raise InvalidArgumentError(f"noise_std must be zero or more, and finite; got {value}.")
-    return float(value)
+    return number
 
 
 def baseline(value: Any, width: int) -> float | Tensor:
@@ -59,8 +61,8 @@ def baseline(value: Any, width: int) -> float | Tensor:
             )
         if not bool(value.isfinite().all()):
             raise InvalidArgumentError("The baseline holds NaN or infinite values.")
-        return value.detach()
-    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value.detach().clone()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InvalidTypeError(f"The baseline must be None, a number or a Tensor; got {type(value).__name__}.")
     if not math.isfinite(value):
         raise InvalidArgumentError(f"The baseline must be finite; got {value}.")

@@ -73,6 +73,13 @@ def _problem_with(text: object) -> FastshapError | None:
         return InvalidTypeError(f"A text must be a string; got {type(text).__name__}.")
     if not text.strip():
         return InvalidArgumentError("The text is empty or only white space; there is nothing to explain.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return InvalidArgumentError(
+            f"The text holds half of a surrogate pair at character {error.start}, which no tokenizer takes; decode it "
+            "with errors='replace', or remove it."
+        )
     return None
 
 
@@ -172,7 +179,7 @@ def groups(encoded: Encoded, granularity: Granularity) -> tuple[list[list[int]],
         members = [[i] for i in range(len(encoded)) if not encoded.special[i]]
     else:
         keys = _word_keys(encoded) if granularity is Granularity.WORD else _sentence_keys(encoded, granularity)
-        gathered: dict[tuple[bool, int], list[int]] = {}
+        gathered: dict[tuple[bool, Any], list[int]] = {}
         for i, key in enumerate(keys):
             if key is not None:
                 gathered.setdefault((i >= encoded.prompt_length, key), []).append(i)
@@ -188,15 +195,17 @@ def _shown(encoded: Encoded, member: list[int]) -> str:
     return encoded.text[start:end] or encoded.tokens[member[0]]
 
 
-def _word_keys(encoded: Encoded) -> Sequence[int | None]:
-    if encoded.words is not None and len({word for word in encoded.words if word is not None}) > 1:
-        return encoded.words
-    # No words from the tokenizer: white space parts them.
+def _word_keys(encoded: Encoded) -> list[tuple[int, int] | None]:
+    """The tokenizer's word and the run of text between white space: some tokenizers take a whole text for one word."""
     starts = [match.start() for match in re.finditer(r"\S+", encoded.text)]
-    return [
-        None if special else bisect.bisect_right(starts, _first_character(encoded.text, span))
-        for special, span in zip(encoded.special, encoded.offsets, strict=True)
-    ]
+    words = encoded.words or [None if special else 0 for special in encoded.special]
+    keys: list[tuple[int, int] | None] = []
+    for word, span in zip(words, encoded.offsets, strict=True):
+        first = _first_character(encoded.text, span)
+        # A token of white space alone belongs to what follows.
+        run = bisect.bisect_right(starts, first) + encoded.text[first : first + 1].isspace()
+        keys.append(None if word is None else (word, run))
+    return keys
 
 
 def _sentence_keys(encoded: Encoded, granularity: Granularity) -> list[int | None]:

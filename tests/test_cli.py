@@ -7,10 +7,13 @@ import subprocess
 import sys
 
 import pytest
+from rich.console import Console
+from transformers import BertConfig, BertModel
 from typer.testing import CliRunner
 
 import fastshap
 from fastshap.cli import app
+from fastshap.render.terminal import show
 
 FIVE = {
     "A gorgeous, witty film, but the ending is dull.": "positive",
@@ -53,15 +56,23 @@ def test_words_scores_and_prediction_are_readable_without_colour():
 
 
 def test_colour_where_it_is_wanted(default_pair):
-    from rich.console import Console
-
-    from fastshap.render.terminal import show
-
     (output,) = fastshap.GradientShap(*default_pair)("not good at all")
     drawn = io.StringIO()
     show(output, Console(force_terminal=True, color_system="truecolor", width=60, file=drawn))
     assert re.search(r"48;2;33;102;222m *not\x1b", drawn.getvalue())  # the strongest word, in full blue
     assert re.search(r"\x1b\[30;48;2;2\d\d;\d+;\d+mgood", drawn.getvalue())  # against, in light orange
+
+
+def test_sixteen_colours_tell_the_sides_apart(default_pair):
+    (output,) = fastshap.GradientShap(*default_pair)("not good at all")
+    drawn = io.StringIO()
+    show(output, Console(force_terminal=True, color_system="standard", width=60, file=drawn))
+    assert re.search(r"\x1b\[97;44mnot", drawn.getvalue())
+    assert re.search(r"\x1b\[30;43mgood", drawn.getvalue())
+
+
+def test_emoji_stay_whole():
+    assert "👨‍👩‍👧" in run("what a lovely 👨‍👩‍👧 day").stdout
 
 
 def test_text_cannot_steer_the_terminal():
@@ -90,7 +101,15 @@ def test_other_models(tmp_path, llama_pair, bert_pair):
     assert "target is" in run("--model", str(tmp_path / "lm"), "--target", "is dull", "The film").stdout
 
 
-def test_exit_codes():
+def test_exit_codes(tmp_path, llama_pair):
+    encoder = tmp_path / "encoder"
+    BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9)).save_pretrained(
+        encoder
+    )
+    assert "holds a BertModel" in run("--model", str(encoder), "fine", code=2).stderr
+    for part in llama_pair:
+        part.save_pretrained(tmp_path / "lm")
+    assert "--target" in run("--model", str(tmp_path / "lm"), "The film", code=2).stderr
     result = run("--json", "fine film", " ", code=1)
     assert [json.loads(line)["error"] is None for line in result.stdout.splitlines()] == [True, False]
     assert "LABEL" in run("--target", "LABEL", "fine", code=2).stderr

@@ -1,5 +1,6 @@
 """Parameters, targets, outputs, and errors that teach."""
 
+import copy
 import enum
 import math
 import warnings
@@ -7,7 +8,15 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel, GPT2Config, GPT2ForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    BertModel,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    T5Config,
+    T5ForSequenceClassification,
+)
 
 import fastshap
 from fastshap import GradientShap, Granularity, InvalidArgumentError, InvalidTypeError
@@ -173,6 +182,11 @@ BAD_INPUTS = [
     (["fine", "good"], [1], InvalidArgumentError, "2 texts but 1 targets"),
     ("fine", torch.tensor([0.5]), InvalidTypeError, "integers"),
     ("fine", 1.5, InvalidTypeError, "float"),
+    (["fine", "good"], [0, 7], InvalidArgumentError, "Text 1.*out of range"),
+    ("bad \ud800 x", None, InvalidArgumentError, "Text 0.*surrogate"),
+    ({"good": 1}, None, InvalidTypeError, "dict"),
+    ("fine", torch.tensor(True), InvalidTypeError, "Tensor"),
+    ("fine", torch.zeros(1, 0, dtype=torch.int64), InvalidArgumentError, "at least one class"),
 ]
 
 
@@ -199,7 +213,9 @@ def test_unsupported_models(default_pair):
         GradientShap(BertModel(tiny), tokenizer)
 
 
-def test_tokenizer_of_another_model(default_pair, llama_pair):
+def test_tokenizer_of_another_model(default_pair, bert_pair, byte_tokenizer, llama_pair):
+    with pytest.raises(InvalidArgumentError, match="knows 400 tokens and the model 11000"):
+        GradientShap(bert_pair[0], byte_tokenizer)
     with pytest.raises(InvalidArgumentError, match="does not belong to this model"):
         GradientShap(llama_pair[0], default_pair[1])("witty gorgeous film", "dull")
 
@@ -207,6 +223,51 @@ def test_tokenizer_of_another_model(default_pair, llama_pair):
 def test_baseline_of_another_length(bert_pair):
     with pytest.raises(InvalidArgumentError, match=r"Text 1.*\(4, 36\).*\(6, 36\)"):
         GradientShap(*bert_pair, baseline=torch.zeros(4, 36))(["not good", "not good at all"])
+
+
+def test_encodings_are_not_taken_for_texts(bert_pair):
+    with pytest.raises(InvalidTypeError, match="BatchEncoding"):
+        GradientShap(*bert_pair)(bert_pair[1]("good film"))
+
+
+def test_one_bad_target_or_token_is_recorded(bert_pair, default_pair):
+    explainer = GradientShap(*bert_pair, on_error="record")
+    outputs = explainer(["fine", "good", "bad \ud800"], [0, 7, 1])
+    assert [output.error is None for output in outputs] == [True, False, False]
+    assert "out of range" in outputs[1].error
+    tokenizer = copy.deepcopy(default_pair[1])
+    tokenizer.add_tokens(["brandnewtoken"])
+    outputs = GradientShap(bert_pair[0], tokenizer, on_error="record")(["fine", "a brandnewtoken here"], 1)
+    assert outputs[0].error is None
+    assert "resize_token_embeddings" in outputs[1].error
+
+
+def test_outputs_state_what_was_used(bert_pair):
+    baseline = torch.zeros(36)
+    explainer = GradientShap(*bert_pair, baseline=baseline)
+    (before,) = explainer("fine", 1)
+    baseline += torch.linspace(0, 1, 36)
+    (after,) = explainer("fine", 1)
+    assert torch.equal(before.attributions, after.attributions)
+    assert (after.baseline == 0).all()
+
+
+def test_iter_explain_takes_what_explain_takes(bert_pair):
+    explainer = GradientShap(*bert_pair, n_perturbations=2)
+    texts = ["not good", "fine"]
+    for targets in (
+        1,
+        "LABEL_1",
+        np.int64(1),
+        torch.tensor(1),
+        np.array([[0, 1], [1, 0]]),
+        torch.tensor([[0, 1], [1, 0]]),
+    ):
+        for one, other in zip(explainer(texts, targets), explainer.iter_explain(texts, targets), strict=True):
+            assert torch.equal(one.attributions, other.attributions)
+    for bad in (None, 5, {"a": 1}):
+        with pytest.raises(InvalidTypeError, match="iterable of texts"):
+            explainer.iter_explain(bad)
 
 
 def test_recorded_errors(bert_pair):
@@ -251,6 +312,43 @@ def test_long_prompts_are_cut_and_targets_kept(llama_pair):
     assert output.targets.tolist() == tokenizer(" is dull")["input_ids"]
     with pytest.raises(InvalidArgumentError, match=r"target is .* tokens long"):
         explainer("witty", "film " * 300)
+
+
+class WrappedForSequenceClassification(GPT2ForSequenceClassification):
+    """Its own source says nothing of padding."""
+
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs)
+
+
+def test_padding_that_changes_the_model_is_found_by_trying(byte_tokenizer):
+    torch.manual_seed(2)
+    config = GPT2Config(vocab_size=len(byte_tokenizer), n_positions=128, n_embd=24, n_layer=2, n_head=2, num_labels=3)
+    config.initializer_range = 0.3
+    model = WrappedForSequenceClassification(config).eval()
+    texts = ["not good at all", "fine", "The battery died after two days", "ok"]
+    explainer = GradientShap(model, byte_tokenizer, batch_size=64)
+    for text, output in zip(texts, explainer(texts, 1), strict=True):
+        torch.testing.assert_close(explainer(text, 1)[0].attributions, output.attributions, atol=1e-4, rtol=1e-4)
+    assert explainer._settings.padding_side == "left"  # so that texts of several lengths still share calls
+
+
+def test_models_that_cannot_be_explained_say_so(default_pair, byte_tokenizer):
+    tokenizer = default_pair[1]
+    tiny = {"vocab_size": len(tokenizer), "hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    encoder = BertLMHeadModel(BertConfig(**tiny, intermediate_size=12, initializer_range=0.5))
+    with pytest.raises(fastshap.UnsupportedModelError, match="not causal"):
+        GradientShap(encoder, tokenizer)("not good", "at all")
+    config = T5Config(vocab_size=len(tokenizer), d_model=12, d_kv=6, d_ff=12, num_layers=1, num_heads=2, num_labels=2)
+    with pytest.raises(fastshap.UnsupportedModelError, match="inputs_embeds"):
+        GradientShap(T5ForSequenceClassification(config), tokenizer)("not good", 1)
+    config = GPT2Config(vocab_size=len(byte_tokenizer), n_positions=64, n_embd=24, n_layer=1, n_head=2)
+    config.pad_token_id = byte_tokenizer.pad_token_id
+    config.initializer_range = 0.3
+    pooled = GPT2ForSequenceClassification(config)
+    with pytest.raises(fastshap.UnsupportedModelError, match="something else from inputs_embeds"):
+        GradientShap(pooled, byte_tokenizer)("not good<|end|>", 1)
 
 
 @pytest.mark.parametrize("padding_token", [True, False])

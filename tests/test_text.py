@@ -1,6 +1,8 @@
 """Groups that show the original text."""
 
 import pytest
+from tokenizers import Tokenizer, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from fastshap import Granularity
 from fastshap.text import Encoded, _rebuild, encode, groups, join
@@ -76,6 +78,18 @@ def test_tokenizers_without_offsets(tokens, text, words):
     assert rebuilt == text
     encoded = Encoded(rebuilt, list(range(len(tokens))), special, offsets, tokens, None, False, len(tokens))
     assert groups(encoded, Granularity.WORD)[1] == words
+
+
+def test_a_tokenizer_that_takes_a_text_for_one_word():
+    """SentencePiece vocabularies without a pre-tokenizer, as Llama 2's and Mistral's: white space parts the words."""
+    vocabulary = ["<unk>", "▁", "▁The", "▁film", "▁is", "▁du", "ll", "."]
+    core = Tokenizer(models.Unigram([(piece, -1.0) for piece in vocabulary], unk_id=0))
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core)
+    first, second = encode(tokenizer, ["The film", " is dull."], max_length=None, add_special_tokens=False)
+    assert set(first.words) == {0}
+    words = [word.strip() for word in groups(join(first, second), Granularity.WORD)[1]]
+    assert words == ["The", "film", "is", "dull."]
 
 
 def test_tokenizer_state_is_put_back(default_pair):

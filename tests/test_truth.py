@@ -125,6 +125,20 @@ def test_baselines(bert_pair):
     assert not torch.allclose(explain(torch.linspace(-1, 1, 36)), number, rtol=0.01)
 
 
+def test_baseline_of_every_position(linear_pair):
+    """A linear model tells which baseline was used: (L, D) position by position, next to a text of another length."""
+    model, tokenizer = linear_pair
+    ids = tokenizer("not good at all", return_tensors="pt")["input_ids"][0]
+    baseline = torch.randn(len(ids), 20)
+    explainer = fastshap.GradientShap(
+        model, tokenizer, baseline=baseline, noise_std=0, granularity="all_tokens", on_error="record", batch_size=64
+    )
+    outputs = explainer(["a longer text than the other one", "not good at all"], 1)
+    assert outputs[0].error is not None
+    exact = (model.embeddings(ids) - baseline) @ model.classifier.weight[1]
+    torch.testing.assert_close(outputs[1].attributions[0], exact, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_models(default_pair, texts, dtype):
     """Scores of a half-precision model lie near those of float32; the noise is the same."""

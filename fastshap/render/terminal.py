@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -12,7 +12,7 @@ from rich.style import Style
 from rich.text import Text
 
 from fastshap.output import AttributionOutput
-from fastshap.types import ModelTask
+from fastshap.types import Granularity, ModelTask
 
 # Blue and orange: told apart by people who do not tell red from green.
 _FOR, _AGAINST = (33, 102, 222), (214, 96, 10)
@@ -31,7 +31,8 @@ def show(output: AttributionOutput, console: Console | None = None) -> None:
         return
     for name, row in zip(output.target_names, output.attributions.tolist(), strict=True):
         console.print(Text(f"target {printable(name).strip() or repr(name)}", style="bold"))
-        for line in _lines(output.elements, row, max(20, console.width - 2)):
+        few = console.color_system in ("standard", "windows")
+        for line in _lines(output.elements, row, max(20, console.width - 2), _few_colours if few else _style):
             console.print(Text("  ").append_text(line), soft_wrap=True)
     for line in Text(_legend(output), style="dim").wrap(console, max(20, console.width - 2)):
         console.print(Text("  ").append_text(line))
@@ -39,10 +40,11 @@ def show(output: AttributionOutput, console: Console | None = None) -> None:
 
 def printable(text: str) -> str:
     """The text with control and invisible formatting characters made visible, so that it cannot steer the terminal."""
-    return "".join(c if unicodedata.category(c)[0] != "C" else "�" for c in text)
+    kept = "\u200c\u200d"  # joiners, which emoji and several scripts are spelt with
+    return "".join(c if unicodedata.category(c)[0] != "C" or c in kept else " " if c in "\t\n\r" else "�" for c in text)
 
 
-def _lines(elements: list[str], scores: list[float], width: int) -> Iterator[Text]:
+def _lines(elements: list[str], scores: list[float], width: int, style: Callable[[float], Style]) -> Iterator[Text]:
     largest = max((abs(score) for score in scores if not math.isnan(score)), default=0.0)
     words, numbers, used = Text(), Text(), 0
     for element, score in zip(elements, scores, strict=True):
@@ -55,7 +57,7 @@ def _lines(elements: list[str], scores: list[float], width: int) -> Iterator[Tex
             yield words
             yield numbers
             words, numbers, used = Text(), Text(), 0
-        words.append(shown, style=_style(score / largest if largest else 0.0))
+        words.append(shown, style=style(score / largest if largest else 0.0))
         words.append(" " * (cell - cell_len(shown)))
         numbers.append(number.ljust(cell), style="dim")
         used += cell
@@ -73,8 +75,17 @@ def _style(strength: float) -> Style:
     return Style(color="bright_white" if dark else "black", bgcolor=f"rgb({red},{green},{blue})", bold=share > 0.5)
 
 
+def _few_colours(strength: float) -> Style:
+    """The same on a terminal of sixteen colours: which side, for all but the weakest."""
+    if abs(strength) < 0.1:
+        return Style()
+    return Style(color="bright_white", bgcolor="blue") if strength > 0 else Style(color="black", bgcolor="yellow")
+
+
 def _legend(output: AttributionOutput) -> str:
-    unit = output.granularity.name.lower().replace("_", " ")
+    unit = output.granularity.name.lower().replace("_", " ").replace("all tokens", "token")
+    if output.granularity not in (Granularity.TOKEN, Granularity.ALL_TOKENS):
+        unit += f" ({output.granularity_aggregation_strategy.name.lower().replace('_', ' ')} of its tokens)"
     what = (
         "blue (+) speaks for the target, orange (-) against it" if output.reduction == "sum" else "larger weighs more"
     )

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fastshap.errors import UnsupportedModelError
-from fastshap.tasks.base import Prepared, Task
+from fastshap.tasks.base import Prepared, Task, takes
 from fastshap.tasks.classification import ClassificationTask
 from fastshap.tasks.generation import GenerationTask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["ClassificationTask", "GenerationTask", "Prepared", "Task", "task_for"]
+__all__ = ["ClassificationTask", "GenerationTask", "Prepared", "Task", "takes", "task_for"]
 
 _TASKS: tuple[type[Task], ...] = (ClassificationTask, GenerationTask)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from fastshap.engine import Call, Forward
-from fastshap.errors import FastshapError
-from fastshap.text import Encoded
+from fastshap.engine import Call, Forward, device_of
+from fastshap.errors import FastshapError, InvalidArgumentError, UnsupportedModelError
+from fastshap.text import Encoded, encode
 from fastshap.types import ModelTask
 
 if TYPE_CHECKING:
@@ -35,7 +38,6 @@ class Task(ABC):
 
     class_endings: ClassVar[tuple[str, ...]]
     model_task: ClassVar[ModelTask]
-    padding_side: ClassVar[str] = "right"
 
     def __init__(
         self,
@@ -46,11 +48,6 @@ class Task(ABC):
         self.model = model
         self.tokenizer = tokenizer
         self.inference_mode = inference_mode
-
-    @property
-    def equal_lengths(self) -> bool:
-        """Whether padding would change what the model computes."""
-        return False
 
     @abstractmethod
     def prepare(
@@ -68,13 +65,97 @@ class Task(ABC):
         """``targets`` as the user gave them, one entry for each of ``count`` texts; None where the task chooses."""
 
     @abstractmethod
+    def raw_logits(self, **inputs: Tensor) -> Tensor:
+        """The model's logits, (R, classes) or (R, L, V)."""
+
+    @abstractmethod
     def scores(self, call: Call) -> Tensor:
         """The targets' scores (R, T) of one model call, after the inference mode."""
+
+    def encode(self, texts: Sequence[Any], **options: Any) -> list[Encoded | FastshapError]:
+        """Tokenised texts; what is wrong with a text stands in its place, token ids unknown to the model too."""
+        known = getattr(self.model.get_input_embeddings(), "num_embeddings", None)
+        return [self._known(one, known) for one in encode(self.tokenizer, texts, **options)]
+
+    @staticmethod
+    def _known(encoded: Encoded | FastshapError, known: int | None) -> Encoded | FastshapError:
+        if isinstance(encoded, FastshapError) or known is None or max(encoded.input_ids) < known:
+            return encoded
+        return InvalidArgumentError(
+            f"Token id {max(encoded.input_ids)} lies outside the model's embedding table of {known} rows. Either the "
+            "tokenizer does not belong to this model, or tokens were added to it: then call "
+            "model.resize_token_embeddings(len(tokenizer))."
+        )
+
+    @torch.no_grad()
+    def padding(self, encoded: Encoded) -> str | None:
+        """Tries the model on one text: where may padding stand without changing what it computes?
+
+        Returns:
+            "right", "left", or None where only texts of one length may share a call.
+
+        Raises:
+            UnsupportedModelError: the model cannot be run on ``inputs_embeds``, or computes something else from them.
+        """
+        device = device_of(self.model)
+        ids = torch.tensor([encoded.input_ids], device=device)
+        inputs = {"attention_mask": torch.ones_like(ids)}
+        inputs |= {name: torch.tensor([values], device=device) for name, values in encoded.extra.items()}
+        name = type(self.model).__name__
+        try:
+            right = self.raw_logits(input_ids=ids, **inputs)
+            x = self.model.get_input_embeddings()(ids)
+            ours = self.raw_logits(inputs_embeds=x, **inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"{name} cannot be explained, since it does not run on inputs_embeds: {type(error).__name__}: {error}"
+            ) from error
+        if not _near(ours, right):
+            raise UnsupportedModelError(
+                f"{name} computes something else from inputs_embeds than from input_ids (logits differ by "
+                f"{float((ours - right).abs().max()):.3g}), so its gradients would explain another function. A decoder that "
+                "classifies may take the end-of-text token for padding: give it a padding token of its own."
+            )
+        self.check_model(x, inputs, ours)
+        for side in ("right", "left"):
+            if side == "left" and not takes(self.model, "position_ids"):
+                continue
+            room = (0, 3) if side == "right" else (3, 0)
+            padded = {key: F.pad(value, room) for key, value in inputs.items()}
+            if side == "left":
+                padded["position_ids"] = (padded["attention_mask"].cumsum(1) - 1).clamp_min(0)
+            theirs = self.raw_logits(inputs_embeds=F.pad(x, (0, 0, *room)), **padded)
+            if theirs.ndim == 3:
+                theirs = theirs[:, room[0] : theirs.shape[1] - room[1]]
+            if _near(theirs, ours):
+                return side
+        return None
+
+    @abstractmethod
+    def check_model(self, x: Tensor, inputs: dict[str, Tensor], logits: Tensor) -> None:
+        """Raises UnsupportedModelError where the model is not what its class name promises."""
 
     def max_length(self) -> int | None:
         """Tokens the model takes at most; None where neither model nor tokenizer says."""
         named = (self.tokenizer.model_max_length, _positions(self.model))
         return min((limit for limit in named if isinstance(limit, int) and 0 < limit < 10**9), default=None)
+
+
+def takes(model: nn.Module, name: str) -> bool:
+    """Whether the model's forward has an argument of this name, or passes on what it does not name."""
+    parameters = inspect.signature(getattr(model, "_orig_mod", model).forward).parameters
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def _near(ours: Tensor, theirs: Tensor) -> bool:
+    """Equal but for rounding; NaN anywhere is left for the explanation itself to report."""
+    if ours.shape != theirs.shape:
+        return False
+    tolerance = 1e-3 if ours.dtype in (torch.float32, torch.float64) else 5e-2
+    difference = (ours - theirs).float().abs().max()
+    return not bool(difference > tolerance * (1 + theirs.float().abs().max()))
 
 
 def _positions(model: nn.Module) -> int | None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from fastshap.engine import Call
 from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError
 from fastshap.tasks.base import Predict, Prepared, Task
-from fastshap.text import Encoded, encode
+from fastshap.text import Encoded
 from fastshap.types import ModelTask
 
 
@@ -27,21 +26,21 @@ class ClassificationTask(Task):
     model_task = ModelTask.CLASSIFICATION
 
     @cached_property
-    def equal_lengths(self) -> bool:  # type: ignore[override]
-        """Decoders pool the last position when they are given embeddings: padding would be what they classify."""
-        source = inspect.getsource(type(self.model).forward)
-        return "pad_token_id" in source
-
-    @property
     def labels(self) -> list[str]:
         """The names of the classes, in the order of the logits."""
         config: Any = self.model.config
         return [str(config.id2label.get(i, i)) for i in range(config.num_labels)]
 
+    def raw_logits(self, **inputs: Tensor) -> Tensor:
+        return self.model(**inputs).logits
+
+    def check_model(self, x: Tensor, inputs: dict[str, Tensor], logits: Tensor) -> None:
+        """Any classifier will do."""
+
     def logits(self, call: Call) -> Tensor:
         """(R, classes), before the inference mode."""
-        with _padding_token_named(self.model.config) if self.equal_lengths else contextlib.nullcontext():
-            return self.model(**call.inputs).logits
+        with _padding_token_named(self.model.config):
+            return self.raw_logits(**call.inputs)
 
     def scores(self, call: Call) -> Tensor:
         return self.inference_mode(self.logits(call)).gather(1, call.targets)
@@ -49,25 +48,30 @@ class ClassificationTask(Task):
     def prepare(
         self, texts: Sequence[Any], targets: Sequence[Any] | None, predict: Predict
     ) -> list[Prepared | FastshapError]:
-        encoded = encode(self.tokenizer, texts, max_length=self.max_length())
+        encoded = self.encode(texts, max_length=self.max_length())
         if targets is None:
             chosen = iter(predict([e for e in encoded if isinstance(e, Encoded)], self.logits))
-            targets = [next(chosen).argmax(-1, keepdim=True) if isinstance(e, Encoded) else None for e in encoded]
+            targets = [
+                next(chosen).argmax(-1, keepdim=True).tolist() if isinstance(e, Encoded) else [] for e in encoded
+            ]
         return [
             self._prepared(one, target) if isinstance(one, Encoded) else one
             for one, target in zip(encoded, targets, strict=True)
         ]
 
-    def _prepared(self, encoded: Encoded, targets: Tensor) -> Prepared:
-        names = [self.labels[target] for target in targets.tolist()]
-        return Prepared(encoded, targets, names)
+    def _prepared(self, encoded: Encoded, targets: list[Any]) -> Prepared | FastshapError:
+        try:
+            classes = [self._class(target) for target in targets]
+        except FastshapError as error:
+            return error
+        return Prepared(encoded, torch.tensor(classes), [self.labels[index] for index in classes])
 
-    def split_targets(self, targets: Any, count: int) -> list[Tensor] | None:
+    def split_targets(self, targets: Any, count: int) -> list[list[Any]] | None:
         """None, one class for every text (a number or a label), a list of classes or a tensor (n,) or (n, t)."""
         if targets is None:
             return None
         if isinstance(targets, np.ndarray):
-            targets = torch.from_numpy(targets)
+            targets = targets.tolist()
         if isinstance(targets, Tensor) and targets.ndim > 0:
             if targets.ndim not in (1, 2) or targets.is_floating_point() or targets.dtype == torch.bool:
                 raise InvalidTypeError(
@@ -76,9 +80,9 @@ class ClassificationTask(Task):
                 )
             each = [row.reshape(-1).tolist() for row in targets]
         elif isinstance(targets, str) or _is_whole(targets):
-            each = [[targets]] * count
-        elif isinstance(targets, Iterable) and not isinstance(targets, bytes | dict | Tensor):
-            each = [t.tolist() if isinstance(t, Tensor) and t.ndim == 1 else [t] for t in targets]
+            each = [[self._class(targets)]] * count
+        elif isinstance(targets, Iterable) and not isinstance(targets, bytes | Mapping | Tensor):
+            each = [_row(target) for target in targets]
         else:
             raise InvalidTypeError(
                 "Classification targets are None (the predicted class), a class, a list of classes or a tensor of shape "
@@ -86,25 +90,32 @@ class ClassificationTask(Task):
             )
         if len(each) != count:
             raise InvalidArgumentError(f"There are {count} texts but {len(each)} targets; give one for each text.")
-        return [torch.tensor([self._class(target) for target in one], dtype=torch.int64) for one in each]
+        if any(not one for one in each):
+            raise InvalidArgumentError("A text has no target; give at least one class for each text.")
+        return each
 
     def _class(self, target: Any) -> int:
         labels = self.labels
-        listed = ", ".join(f"{i} ({label})" for i, label in enumerate(labels[:20]))
-        if isinstance(target, str):
-            if target not in labels:
-                raise InvalidArgumentError(f"The model has no label {target!r}; its classes are {listed}.")
+        if isinstance(target, str) and target in labels:
             return labels.index(target)
-        if not _is_whole(target):
+        if not isinstance(target, str) and not _is_whole(target):
             raise InvalidTypeError(f"A target class is a number or a label; got {target!r}.")
-        index = operator.index(target)
-        if not 0 <= index < len(labels):
-            raise InvalidArgumentError(f"Target {index} is out of range; the model's classes are {listed}.")
-        return index
+        if not isinstance(target, str) and 0 <= operator.index(target) < len(labels):
+            return operator.index(target)
+        listed = ", ".join(f"{i} ({label})" for i, label in enumerate(labels[:20]))
+        what = f"The model has no label {target!r}" if isinstance(target, str) else f"Target {target} is out of range"
+        raise InvalidArgumentError(f"{what}; its classes are {listed}.")
+
+
+def _row(target: Any) -> list[Any]:
+    """The targets of one text: a class, or several as a list, an array or a tensor of one dimension."""
+    if isinstance(target, Tensor | np.ndarray):
+        target = target.tolist()
+    return list(target) if isinstance(target, list | tuple) else [target]
 
 
 def _is_whole(value: Any) -> bool:
-    if isinstance(value, bool):
+    if isinstance(value, bool | np.bool_) or (isinstance(value, Tensor) and value.dtype == torch.bool):
         return False
     try:
         operator.index(value)

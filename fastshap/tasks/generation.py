@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fastshap.engine import Call
-from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError
-from fastshap.tasks.base import Predict, Prepared, Task
-from fastshap.text import Encoded, encode, join
+from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError, UnsupportedModelError
+from fastshap.tasks.base import Predict, Prepared, Task, takes
+from fastshap.text import Encoded, join
 from fastshap.types import ModelTask
 
 
@@ -25,11 +24,24 @@ class GenerationTask(Task):
 
     @cached_property
     def _options(self) -> dict[str, Any]:
-        known = inspect.signature(type(self.model).forward).parameters
-        return {"use_cache": False} if "use_cache" in known else {}
+        return {"use_cache": False} if takes(self.model, "use_cache") else {}
+
+    def raw_logits(self, **inputs: Tensor) -> Tensor:
+        return self.model(**inputs, **self._options).logits
+
+    def check_model(self, x: Tensor, inputs: dict[str, Tensor], logits: Tensor) -> None:
+        """A causal model's logits do not depend on later tokens."""
+        other = x.clone()
+        other[:, -1] = -x[:, -1] + 1
+        moved = (self.raw_logits(inputs_embeds=other, **inputs) - logits)[:, :-1].abs().max()
+        if moved > 1e-3 * (1 + logits.abs().max()):
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} is not causal: its logits depend on later tokens, so they do not predict the "
+                "next one. Load an encoder as a decoder (is_decoder=True in its configuration), or use a causal language model."
+            )
 
     def scores(self, call: Call) -> Tensor:
-        logits = self.model(**call.inputs, **self._options).logits  # (R, L, V)
+        logits = self.raw_logits(**call.inputs)  # (R, L, V)
         count = call.targets.shape[1]
         before = call.ends[:, None] - count - 1 + torch.arange(count, device=logits.device)
         row = torch.arange(logits.shape[0], device=logits.device)[:, None]
@@ -45,23 +57,28 @@ class GenerationTask(Task):
                 "input, for instance what model.generate returned."
             )
         # interpreto cuts white space before the target, which brings its own, likewise.
-        prompts = encode(self.tokenizer, [t.rstrip() if isinstance(t, str) else t for t in texts], max_length=None)
+        stripped = [t.rstrip() if isinstance(t, str) else t for t in texts]
+        prompts = self.encode(stripped, max_length=None)
         spaced = [f" {t}" if isinstance(t, str) and t[:1] not in (" ", "") else t for t in targets]
-        endings = encode(self.tokenizer, spaced, max_length=None, add_special_tokens=False)
-        return [self._prepared(prompt, ending) for prompt, ending in zip(prompts, endings, strict=True)]
+        endings = self.encode(spaced, max_length=None, add_special_tokens=False)
+        return [self._prepared(*one) for one in zip(stripped, prompts, endings, strict=True)]
 
-    def _prepared(self, prompt: Encoded | FastshapError, ending: Encoded | FastshapError) -> Prepared | FastshapError:
+    def _prepared(
+        self, text: Any, prompt: Encoded | FastshapError, ending: Encoded | FastshapError
+    ) -> Prepared | FastshapError:
         if isinstance(prompt, FastshapError):
             return prompt
         if isinstance(ending, FastshapError):
             return type(ending)(f"The target text cannot be used. {ending}")
         limit = self.max_length()
         if limit is not None and len(prompt) + len(ending) > limit:
-            if len(ending) >= limit:
+            # At least one token of the input has to stay beside those that the tokenizer adds.
+            room = limit - len(ending)
+            if room <= self.tokenizer.num_special_tokens_to_add():
                 return InvalidArgumentError(
                     f"The target is {len(ending)} tokens long and the model takes {limit} with the input; shorten it."
                 )
-            (cut,) = encode(self.tokenizer, [prompt.text], max_length=limit - len(ending))
+            (cut,) = self.encode([text], max_length=room)
             if isinstance(cut, FastshapError):
                 return cut
             prompt = cut
@@ -73,7 +90,7 @@ class GenerationTask(Task):
             return None
         if isinstance(targets, str):
             each = [targets]
-        elif isinstance(targets, Iterable) and not isinstance(targets, bytes | dict | Tensor):
+        elif isinstance(targets, Iterable) and not isinstance(targets, bytes | Mapping | Tensor):
             each = list(targets)
         else:
             raise InvalidTypeError(
