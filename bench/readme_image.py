@@ -30,7 +30,7 @@ def _prediction(explainer: fastshap.GradientShap, text: str) -> str:
 def main() -> None:
     """Writes docs/images/explain.svg."""
     explainer = fastshap.GradientShap(*fastshap.load_default_model(), batch_size="auto")
-    console = Console(record=True, width=100, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    console = Console(record=True, width=116, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     for text, output in zip(TEXTS, explainer(list(TEXTS)), strict=True):
         console.print(Text(text, style="italic"))
         console.print(Text(_prediction(explainer, text)))
