@@ -125,9 +125,8 @@ def test_version():
 @pytest.mark.skipif(sys.platform != "linux", reason="unshare is a Linux command")
 def test_json_is_all_there_is_and_no_network_is_needed():
     command = [sys.executable, "-c", "from fastshap.cli import app; app()", "explain", "--json", "not good at all"]
-    cut_off = ["unshare", "-rn", *command]
     if subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False).returncode:
-        cut_off = command  # namespaces are not allowed here; the offline switch of conftest still holds
-    done = subprocess.run(cut_off, capture_output=True, text=True, check=True, timeout=120)
+        pytest.skip("this system allows no network namespaces, so the network cannot be cut off")
+    done = subprocess.run(["unshare", "-rn", *command], capture_output=True, text=True, check=True, timeout=120)
     assert json.loads(done.stdout)["prediction"]["label"] == "negative"
     assert done.stderr == ""

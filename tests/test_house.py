@@ -143,8 +143,6 @@ middle = time.perf_counter()
 import fastshap
 end = time.perf_counter()
 assert not torch.cuda.is_initialized()
-import sys
-assert "triton.compiler" not in sys.modules or sys.modules["torch"]
 print(middle - start, end - middle)
 """
     theirs, ours = map(float, python(code).split())

@@ -112,7 +112,7 @@ class Task(ABC):
             raise UnsupportedModelError(
                 f"{name} cannot be explained, since it does not run on inputs_embeds: {type(error).__name__}: {error}"
             ) from error
-        if not _near(ours, right):
+        if not near(ours, right):
             raise UnsupportedModelError(
                 f"{name} computes something else from inputs_embeds than from input_ids (logits differ by "
                 f"{float((ours - right).abs().max()):.3g}), so its gradients would explain another function. A decoder that "
@@ -129,7 +129,7 @@ class Task(ABC):
             theirs = self.raw_logits(inputs_embeds=F.pad(x, (0, 0, *room)), **padded)
             if theirs.ndim == 3:
                 theirs = theirs[:, room[0] : theirs.shape[1] - room[1]]
-            if _near(theirs, ours):
+            if near(theirs, ours):
                 return side
         return None
 
@@ -149,7 +149,7 @@ def takes(model: nn.Module, name: str) -> bool:
     return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-def _near(ours: Tensor, theirs: Tensor) -> bool:
+def near(ours: Tensor, theirs: Tensor) -> bool:
     """Equal but for rounding; NaN anywhere is left for the explanation itself to report."""
     if ours.shape != theirs.shape:
         return False

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastshap.engine import Call
 from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError, UnsupportedModelError
-from fastshap.tasks.base import Predict, Prepared, Task, takes
+from fastshap.tasks.base import Predict, Prepared, Task, near, takes
 from fastshap.text import Encoded, join
 from fastshap.types import ModelTask
 
@@ -33,8 +33,7 @@ class GenerationTask(Task):
         """A causal model's logits do not depend on later tokens."""
         other = x.clone()
         other[:, -1] = -x[:, -1] + 1
-        moved = (self.raw_logits(inputs_embeds=other, **inputs) - logits)[:, :-1].abs().max()
-        if moved > 1e-3 * (1 + logits.abs().max()):
+        if not near(self.raw_logits(inputs_embeds=other, **inputs)[:, :-1], logits[:, :-1]):
             raise UnsupportedModelError(
                 f"{type(self.model).__name__} is not causal: its logits depend on later tokens, so they do not predict the "
                 "next one. Load an encoder as a decoder (is_decoder=True in its configuration), or use a causal language model."
