@@ -1,5 +1,6 @@
 """GradientSHAP attributions for Hugging Face text models."""
 
+from fastshap.base import AttributionExplainer, MultitaskExplainerMixin
 from fastshap.default_model import load_default_model
 from fastshap.errors import (
     BackendUnavailableError,
@@ -10,7 +11,7 @@ from fastshap.errors import (
     TruncationWarning,
     UnsupportedModelError,
 )
-from fastshap.explainer import AttributionExplainer, GradientShap, MultitaskExplainerMixin
+from fastshap.explainer import GradientShap
 from fastshap.output import AttributionOutput
 from fastshap.types import Granularity, GranularityAggregationStrategy, InferenceModes, ModelTask
 from fastshap.version import __version__

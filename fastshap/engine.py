@@ -233,7 +233,7 @@ def _rows(
         token_offsets=_offsets(lengths).to(device),
         row_offsets=_offsets([piece.hi - piece.lo for piece in pieces]).to(device),
         alphas=torch.from_numpy(np.concatenate([s.alphas[part] for s, part in parts])).to(device),
-        streams=torch.tensor([s.stream for s, _ in parts], dtype=torch.int64).to(device),
+        streams=torch.tensor([s.stream for s, _ in parts], dtype=torch.int64, device="cpu").to(device),
         draws=torch.from_numpy(np.concatenate([s.draws[part] for s, part in parts])).to(device),
         signs=torch.from_numpy(np.concatenate([s.signs[part] for s, part in parts])).to(device),
         baseline=baseline.to(device) if isinstance(baseline, Tensor) else baseline,
@@ -246,8 +246,8 @@ def _rows(
 
 def _call(items: Sequence[Item], pieces: Sequence[Piece], z: Tensor, settings: Settings) -> Call:
     rows, length = z.shape[:2]
-    mask = torch.zeros(rows, length, dtype=torch.int64)
-    extra = {name: torch.zeros_like(mask) for name in items[pieces[0].item].extra}
+    mask = torch.zeros(rows, length, dtype=torch.int64, device="cpu")
+    extra = {name: torch.zeros_like(mask) for piece in pieces for name in items[piece.item].extra}
     targets, ends = [], []
     row = 0
     for piece in pieces:
@@ -255,7 +255,7 @@ def _call(items: Sequence[Item], pieces: Sequence[Piece], z: Tensor, settings: S
         columns = _columns(len(item.input_ids), length, settings.padding_side)
         mask[row : row + count, columns] = 1
         for name, values in extra.items():
-            values[row : row + count, columns] = item.extra[name]
+            values[row : row + count, columns] = item.extra.get(name, 0)
         targets += [item.targets] * count
         ends += [columns.stop] * count
         row += count
@@ -272,7 +272,7 @@ def _columns(tokens: int, length: int, padding_side: str) -> slice:
 
 
 def _offsets(counts: Sequence[int]) -> Tensor:
-    return torch.tensor([0, *counts], dtype=torch.int64).cumsum(0)
+    return torch.tensor([0, *counts], dtype=torch.int64, device="cpu").cumsum(0)
 
 
 def _embed(model: Any, items: Sequence[Item], pieces: Sequence[Piece]) -> Tensor:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,18 +12,19 @@ import torch
 from torch import Tensor
 
 from fastshap import engine, ops, parameters
+from fastshap.base import AttributionExplainer, MultitaskExplainerMixin
 from fastshap.errors import (
     FastshapError,
     InvalidArgumentError,
-    InvalidTypeError,
     NonFiniteError,
     TruncationWarning,
     UnsupportedModelError,
 )
+from fastshap.groups import groups
 from fastshap.output import AttributionOutput
 from fastshap.sampling import SAMPLINGS, Samples, draw_samples
-from fastshap.tasks import Prepared, Task, takes, task_for
-from fastshap.text import Encoded, groups
+from fastshap.tasks import Prepared, takes
+from fastshap.text import Encoded
 from fastshap.types import (
     Granularity,
     GranularityAggregationStrategy,
@@ -39,97 +39,6 @@ if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 REDUCTIONS = ("sum", "abs_mean")
-# Texts that are tokenised, sorted and explained together; bounds the memory of iter_explain.
-_WINDOW = 1024
-
-
-class AttributionExplainer:
-    """What every explainer shares: it takes texts and targets and yields one :class:`AttributionOutput` for each text.
-
-    A subclass computes a window of texts in ``_explain_window``.
-    """
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    task: Task
-
-    def explain(self, model_inputs: Any, targets: Any = None) -> list[AttributionOutput]:
-        """Explains texts.
-
-        Args:
-            model_inputs: a text, or an iterable of n texts.
-            targets: classification: None (the predicted class), a class or label for every text, a list of n classes, or an
-                integer tensor (n,) or (n, t). Generation: a text, or a list of n texts, that follow the inputs.
-
-        Returns:
-            n outputs, in the order of the texts.
-
-        Raises:
-            InvalidArgumentError, InvalidTypeError: a text or target that cannot be used; the message names its index.
-            NonFiniteError: the model gave NaN or infinite scores or gradients.
-        """
-        if not isinstance(model_inputs, str):
-            self._check_iterable(model_inputs)
-        texts = [model_inputs] if isinstance(model_inputs, str) else list(model_inputs)
-        if not texts:
-            raise InvalidArgumentError("The list of texts is empty; pass at least one text.")
-        split = self.task.split_targets(targets, len(texts))
-        return list(self._explain_all(texts, split))
-
-    __call__ = explain
-
-    def iter_explain(self, model_inputs: Iterable[str], targets: Any = None) -> Iterator[AttributionOutput]:
-        """Explains texts from any iterable, yielding outputs in input order; memory does not grow with their number.
-
-        Args:
-            model_inputs: texts, read as they are needed.
-            targets: None, one class or label for every text (classification), or an iterable with an entry for each text.
-        """
-        if isinstance(model_inputs, str):
-            model_inputs = [model_inputs]
-            targets = (
-                [targets] if isinstance(targets, str) and self.task.model_task is ModelTask.GENERATION else targets
-            )
-        self._check_iterable(model_inputs)
-        # Anything without a length that can be walked (None, a class, a label) serves every text.
-        one_for_all = isinstance(targets, str) or not isinstance(targets, Iterable) or getattr(targets, "ndim", 1) == 0
-        return self._explain_all(model_inputs, targets if one_for_all else iter(targets))
-
-    def _check_iterable(self, model_inputs: Any) -> None:
-        if isinstance(model_inputs, Iterable) and not isinstance(model_inputs, bytes | Mapping | Tensor):
-            return
-        raise InvalidTypeError(
-            f"model_inputs must be a text or an iterable of texts; got {type(model_inputs).__name__}."
-        )
-
-    def _explain_all(self, texts: Iterable[Any], targets: Any) -> Iterator[AttributionOutput]:
-        remaining = iter(texts)
-        start = 0
-        while window := list(islice(remaining, _WINDOW)):
-            if isinstance(targets, list):
-                part: list[Any] | None = targets[start : start + len(window)]
-            elif isinstance(targets, Iterator):
-                part = self.task.split_targets(list(islice(targets, len(window))), len(window))
-            else:
-                part = self.task.split_targets(targets, len(window))
-            yield from self._explain_window(window, part, start)
-            start += len(window)
-
-    def _explain_window(
-        self, texts: Sequence[Any], targets: Sequence[Any] | None, first: int
-    ) -> list[AttributionOutput]:
-        raise NotImplementedError
-
-
-class MultitaskExplainerMixin:
-    """Chooses the task (classification or generation) from the model."""
-
-    @staticmethod
-    def task_of(
-        model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inference_mode: Callable[[Tensor], Tensor]
-    ) -> Task:
-        """The task of ``model``, by its class name; UnsupportedModelError names those supported."""
-        return task_for(model, tokenizer, inference_mode)
 
 
 class _Scored(NamedTuple):
@@ -215,7 +124,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         reduction = parameters.one_of(reduction, "reduction", REDUCTIONS)
         self.sampling = parameters.one_of(sampling, "sampling", SAMPLINGS)
         self.on_error = parameters.one_of(on_error, "on_error", ("raise", "record"))
-        self.return_convergence_delta = bool(return_convergence_delta)
+        self.return_convergence_delta = parameters.flag(return_convergence_delta, "return_convergence_delta")
+        input_x_gradient = parameters.flag(input_x_gradient, "input_x_gradient")
         if self.return_convergence_delta and not (reduction == "sum" and input_x_gradient):
             raise InvalidArgumentError(
                 "return_convergence_delta=True needs reduction='sum' and input_x_gradient=True: other scores do not add up "
@@ -224,21 +134,22 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         ops.check_backend(backend)
         self.model = model
         self.tokenizer = tokenizer
-        self.task = self.task_of(model, tokenizer, self.inference_mode)
+        self.task = self.task_of(model, tokenizer, self.inference_mode, self.seed)
         known, width = _table_shape(model)
         if 10 * len(tokenizer) < known:
             raise InvalidArgumentError(
                 f"The tokenizer knows {len(tokenizer)} tokens and the model {known}: it is another model's, or its files are "
                 "missing beside the model's. Load the one that the model was trained with."
             )
+        device = parameters.device(device)
         if device is not None:
             model.to(device)  # type: ignore[arg-type]
         self._settings = engine.Settings(
             noise_std=parameters.noise(noise_std),
             baseline=parameters.baseline(baseline, width),
             reduction=reduction,
-            input_x_gradient=bool(input_x_gradient),
-            perturb_special_tokens=bool(perturb_special_tokens),
+            input_x_gradient=input_x_gradient,
+            perturb_special_tokens=parameters.flag(perturb_special_tokens, "perturb_special_tokens"),
             batch_size=parameters.batch_size(batch_size),
             backend=backend,
         )
@@ -246,20 +157,21 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         self._truncation_warned = False
 
     def _explain_window(
-        self, texts: Sequence[Any], targets: Sequence[Any] | None, first: int
+        self, texts: Sequence[Any], targets: Sequence[Any] | None, first: int, options: Mapping[str, Any]
     ) -> list[AttributionOutput]:
-        with engine.frozen(self.model):
-            prepared = self.task.prepare(texts, targets, self._predict)
+        with engine.frozen(self.model), torch.inference_mode(False):
+            prepared = self.task.prepare(texts, targets, self._predict, options)
             prepared = [self._with_fitting_baseline(one) for one in prepared]
             self._raise_first(prepared, first)
             good = [one for one in prepared if isinstance(one, Prepared)]
             self._warn_of_truncation(good)
             scored = iter(self._score(good))
-        results = [next(scored) if isinstance(one, Prepared) else one for one in prepared]
-        self._raise_first(results, first)
-        return [
-            self._failed(result) if isinstance(result, FastshapError) else self._output(result) for result in results
-        ]
+            results = [next(scored) if isinstance(one, Prepared) else one for one in prepared]
+            self._raise_first(results, first)
+            return [
+                self._failed(result) if isinstance(result, FastshapError) else self._output(result)
+                for result in results
+            ]
 
     def _score(self, prepared: Sequence[Prepared]) -> list[_Scored | FastshapError]:
         if not prepared:
@@ -279,8 +191,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             _Scored(one, score, delta)
             if bool(score.isfinite().all()) and (delta is None or bool(delta.isfinite().all()))
             else NonFiniteError(
-                "The model's scores or gradients are NaN or infinite for this text. Look for overflow in half precision "
-                "(load the model in float32 or bfloat16) or for damaged weights."
+                "The model's scores or gradients are NaN or infinite for this text. Look for damaged weights, for overflow in "
+                "half precision (load the model in float32 or bfloat16), or for a baseline or noise_std of enormous size."
             )
             for one, score, delta in zip(prepared, scores, deltas, strict=True)
         ]
@@ -299,7 +211,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         if not encoded:
             return []
         self._try_model(encoded[0])
-        items = [_item(one, torch.zeros(1, dtype=torch.int64)) for one in encoded]
+        items = [_item(one, torch.zeros(1, dtype=torch.int64, device="cpu")) for one in encoded]
         here = Samples((0, 0, 0), np.zeros(1, np.float32), np.zeros(1, np.int64), np.ones(1, np.float32))
         plain = dataclasses.replace(self._settings, noise_std=0.0, baseline=0.0)
         values = engine.evaluate(self.model, items, [here] * len(items), forward, plain)
@@ -310,7 +222,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         members, elements = groups(encoded, self.granularity)
         strategy = self.granularity_aggregation_strategy.value
         attributions = self._reduce(tokens, members, strategy)  # (T, G)
-        shown = torch.zeros(len(encoded), dtype=torch.bool)
+        shown = torch.zeros(len(encoded), dtype=torch.bool, device="cpu")
         shown[[i for member in members for i in member]] = True
         unassigned = tokens[:, ~shown].sum(1)  # (T,)
         names, delta = scored.prepared.target_names, scored.delta
@@ -319,7 +231,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             prompt_elements = len(members) - len(mine)
             target_groups = [[i - encoded.prompt_length for i in member] for member in mine]
             # An element is hidden from a target group that it is part of or that it follows.
-            hidden = torch.ones(len(mine), len(members), dtype=torch.bool).triu(prompt_elements)
+            hidden = torch.ones(len(mine), len(members), dtype=torch.bool, device="cpu").triu(prompt_elements)
             for k, member in enumerate(mine):
                 rows = target_groups[k]
                 unassigned[rows] += tokens[rows, member[0] :].masked_fill(~shown[member[0] :], 0).sum(1)
@@ -342,10 +254,10 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
 
     def _failed(self, error: FastshapError) -> AttributionOutput:
         return AttributionOutput(
-            attributions=torch.zeros(0, 0),
+            attributions=torch.zeros(0, 0, device="cpu"),
             elements=[],
             model_inputs_to_explain=_model_inputs(None),
-            targets=torch.zeros(0, dtype=torch.int64),
+            targets=torch.zeros(0, dtype=torch.int64, device="cpu"),
             error=f"{type(error).__name__}: {error}",
             **self._provenance(),
         )
@@ -368,8 +280,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         }
 
     def _reduce(self, values: Tensor, members: list[list[int]], strategy: str) -> Tensor:
-        offsets = torch.tensor([0, *map(len, members)]).cumsum(0)
-        flat = torch.tensor([i for member in members for i in member], dtype=torch.int64)
+        offsets = torch.tensor([0, *map(len, members)], device="cpu").cumsum(0)
+        flat = torch.tensor([i for member in members for i in member], dtype=torch.int64, device="cpu")
         return ops.segment_reduce(values, flat, offsets, strategy, backend=self._settings.backend)
 
     def _with_fitting_baseline(self, one: Prepared | FastshapError) -> Prepared | FastshapError:
@@ -404,10 +316,10 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
 
 def _item(encoded: Encoded, targets: Tensor) -> engine.Item:
     return engine.Item(
-        input_ids=torch.tensor(encoded.input_ids),
+        input_ids=torch.tensor(encoded.input_ids, device="cpu"),
         targets=targets,
-        special=torch.tensor(encoded.special),
-        extra={name: torch.tensor(values) for name, values in encoded.extra.items()},
+        special=torch.tensor(encoded.special, device="cpu"),
+        extra={name: torch.tensor(values, device="cpu") for name, values in encoded.extra.items()},
     )
 
 
@@ -429,12 +341,12 @@ def _model_inputs(encoded: Encoded | None) -> BatchEncoding:
     if encoded is None:
         return BatchEncoding({})
     data = {
-        "input_ids": torch.tensor([encoded.input_ids]),
-        "attention_mask": torch.ones(1, len(encoded), dtype=torch.int64),
-        "special_tokens_mask": torch.tensor([encoded.special]).long(),
-        "offset_mapping": torch.tensor([encoded.offsets]),
+        "input_ids": torch.tensor([encoded.input_ids], device="cpu"),
+        "attention_mask": torch.ones(1, len(encoded), dtype=torch.int64, device="cpu"),
+        "special_tokens_mask": torch.tensor([encoded.special], device="cpu").long(),
+        "offset_mapping": torch.tensor([encoded.offsets], device="cpu"),
     }
-    return BatchEncoding(data | {name: torch.tensor([values]) for name, values in encoded.extra.items()})
+    return BatchEncoding(data | {name: torch.tensor([values], device="cpu") for name, values in encoded.extra.items()})
 
 
 def _table_shape(model: Any) -> tuple[int, int]:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import math
 import numbers
+import operator
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from fastshap.errors import InvalidArgumentError, InvalidTypeError
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def whole(value: Any, name: str, *, least: int, most: int | None = None, also: str = "") -> int:
     """A whole number within bounds; ``also`` names what else the parameter takes."""
     kinds = "a whole number" + (f" or {also}" if also else "")
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool | np.bool_):
         raise InvalidTypeError(f"{name} must be {kinds}; got {value!r}.")
-    number = value.__index__()
     if number < least or (most is not None and number > most):
         bounds = f"at least {least}" if most is None else f"between {least} and {most}"
         raise InvalidArgumentError(f"{name} must be {kinds}, {bounds}; got {number}.")
@@ -25,22 +32,43 @@ def whole(value: Any, name: str, *, least: int, most: int | None = None, also: s
 
 def batch_size(value: Any) -> int | str:
     """Rows of one model call, or "auto"."""
-    return "auto" if value == "auto" else whole(value, "batch_size", least=1, also='"auto"')
+    return "auto" if isinstance(value, str) and value == "auto" else whole(value, "batch_size", least=1, also='"auto"')
 
 
 def one_of(value: Any, name: str, choices: tuple[str, ...]) -> str:
     """One of a few words."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise InvalidArgumentError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}.")
     return value
+
+
+def flag(value: Any, name: str) -> bool:
+    """True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise InvalidTypeError(f"{name} must be True or False; got {value!r}.")
+    return bool(value)
+
+
+def device(value: Any) -> torch.device | None:
+    """A device that is here, or None."""
+    if value is None:
+        return None
+    try:
+        wanted = torch.device(value)
+        torch.empty(0, device=wanted)
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        raise InvalidArgumentError(
+            f"device must be None or a device of this machine, such as 'cpu' or 'cuda:0'; got {value!r} ({error})."
+        ) from None
+    return wanted
 
 
 def noise(value: Any) -> float:
     """``noise_std`` as a number, zero or more."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InvalidTypeError(f"noise_std must be a number; got {value!r}.")
-    number = float(value)
-    if not (math.isfinite(number) and number >= 0):
+    number = _finite(value)
+    if number is None or number < 0:
         raise InvalidArgumentError(f"noise_std must be zero or more, and finite; got {value}.")
     return number
 
@@ -64,6 +92,16 @@ def baseline(value: Any, width: int) -> float | Tensor:
         return value.detach().clone()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InvalidTypeError(f"The baseline must be None, a number or a Tensor; got {type(value).__name__}.")
-    if not math.isfinite(value):
+    number = _finite(value)
+    if number is None:
         raise InvalidArgumentError(f"The baseline must be finite; got {value}.")
-    return float(value)
+    return number
+
+
+def _finite(value: numbers.Real) -> float | None:
+    """As a float, if it is finite in float32, which the noise is computed in."""
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if abs(number) <= _LARGEST else None

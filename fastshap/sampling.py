@@ -54,8 +54,13 @@ def draw_samples(seed: int, input_ids: Sequence[int], n: int, sampling: str, rou
 
 def _path_uniforms(stream: tuple[int, int, int], n: int) -> np.ndarray:
     """(n,) float64 in (0, 1): word i % 4 of call i // 4, its upper 23 bits and a half, exact in float32."""
-    k0, k1, round_ = (torch.tensor([value]) for value in stream)
-    call = torch.arange(-(-n // 4))
-    counter = (call, torch.tensor([n]), torch.zeros(1, dtype=torch.int64), (round_ << 8) | PATH_DOMAIN)
+    k0, k1, round_ = (torch.tensor([value], device="cpu") for value in stream)
+    call = torch.arange(-(-n // 4), device="cpu")
+    counter = (
+        call,
+        torch.tensor([n], device="cpu"),
+        torch.zeros(1, dtype=torch.int64, device="cpu"),
+        (round_ << 8) | PATH_DOMAIN,
+    )
     words = torch.stack(torch.broadcast_tensors(*philox4x32(counter, (k0, k1))), dim=-1).flatten()[:n]
     return ((words >> 9).double().numpy() + 0.5) * 2.0**-23

@@ -1,32 +1,23 @@
-"""Texts to tokens, and tokens to the groups that scores are reported for."""
+"""Texts to tokens: what the model sees, and where each token stands in the text."""
 
 from __future__ import annotations
 
-import bisect
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError
+from fastshap.inputs import Tokens
 from fastshap.locks import lock_of
-from fastshap.types import Granularity
+from fastshap.spelling import align, read, scheme, spell, words
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-_CLOSING = "\"'”’»)\\]"
-_SENTENCE_END = re.compile(rf"[.?!…]+[{_CLOSING}]*(?=\s)")
-_PART_END = re.compile(rf"[,;:.?!…]+[{_CLOSING}]*(?=\s)")
-_ABBREVIATIONS = frozenset(
-    """mr. mrs. ms. dr. prof. sr. jr. st. mt. etc. cf. vs. nb. env. approx. min. max. resp. ex. ref. inc. ltd. co. fig.
-    eq. gen. col. lt. sgt. capt. rev. hon. gov. sen. rep. ph.d. m.sc. b.sc. m.d. al. ca. vol. pp. ed. est. dept.
-    a.m. p.m.""".split()
-)
-_DOTTED = re.compile(r"(?:[^\W\d_]\.){2,}")  # U.S., e.g., i.e.
-_OPENING = "\"'“‘«(["
-_WORD_MARKERS = ("Ġ", "▁", " ")
+# Further inputs of the model that have one value for each token.
+EXTRA = ("token_type_ids",)
 
 
 @dataclass(frozen=True)
@@ -38,9 +29,7 @@ class Encoded:
     special: list[bool]  # added by the tokenizer's template, not part of the text
     offsets: list[tuple[int, int]]  # characters of ``text``; (0, 0) for special tokens
     tokens: list[str]
-    words: (
-        list[int | None] | None
-    )  # word index, None for special tokens; None as a whole where the tokenizer has no words
+    words: list[int | None]  # word index, None for special tokens
     truncated: bool
     prompt_length: int  # tokens that are input; any further ones are the target text of a generation
     extra: dict[str, list[int]] = field(default_factory=dict)  # further inputs of the model, token_type_ids say
@@ -51,30 +40,41 @@ class Encoded:
 
 def encode(
     tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[object],
+    sources: Sequence[Any],
     *,
     max_length: int | None,
     add_special_tokens: bool = True,
 ) -> list[Encoded | FastshapError]:
-    """Tokenises texts, each cut to ``max_length`` tokens where given. What is wrong with a text stands in its place."""
-    problems = [_problem_with(text) for text in texts]
-    good = [text for text, problem in zip(texts, problems, strict=True) if problem is None]
+    """Tokenises texts, each cut to ``max_length`` tokens where given, and takes token ids as they are.
+
+    What is wrong with a text stands in its place. ``add_special_tokens`` concerns strings alone.
+    """
+    problems = [_problem_with(source) for source in sources]
+    texts = [text for text, problem in zip(sources, problems, strict=True) if problem is None and isinstance(text, str)]
     options: dict[str, Any] = {"add_special_tokens": add_special_tokens, "return_special_tokens_mask": True}
     if max_length is not None:
         options |= {"truncation": True, "max_length": max_length}
     with _settings_kept(tokenizer):
-        encode_good = _encode_fast if tokenizer.is_fast else _encode_slow
-        encoded = iter(encode_good(tokenizer, good, options) if good else [])
-    return [_with_content(next(encoded)) if problem is None else problem for problem in problems]
+        encode_texts = _encode_fast if tokenizer.is_fast else _encode_slow
+        encoded = iter(encode_texts(tokenizer, texts, options) if texts else [])
+        found = [
+            problem or (_encode_ids(tokenizer, source) if isinstance(source, Tokens) else next(encoded))
+            for source, problem in zip(sources, problems, strict=True)
+        ]
+    return [_with_content(one) if isinstance(one, Encoded) else one for one in found]
 
 
-def _problem_with(text: object) -> FastshapError | None:
-    if not isinstance(text, str):
-        return InvalidTypeError(f"A text must be a string; got {type(text).__name__}.")
-    if not text.strip():
+def _problem_with(source: object) -> FastshapError | None:
+    if isinstance(source, FastshapError):
+        return source
+    if isinstance(source, Tokens):
+        return None if source.ids else InvalidArgumentError("The text has no tokens; there is nothing to explain.")
+    if not isinstance(source, str):
+        return InvalidTypeError(f"A text must be a string or token ids; got {type(source).__name__}.")
+    if not source.strip():
         return InvalidArgumentError("The text is empty or only white space; there is nothing to explain.")
     try:
-        text.encode()
+        source.encode()
     except UnicodeEncodeError as error:
         return InvalidArgumentError(
             f"The text holds half of a surrogate pair at character {error.start}, which no tokenizer takes; decode it "
@@ -91,7 +91,7 @@ def _with_content(encoded: Encoded) -> Encoded | FastshapError:
     return encoded
 
 
-def _encode_fast(tokenizer: PreTrainedTokenizerBase, texts: list[Any], options: dict[str, Any]) -> list[Encoded]:
+def _encode_fast(tokenizer: PreTrainedTokenizerBase, texts: list[str], options: dict[str, Any]) -> list[Encoded]:
     batch = tokenizer(texts, return_offsets_mapping=True, **options)
     return [
         Encoded(
@@ -100,7 +100,7 @@ def _encode_fast(tokenizer: PreTrainedTokenizerBase, texts: list[Any], options: 
             special=[bool(flag) for flag in encoding.special_tokens_mask],
             offsets=list(encoding.offsets),
             tokens=list(encoding.tokens),
-            words=list(encoding.word_ids),
+            words=_numbered(encoding.word_ids, encoding.special_tokens_mask),
             truncated=bool(encoding.overflowing),
             prompt_length=len(encoding.ids),
             extra=_extra(batch, i),
@@ -109,132 +109,147 @@ def _encode_fast(tokenizer: PreTrainedTokenizerBase, texts: list[Any], options: 
     ]
 
 
-def _encode_slow(tokenizer: PreTrainedTokenizerBase, texts: list[Any], options: dict[str, Any]) -> list[Encoded]:
+def _encode_slow(tokenizer: PreTrainedTokenizerBase, texts: list[str], options: dict[str, Any]) -> list[Encoded]:
     batch = tokenizer(texts, **options)
     encoded = []
     for i, text in enumerate(texts):
         ids = list(batch["input_ids"][i])
         special = [bool(flag) for flag in batch["special_tokens_mask"][i]]
-        tokens = list(tokenizer.convert_ids_to_tokens(ids))
         truncated = False
         if len(ids) == options.get("max_length"):
             whole = tokenizer(text, add_special_tokens=options["add_special_tokens"], verbose=False)
             truncated = len(whole["input_ids"]) > len(ids)
-        rebuilt, offsets = _rebuild(tokens, special)
-        encoded.append(Encoded(rebuilt, ids, special, offsets, tokens, None, truncated, len(ids), _extra(batch, i)))
+        one = _from_ids(tokenizer, ids, special, _extra(batch, i), truncated)
+        aligned = align(text, one.text, [span for span, flag in zip(one.offsets, special, strict=True) if not flag])
+        if aligned is not None:
+            found = iter(aligned)
+            one = _replaced(one, text=text, offsets=[(0, 0) if flag else next(found) for flag in special])
+        encoded.append(one)
     return encoded
 
 
-def _extra(batch: BatchEncoding, i: int) -> dict[str, list[int]]:
-    return {name: list(batch[name][i]) for name in ("token_type_ids",) if name in batch}
+def _encode_ids(tokenizer: PreTrainedTokenizerBase, source: Tokens) -> Encoded | FastshapError:
+    if min(source.ids) < 0:
+        return InvalidArgumentError(f"Token ids are zero or more; got {min(source.ids)}.")
+    named = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    special = source.special or [token in named for token in source.ids]
+    extra = {name: source.further.get(name) for name in EXTRA if name in tokenizer.model_input_names}
+    filled = {name: [0] * len(source.ids) if values is None else values for name, values in extra.items()}
+    return _from_ids(tokenizer, source.ids, special, filled, truncated=False)
 
 
-def _rebuild(tokens: Sequence[str], special: Sequence[bool]) -> tuple[str, list[tuple[int, int]]]:
-    """A text and offsets for a tokenizer that gives none, from the tokens' markers for a word's beginning or continuation."""
-    continued = any(token.startswith("##") for token in tokens)
-    marked = any(token.startswith(_WORD_MARKERS) for token in tokens)
-    text, offsets = "", []
-    for token, is_special in zip(tokens, special, strict=True):
+def _from_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    ids: list[int],
+    special: list[bool],
+    extra: dict[str, list[int]],
+    truncated: bool,
+) -> Encoded:
+    """Spells the runs of tokens between special ones, one below the other."""
+    text, first = "", 0
+    offsets: list[tuple[int, int]] = []
+    numbers: list[int | None] = []
+    names: list[str] = []
+    for is_special, run in groupby(zip(ids, special, strict=True), key=lambda pair: pair[1]):
+        part = [token for token, _ in run]
+        known = [token if token < len(tokenizer) else 0 for token in part]  # tables are often wider than vocabularies
+        listed = zip(tokenizer.convert_ids_to_tokens(known), known, part, strict=True)
+        tokens = [name if name and token == given else f"<{given}>" for name, token, given in listed]
+        names += tokens
         if is_special:
-            offsets.append((0, 0))
+            offsets += [(0, 0)] * len(part)
+            numbers += [None] * len(part)
             continue
-        begins = token.startswith(_WORD_MARKERS) if marked else not (continued and token.startswith("##"))
-        piece = token.removeprefix("##") if continued else token
-        piece = piece[1:] if piece.startswith(_WORD_MARKERS) else piece
-        if begins and text:
-            text += " "
-        offsets.append((len(text), len(text) + len(piece)))
-        text += piece
-    return text, offsets
+        spelled, spans, indices = _read(tokenizer, known, tokens)
+        text += "\n" if text else ""
+        offsets += [(a + len(text), b + len(text)) for a, b in spans]
+        numbers += [None if index is None else index + first for index in indices]
+        text += spelled
+        first += 1 + max((index for index in indices if index is not None), default=-1)
+    return Encoded(text, ids, special, offsets, names, numbers, truncated, len(ids), extra)
+
+
+def _read(
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], tokens: list[str]
+) -> tuple[str, list[tuple[int, int]], Sequence[int | None]]:
+    """The text of some tokens, their characters in it and their words."""
+    marker = scheme(tokenizer)
+    if not tokenizer.is_fast:
+        return *spell(tokenizer, ids, tokens, marker), words(tokens, marker)
+    text = read(tokenizer, ids)
+    encoding = tokenizer(text, add_special_tokens=False).encodings[0]
+    if encoding.ids == ids:
+        return text, list(encoding.offsets), _numbered(encoding.word_ids, [0] * len(ids))
+    # Not the tokens that this text would have today: cut within a word, or written one by one by a model.
+    text, spans = spell(tokenizer, ids, tokens, marker)
+    encoding = tokenizer(text, add_special_tokens=False).encodings[0]
+    within = [encoding.char_to_word(first_visible(text, span)) for span in spans]
+    return text, spans, _numbered(within, [0] * len(ids))
+
+
+def first_visible(text: str, span: tuple[int, int]) -> int:
+    """Where the first character of a span that is not white space stands; its beginning if there is none."""
+    start, end = span
+    return next((at for at in range(start, end) if not text[at].isspace()), start)
+
+
+def _numbered(word_ids: Sequence[int | None], special: Sequence[int]) -> list[int | None]:
+    """A word for every token of the text; one that the tokenizer counts to no word belongs to the one before."""
+    numbers: list[int | None] = []
+    last = 0
+    for word, flag in zip(word_ids, special, strict=True):
+        last = last if word is None else word
+        numbers.append(None if flag else last)
+    return numbers
+
+
+def _extra(batch: BatchEncoding, i: int) -> dict[str, list[int]]:
+    return {name: list(batch[name][i]) for name in EXTRA if name in batch}
+
+
+def _replaced(encoded: Encoded, **changes: Any) -> Encoded:
+    return Encoded(**{**vars(encoded), **changes})
+
+
+def without_ending(encoded: Encoded) -> Encoded:
+    """The text without special tokens at its end, which would stand between it and what follows."""
+    end = len(encoded)
+    while end > 0 and encoded.special[end - 1]:
+        end -= 1
+    return _cut(encoded, end)
+
+
+def _cut(encoded: Encoded, end: int) -> Encoded:
+    changes: dict[str, Any] = {
+        name: getattr(encoded, name)[:end] for name in ("input_ids", "special", "offsets", "tokens", "words")
+    }
+    extra = {name: values[:end] for name, values in encoded.extra.items()}
+    return _replaced(encoded, **changes, extra=extra, prompt_length=min(end, encoded.prompt_length))
+
+
+def continuation(prompt: Encoded, whole: Encoded) -> Encoded | None:
+    """``whole`` as input and target, if it begins with the tokens of ``prompt`` and goes on."""
+    count = len(prompt)
+    if len(whole) <= count or whole.input_ids[:count] != prompt.input_ids:
+        return None
+    return _replaced(whole, prompt_length=count)
 
 
 def join(prompt: Encoded, target: Encoded) -> Encoded:
     """The two one after the other, as one text for a causal model."""
     shift = len(prompt.text)
-    words = None
-    if prompt.words is not None and target.words is not None:
-        first = 1 + max((word for word in prompt.words if word is not None), default=-1)
-        words = prompt.words + [None if word is None else word + first for word in target.words]
+    first = 1 + max((word for word in prompt.words if word is not None), default=-1)
     return Encoded(
         text=prompt.text + target.text,
         input_ids=prompt.input_ids + target.input_ids,
         special=prompt.special + target.special,
         offsets=prompt.offsets + [(a + shift, b + shift) for a, b in target.offsets],
         tokens=prompt.tokens + target.tokens,
-        words=words,
+        words=prompt.words + [None if word is None else word + first for word in target.words],
         truncated=prompt.truncated or target.truncated,
         prompt_length=len(prompt),
         extra={name: prompt.extra[name] + target.extra[name] for name in prompt.extra if name in target.extra},
     )
-
-
-def groups(encoded: Encoded, granularity: Granularity) -> tuple[list[list[int]], list[str]]:
-    """The token indices of every element, in reading order, and the elements as the text shows them.
-
-    No element holds tokens of both the input and the target of a generation.
-    """
-    if granularity is Granularity.ALL_TOKENS:
-        members = [[i] for i in range(len(encoded))]
-    elif granularity is Granularity.TOKEN:
-        members = [[i] for i in range(len(encoded)) if not encoded.special[i]]
-    else:
-        keys = _word_keys(encoded) if granularity is Granularity.WORD else _sentence_keys(encoded, granularity)
-        gathered: dict[tuple[bool, Any], list[int]] = {}
-        for i, key in enumerate(keys):
-            if key is not None:
-                gathered.setdefault((i >= encoded.prompt_length, key), []).append(i)
-        members = [gathered[key] for key in sorted(gathered)]
-    return members, [_shown(encoded, member) for member in members]
-
-
-def _shown(encoded: Encoded, member: list[int]) -> str:
-    if encoded.special[member[0]]:
-        return encoded.tokens[member[0]]
-    start = min(encoded.offsets[i][0] for i in member)
-    end = max(encoded.offsets[i][1] for i in member)
-    return encoded.text[start:end] or encoded.tokens[member[0]]
-
-
-def _word_keys(encoded: Encoded) -> list[tuple[int, int] | None]:
-    """The tokenizer's word and the run of text between white space: some tokenizers take a whole text for one word."""
-    starts = [match.start() for match in re.finditer(r"\S+", encoded.text)]
-    words = encoded.words or [None if special else 0 for special in encoded.special]
-    keys: list[tuple[int, int] | None] = []
-    for word, span in zip(words, encoded.offsets, strict=True):
-        first = _first_character(encoded.text, span)
-        # A token of white space alone belongs to what follows.
-        run = bisect.bisect_right(starts, first) + encoded.text[first : first + 1].isspace()
-        keys.append(None if word is None else (word, run))
-    return keys
-
-
-def _sentence_keys(encoded: Encoded, granularity: Granularity) -> list[int | None]:
-    pattern = _SENTENCE_END if granularity is Granularity.SENTENCE else _PART_END
-    ends = [match.end() for match in pattern.finditer(encoded.text) if not _abbreviates(encoded.text, match)]
-    return [
-        None if special else bisect.bisect_right(ends, _first_character(encoded.text, span))
-        for special, span in zip(encoded.special, encoded.offsets, strict=True)
-    ]
-
-
-def _first_character(text: str, span: tuple[int, int]) -> int:
-    """Where the token's first character that is not white space stands."""
-    start, end = span
-    while start + 1 < end and text[start].isspace():
-        start += 1
-    return start
-
-
-def _abbreviates(text: str, match: re.Match[str]) -> bool:
-    """Whether the full stop matched ends an abbreviation, so that the sentence goes on."""
-    mark = match.group()
-    if mark.rstrip("\"'”’»)]") != ".":
-        return False
-    begin = match.start()
-    while begin > 0 and not text[begin - 1].isspace():
-        begin -= 1
-    word = text[begin : match.start() + 1].lstrip(_OPENING)
-    return word.lower() in _ABBREVIATIONS or _DOTTED.fullmatch(word) is not None
 
 
 @contextmanager

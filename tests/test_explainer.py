@@ -184,7 +184,7 @@ BAD_INPUTS = [
     ("fine", 1.5, InvalidTypeError, "float"),
     (["fine", "good"], [0, 7], InvalidArgumentError, "Text 1.*out of range"),
     ("bad \ud800 x", None, InvalidArgumentError, "Text 0.*surrogate"),
-    ({"good": 1}, None, InvalidTypeError, "dict"),
+    ({"good": 1}, None, InvalidTypeError, "input_ids.*good.*column"),
     ("fine", torch.tensor(True), InvalidTypeError, "Tensor"),
     ("fine", torch.zeros(1, 0, dtype=torch.int64), InvalidArgumentError, "at least one class"),
 ]
@@ -198,9 +198,7 @@ def test_bad_inputs(bert_pair, inputs, targets, error, message):
 
 def test_bad_generation_targets(llama_pair):
     explainer = GradientShap(*llama_pair)
-    with pytest.raises(InvalidArgumentError, match="pass targets"):
-        explainer("The ending")
-    with pytest.raises(InvalidArgumentError, match=r"Text 0.*target text.*empty"):
+    with pytest.raises(InvalidArgumentError, match=r"Text 0.*target.*empty"):
         explainer("The ending", " ")
     with pytest.raises(InvalidArgumentError, match="1 inputs but 2 targets"):
         explainer("The ending", ["is", "was"])
@@ -223,11 +221,6 @@ def test_tokenizer_of_another_model(default_pair, bert_pair, byte_tokenizer, lla
 def test_baseline_of_another_length(bert_pair):
     with pytest.raises(InvalidArgumentError, match=r"Text 1.*\(4, 36\).*\(6, 36\)"):
         GradientShap(*bert_pair, baseline=torch.zeros(4, 36))(["not good", "not good at all"])
-
-
-def test_encodings_are_not_taken_for_texts(bert_pair):
-    with pytest.raises(InvalidTypeError, match="BatchEncoding"):
-        GradientShap(*bert_pair)(bert_pair[1]("good film"))
 
 
 def test_one_bad_target_or_token_is_recorded(bert_pair, default_pair):
@@ -265,8 +258,8 @@ def test_iter_explain_takes_what_explain_takes(bert_pair):
     ):
         for one, other in zip(explainer(texts, targets), explainer.iter_explain(texts, targets), strict=True):
             assert torch.equal(one.attributions, other.attributions)
-    for bad in (None, 5, {"a": 1}):
-        with pytest.raises(InvalidTypeError, match="iterable of texts"):
+    for bad in (None, 5):
+        with pytest.raises(InvalidTypeError, match="iterable of these"):
             explainer.iter_explain(bad)
 
 

@@ -11,8 +11,9 @@ PACKAGE = ROOT / "fastshap"
 
 # Each may import only what stands before it. See docs/adr/0002-import-chain.md.
 CHAIN = [
-    *("errors", "version", "locks", "types", "parameters", "kernels", "reference", "ops", "sampling", "engine", "text"),
-    *("default_model", "tasks", "output", "render", "explainer", "cli", "integrations"),
+    *("errors", "version", "locks", "types", "parameters", "kernels", "reference", "ops", "sampling", "engine"),
+    *("inputs", "spelling", "text", "groups", "default_model", "tasks", "output", "render", "base", "explainer"),
+    *("cli", "integrations"),
 ]
 
 

@@ -130,7 +130,7 @@ def test_seed_changes_the_numbers_and_nothing_else_does(default_pair):
 
 
 def test_iter_explain_gives_the_same_over_window_borders(default_pair, monkeypatch):
-    monkeypatch.setattr("fastshap.explainer._WINDOW", 5)
+    monkeypatch.setattr("fastshap.base._WINDOW", 5)
     texts = company(12)
     explainer = fastshap.GradientShap(*default_pair, n_perturbations=4)
     listed = explainer(texts, [i % 2 for i in range(12)])
@@ -140,7 +140,7 @@ def test_iter_explain_gives_the_same_over_window_borders(default_pair, monkeypat
 
 
 def test_iter_explain_reads_no_further_than_it_must(default_pair, monkeypatch):
-    monkeypatch.setattr("fastshap.explainer._WINDOW", 3)
+    monkeypatch.setattr("fastshap.base._WINDOW", 3)
     read = []
     results = fastshap.GradientShap(*default_pair, n_perturbations=2).iter_explain(
         read.append(t) or t for t in company(9)

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastshap import engine
+from fastshap.groups import _SENTENCE_END, _abbreviates
 from fastshap.reference import segment_reduce
 from fastshap.sampling import draw_samples
-from fastshap.text import _SENTENCE_END, _abbreviates
 
 
 @st.composite

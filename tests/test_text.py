@@ -1,11 +1,22 @@
 """Groups that show the original text."""
 
 import pytest
+import sentencepiece
+from conftest import SENTENCES
 from tokenizers import Tokenizer, models, normalizers
-from transformers import PreTrainedTokenizerFast
+from transformers import (
+    BertGenerationTokenizer,
+    ByT5Tokenizer,
+    CanineTokenizer,
+    PhobertTokenizer,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
 from fastshap import Granularity
-from fastshap.text import Encoded, _rebuild, encode, groups, join
+from fastshap.groups import groups
+from fastshap.inputs import Tokens
+from fastshap.text import encode, join
 
 
 def elements(tokenizer, text, granularity):
@@ -19,13 +30,16 @@ def elements(tokenizer, text, granularity):
 @pytest.mark.parametrize(
     ("text", "sentences"),
     [
-        ("Interpreto is magical. Or is it?", ["Interpreto is magical.", "Or is it?"]),
+        ("It is magical. Or is it?", ["It is magical.", "Or is it?"]),
         ("Dr. Smith said no. He left.", ["Dr. Smith said no.", "He left."]),
         ("Made in the U.S. by hand, e.g. here. Wow!", ["Made in the U.S. by hand, e.g. here.", "Wow!"]),
         ('"It is dull." So he said.', ['"It is dull."', "So he said."]),
         ("What?! No... Really!!", ["What?!", "No...", "Really!!"]),
         ("Version 2.0 of example.com is out. Great.", ["Version 2.0 of example.com is out.", "Great."]),
         ("no end at all", ["no end at all"]),
+        ("He said \u201cNo!\u201d twice. (Really.) Fine.", ["He said \u201cNo!\u201d", "twice.", "(Really.)", "Fine."]),
+        ("很好。不好！真的？", ["很好。", "不好！", "真的？"]),
+        ("هل هو جيد؟ نعم.", ["هل هو جيد؟", "نعم."]),
     ],
 )
 def test_sentences(default_pair, byte_tokenizer, text, sentences):
@@ -64,20 +78,91 @@ def test_no_group_holds_input_and_target(byte_tokenizer):
     assert groups(join(first, second), Granularity.SENTENCE)[1] == ["The film was", " simply dull.", " Yes."]
 
 
-@pytest.mark.parametrize(
-    ("tokens", "text", "words"),
-    [
-        (["[CLS]", "un", "##believ", "##ably", "good", "[SEP]"], "unbelievably good", ["unbelievably", "good"]),
-        (["<s>", "▁un", "believ", "ably", "▁good", "</s>"], "unbelievably good", ["unbelievably", "good"]),
-        (["Ġun", "believ", "ably", "Ġgood"], "unbelievably good", ["unbelievably", "good"]),
-    ],
-)
-def test_tokenizers_without_offsets(tokens, text, words):
-    special = [token.startswith(("[", "<")) for token in tokens]
-    rebuilt, offsets = _rebuild(tokens, special)
-    assert rebuilt == text
-    encoded = Encoded(rebuilt, list(range(len(tokens))), special, offsets, tokens, None, False, len(tokens))
-    assert groups(encoded, Granularity.WORD)[1] == words
+TEXT = "Café GORGEOUS, unbelievably so! 👍 ok"
+
+
+@pytest.fixture(scope="module")
+def slow_tokenizers(tmp_path_factory, default_pair):
+    """One tokenizer without character offsets for each way of marking words."""
+    folder = tmp_path_factory.mktemp("slow")
+    vocabulary = sorted(default_pair[1].get_vocab(), key=default_pair[1].get_vocab().get)
+    (folder / "vocab.txt").write_text("\n".join([*vocabulary, "👍"]))
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([*SENTENCES, TEXT] * 3),
+        model_prefix=str(folder / "spiece"),
+        vocab_size=120,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        minloglevel=2,
+    )
+    (folder / "bpe.txt").write_text("\n".join(f"{token} 1" for token in ["Ca@@", "fé", "so!", "ok"]))
+    (folder / "merges.txt").write_text("\n".join(["C a 1", "f é</w> 1", "s o 1", "so !</w> 1", "o k</w> 1", ""]))
+    return {
+        "WordPiece": BertTokenizerLegacy(str(folder / "vocab.txt")),
+        "SentencePiece": BertGenerationTokenizer(str(folder / "spiece.model")),
+        "bytes": ByT5Tokenizer(),
+        "characters": CanineTokenizer(),
+        "BPE": PhobertTokenizer(str(folder / "bpe.txt"), str(folder / "merges.txt")),
+    }
+
+
+@pytest.mark.parametrize("kind", ["WordPiece", "SentencePiece", "bytes", "characters", "BPE"])
+def test_tokenizers_without_offsets_show_the_text(slow_tokenizers, kind):
+    tokenizer = slow_tokenizers[kind]
+    assert not tokenizer.is_fast
+    expected = ["Café", "GORGEOUS,", "unbelievably", "so!", "👍", "ok"]
+    if kind == "WordPiece":
+        expected = ["Café", "GORGEOUS", ",", "unbelievably", "so", "!", "👍", "ok"]
+    if kind == "BPE":
+        assert elements(tokenizer, "Café so! ok", Granularity.TOKEN) == ["Ca", "fé", "so!", "ok"]
+        assert elements(tokenizer, "Café so! ok", Granularity.WORD) == ["Café", "so!", "ok"]
+        return
+    assert [element.strip() for element in elements(tokenizer, TEXT, Granularity.WORD)] == expected
+    sentences = [element.strip() for element in elements(tokenizer, TEXT, Granularity.SENTENCE)]
+    assert sentences == ["Café GORGEOUS, unbelievably so!", "👍 ok"]
+    one_word = [element.strip() for element in elements(tokenizer, "unbelievably", Granularity.WORD)]
+    assert one_word == ["unbelievably"]
+
+
+def test_unknown_tokens_do_not_hide_the_words(slow_tokenizers):
+    shown = elements(slow_tokenizers["WordPiece"], "a 漢 gorgeous film", Granularity.WORD)
+    assert shown == ["a", "[UNK]", "gorgeous", "film"]
+
+
+def test_cut_texts_without_offsets(slow_tokenizers):
+    (encoded,) = encode(slow_tokenizers["WordPiece"], [TEXT], max_length=6)
+    assert (len(encoded), encoded.truncated) == (6, True)
+    assert groups(encoded, Granularity.WORD)[1][:2] == ["Café", "GORGEOUS"]
+
+
+def test_token_ids_are_read_back(default_pair, byte_tokenizer):
+    text = "Café GORGEOUS, unbelievably so! 👍 ok"
+    for tokenizer in (default_pair[1], byte_tokenizer):
+        (encoded,) = encode(tokenizer, [Tokens(tokenizer(text)["input_ids"])], max_length=None)
+        assert encoded.input_ids == tokenizer(text)["input_ids"]
+        shown = [element.strip() for element in groups(encoded, Granularity.WORD)[1]]
+        if tokenizer is byte_tokenizer:
+            assert shown == ["Café", "GORGEOUS", ",", "unbelievably", "so", "!", "👍", "ok"]
+        else:  # an uncased vocabulary keeps neither case nor accents
+            assert shown[:5] == ["cafe", "gorgeous", ",", "unbelievably", "so"]
+
+
+def test_token_ids_that_no_text_would_get(byte_tokenizer):
+    """A model may write what its tokenizer would have written otherwise: letter by letter, say."""
+    letters = byte_tokenizer.convert_tokens_to_ids(list("ĠunderstoodĠso")) + byte_tokenizer("é👍!")["input_ids"]
+    (encoded,) = encode(byte_tokenizer, [Tokens(letters)], max_length=None)
+    assert encoded.text == " understood soé👍!"
+    assert [element.strip() for element in groups(encoded, Granularity.WORD)[1]] == ["understood", "soé", "👍!"]
+    assert len(groups(encoded, Granularity.TOKEN)[0]) == len(letters)
+
+
+def test_token_ids_beyond_the_vocabulary_and_between_special_ones(byte_tokenizer):
+    end = byte_tokenizer.eos_token_id
+    ids = [end, *byte_tokenizer("It is.")["input_ids"], end, *byte_tokenizer("So what")["input_ids"], 5000]
+    (encoded,) = encode(byte_tokenizer, [Tokens(ids)], max_length=None)
+    assert encoded.special[0]
+    assert encoded.tokens[-1] == "<5000>"
+    assert groups(encoded, Granularity.WORD)[1][:3] == ["It", " is", "."]
 
 
 def test_a_tokenizer_that_takes_a_text_for_one_word():

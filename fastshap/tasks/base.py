@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from fastshap.engine import Call, Forward, device_of
 from fastshap.errors import FastshapError, InvalidArgumentError, UnsupportedModelError
+from fastshap.inputs import Tokens
 from fastshap.text import Encoded, encode
 from fastshap.types import ModelTask
 
@@ -44,25 +46,59 @@ class Task(ABC):
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         inference_mode: Callable[[Tensor], Tensor],
+        seed: int = 0,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.inference_mode = inference_mode
+        self.seed = seed
 
     @abstractmethod
     def prepare(
-        self, texts: Sequence[Any], targets: Sequence[Any] | None, predict: Predict
+        self, sources: Sequence[Any], targets: Sequence[Any] | None, predict: Predict, options: Mapping[str, Any]
     ) -> list[Prepared | FastshapError]:
         """Tokenised texts with their targets; what is wrong with a text stands in its place.
 
         Args:
+            sources: one entry a text, from :func:`fastshap.inputs.sources`.
             targets: one entry a text, from :meth:`split_targets`, or None.
             predict: runs the model on unperturbed texts and returns what a forward gives, one row a text.
+            options: how a model that generates its targets does so.
         """
 
     @abstractmethod
     def split_targets(self, targets: Any, count: int) -> list[Any] | None:
         """``targets`` as the user gave them, one entry for each of ``count`` texts; None where the task chooses."""
+
+    @abstractmethod
+    def serves_all(self, targets: Any) -> bool:
+        """Whether ``targets`` is one target for every text, not a list with an entry for each."""
+
+    @abstractmethod
+    def entries(self, targets: Any) -> Iterator[Any]:
+        """The targets of one text after the other, as they are needed."""
+
+    def check_options(self, options: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        """``generation_kwargs`` as the user gave them."""
+        if options:
+            raise InvalidArgumentError(
+                f"generation_kwargs are for causal language models; this model is a {type(unwrapped(self.model)).__name__}."
+            )
+        return {}
+
+    def transformed(self, logits: Tensor) -> Tensor:
+        """The scores that the inference mode makes of logits (..., classes); of the same shape."""
+        scores = self.inference_mode(logits)
+        if not isinstance(scores, Tensor) or scores.shape != logits.shape:
+            shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise InvalidArgumentError(
+                f"inference_mode must return scores of the logits' shape, {tuple(logits.shape)}; it returned {shape}."
+            )
+        if logits.requires_grad and not scores.requires_grad:
+            raise InvalidArgumentError(
+                "inference_mode returned scores without a gradient; it must be differentiable (no .detach(), .item(), argmax)."
+            )
+        return scores
 
     @abstractmethod
     def raw_logits(self, **inputs: Tensor) -> Tensor:
@@ -72,20 +108,45 @@ class Task(ABC):
     def scores(self, call: Call) -> Tensor:
         """The targets' scores (R, T) of one model call, after the inference mode."""
 
-    def encode(self, texts: Sequence[Any], **options: Any) -> list[Encoded | FastshapError]:
+    def encode(self, sources: Sequence[Any], **options: Any) -> list[Encoded | FastshapError]:
         """Tokenised texts; what is wrong with a text stands in its place, token ids unknown to the model too."""
-        known = getattr(self.model.get_input_embeddings(), "num_embeddings", None)
-        return [self._known(one, known) for one in encode(self.tokenizer, texts, **options)]
+        checked = [self._fit(source) if isinstance(source, Tokens) else source for source in sources]
+        return [
+            self._known(one.input_ids) or self._without_foreign(one) if isinstance(one, Encoded) else one
+            for one in encode(self.tokenizer, checked, **options)
+        ]
 
-    @staticmethod
-    def _known(encoded: Encoded | FastshapError, known: int | None) -> Encoded | FastshapError:
-        if isinstance(encoded, FastshapError) or known is None or max(encoded.input_ids) < known:
-            return encoded
+    def _fit(self, source: Tokens) -> Tokens | FastshapError:
+        """Token ids that the model can take as they are."""
+        limit = self.max_length()
+        if limit is not None and len(source.ids) > limit:
+            return InvalidArgumentError(
+                f"The text has {len(source.ids)} tokens and the model takes {limit}. Pass the string, which is cut to fit, or "
+                "cut the token ids where it makes sense."
+            )
+        accepted = set(inspect.signature(unwrapped(self.model).forward).parameters) - {"labels"}
+        foreign = sorted(name for name in source.further if name in accepted - set(self.tokenizer.model_input_names))
+        if foreign:
+            return InvalidArgumentError(
+                f"The mapping holds {', '.join(foreign)}, which the model takes and fastshap would lose; pass input_ids, "
+                "attention_mask and what else the tokenizer returns."
+            )
+        return self._known(source.ids) or source
+
+    def _known(self, ids: Sequence[int]) -> FastshapError | None:
+        known = getattr(self.model.get_input_embeddings(), "num_embeddings", None)
+        if known is None or max(ids, default=0) < known:
+            return None
         return InvalidArgumentError(
-            f"Token id {max(encoded.input_ids)} lies outside the model's embedding table of {known} rows. Either the "
+            f"Token id {max(ids)} lies outside the model's embedding table of {known} rows. Either the "
             "tokenizer does not belong to this model, or tokens were added to it: then call "
             "model.resize_token_embeddings(len(tokenizer))."
         )
+
+    def _without_foreign(self, encoded: Encoded) -> Encoded:
+        """Leaves out what the tokenizer gives and the model does not take."""
+        extra = {name: values for name, values in encoded.extra.items() if takes(self.model, name)}
+        return encoded if extra.keys() == encoded.extra.keys() else dataclasses.replace(encoded, extra=extra)
 
     @torch.no_grad()
     def padding(self, encoded: Encoded) -> str | None:
@@ -143,9 +204,14 @@ class Task(ABC):
         return min((limit for limit in named if isinstance(limit, int) and 0 < limit < 10**9), default=None)
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model itself where torch.compile wrapped it."""
+    return getattr(model, "_orig_mod", model)
+
+
 def takes(model: nn.Module, name: str) -> bool:
     """Whether the model's forward has an argument of this name, or passes on what it does not name."""
-    parameters = inspect.signature(getattr(model, "_orig_mod", model).forward).parameters
+    parameters = inspect.signature(unwrapped(model).forward).parameters
     return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 

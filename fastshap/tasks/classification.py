@@ -16,7 +16,7 @@ from fastshap.engine import Call
 from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError
 from fastshap.tasks.base import Predict, Prepared, Task
 from fastshap.text import Encoded
-from fastshap.types import ModelTask
+from fastshap.types import InferenceModes, ModelTask
 
 
 class ClassificationTask(Task):
@@ -24,6 +24,14 @@ class ClassificationTask(Task):
 
     class_endings = ("ForSequenceClassification",)
     model_task = ModelTask.CLASSIFICATION
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        if len(self.labels) == 1 and self.inference_mode in (InferenceModes.SOFTMAX, InferenceModes.LOG_SOFTMAX):
+            raise InvalidArgumentError(
+                f"inference_mode={self.inference_mode.name} of a single class is constant, so every score would be zero; use "
+                "LOGITS for a model with one output."
+            )
 
     @cached_property
     def labels(self) -> list[str]:
@@ -43,12 +51,12 @@ class ClassificationTask(Task):
             return self.raw_logits(**call.inputs)
 
     def scores(self, call: Call) -> Tensor:
-        return self.inference_mode(self.logits(call)).gather(1, call.targets)
+        return self.transformed(self.logits(call)).gather(1, call.targets)
 
     def prepare(
-        self, texts: Sequence[Any], targets: Sequence[Any] | None, predict: Predict
+        self, sources: Sequence[Any], targets: Sequence[Any] | None, predict: Predict, options: Mapping[str, Any]
     ) -> list[Prepared | FastshapError]:
-        encoded = self.encode(texts, max_length=self.max_length())
+        encoded = self.encode(sources, max_length=self.max_length())
         if targets is None:
             chosen = iter(predict([e for e in encoded if isinstance(e, Encoded)], self.logits))
             targets = [
@@ -61,13 +69,24 @@ class ClassificationTask(Task):
 
     def _prepared(self, encoded: Encoded, targets: list[Any]) -> Prepared | FastshapError:
         try:
-            classes = [self._class(target) for target in targets]
+            classes = [index for target in targets for index in self._classes(target)]
         except FastshapError as error:
             return error
-        return Prepared(encoded, torch.tensor(classes), [self.labels[index] for index in classes])
+        names = [self.labels[index] for index in classes]
+        return Prepared(encoded, torch.tensor(classes, device="cpu"), names)
+
+    def entries(self, targets: Any) -> Iterator[Any]:
+        try:
+            return iter(targets)
+        except TypeError:
+            raise self._unsuited(targets) from None
+
+    def serves_all(self, targets: Any) -> bool:
+        """A class, by number or label, or "all"."""
+        return isinstance(targets, str) or _is_whole(targets)
 
     def split_targets(self, targets: Any, count: int) -> list[list[Any]] | None:
-        """None, one class for every text (a number or a label), a list of classes or a tensor (n,) or (n, t)."""
+        """None, one class or "all" for every text, a list of these (or of lists of these), or a tensor (n,) or (n, t)."""
         if targets is None:
             return None
         if isinstance(targets, np.ndarray):
@@ -79,20 +98,33 @@ class ClassificationTask(Task):
                     f"got {tuple(targets.shape)} {targets.dtype}."
                 )
             each = [row.reshape(-1).tolist() for row in targets]
-        elif isinstance(targets, str) or _is_whole(targets):
-            each = [[self._class(targets)]] * count
+        elif self.serves_all(targets):
+            each = [self._classes(targets)] * count
         elif isinstance(targets, Iterable) and not isinstance(targets, bytes | Mapping | Tensor):
             each = [_row(target) for target in targets]
         else:
-            raise InvalidTypeError(
-                "Classification targets are None (the predicted class), a class, a list of classes or a tensor of shape "
-                f"(texts,) or (texts, targets); got {type(targets).__name__}."
-            )
+            raise self._unsuited(targets)
         if len(each) != count:
-            raise InvalidArgumentError(f"There are {count} texts but {len(each)} targets; give one for each text.")
+            raise InvalidArgumentError(
+                f"There are {count} texts but {len(each)} targets; give one for each text, or one class for all. Several "
+                "targets of one text stand in a list of their own, as in [[0, 1]]."
+            )
         if any(not one for one in each):
             raise InvalidArgumentError("A text has no target; give at least one class for each text.")
         return each
+
+    @staticmethod
+    def _unsuited(targets: Any) -> InvalidTypeError:
+        return InvalidTypeError(
+            "Classification targets are None (the predicted class), a class (a number or a label), 'all', a list with one "
+            f"entry for each text, or an integer tensor (texts,) or (texts, targets); got {type(targets).__name__}."
+        )
+
+    def _classes(self, target: Any) -> list[int]:
+        """A class by number or label, or all of them."""
+        if isinstance(target, str) and target == "all" and "all" not in self.labels:
+            return list(range(len(self.labels)))
+        return [self._class(target)]
 
     def _class(self, target: Any) -> int:
         labels = self.labels
@@ -102,7 +134,7 @@ class ClassificationTask(Task):
             raise InvalidTypeError(f"A target class is a number or a label; got {target!r}.")
         if not isinstance(target, str) and 0 <= operator.index(target) < len(labels):
             return operator.index(target)
-        listed = ", ".join(f"{i} ({label})" for i, label in enumerate(labels[:20]))
+        listed = ", ".join(f"{i} ({label})" for i, label in enumerate(labels[:20])) + ", …" * (len(labels) > 20)
         what = f"The model has no label {target!r}" if isinstance(target, str) else f"Target {target} is out of range"
         raise InvalidArgumentError(f"{what}; its classes are {listed}.")
 

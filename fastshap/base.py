@@ -1,0 +1,122 @@
+"""What every explainer shares, whatever its method: texts and targets in, one output for each text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from fastshap.errors import InvalidArgumentError
+from fastshap.inputs import is_one_text, sources
+from fastshap.output import AttributionOutput
+from fastshap.tasks import Task, task_for
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Texts that are tokenised, sorted and explained together; bounds the memory of iter_explain.
+_WINDOW = 1024
+
+
+class AttributionExplainer:
+    """What every explainer shares: it takes texts and targets and yields one :class:`AttributionOutput` for each text.
+
+    A subclass computes a window of texts in ``_explain_window``.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    task: Task
+
+    def explain(
+        self, model_inputs: Any, targets: Any = None, *, generation_kwargs: Mapping[str, Any] | None = None
+    ) -> list[AttributionOutput]:
+        """Explains texts.
+
+        Args:
+            model_inputs: a string; token ids (a list of integers, or an integer tensor (L,) or (n, L)); a mapping with
+                ``input_ids`` and, where there is padding, ``attention_mask``, as a tokenizer returns it, with one or many
+                rows; or an iterable of n of these, a column of a data set say.
+            targets: classification: None (the predicted class), a class number, a label or "all" for every text, a list
+                with one of these (or a list of several) for each text, or an integer tensor (n,) or (n, t). Generation:
+                None (the model generates), or what follows each input, as strings or token ids.
+            generation_kwargs: for ``model.generate`` where a causal language model is given no targets. By default it
+                decodes greedily, 20 tokens at most; sampling draws from the explainer's seed.
+
+        Returns:
+            n outputs, in the order of the texts.
+
+        Raises:
+            InvalidArgumentError, InvalidTypeError: a text or target that cannot be used; the message names its index, from 0.
+            NonFiniteError: the model gave NaN or infinite scores or gradients.
+            UnsupportedModelError: the model, tried on the first text, cannot be explained.
+        """
+        texts = list(sources(model_inputs))
+        if not texts:
+            raise InvalidArgumentError("The list of texts is empty; pass at least one text.")
+        split = self.task.split_targets(targets, len(texts))
+        options = self._options(targets, generation_kwargs)
+        return list(self._explain_all(iter(texts), None if split is None else iter(split), targets, options))
+
+    __call__ = explain
+
+    def iter_explain(
+        self, model_inputs: Iterable[Any], targets: Any = None, *, generation_kwargs: Mapping[str, Any] | None = None
+    ) -> Iterator[AttributionOutput]:
+        """Explains texts from any iterable, yielding outputs in input order; memory does not grow with their number.
+
+        Args:
+            model_inputs: texts as for :meth:`explain`, read as they are needed.
+            targets: as for :meth:`explain`; a list may be any iterable.
+            generation_kwargs: as for :meth:`explain`.
+        """
+        texts = sources(model_inputs)
+        options = self._options(targets, generation_kwargs)
+        if targets is None or self.task.serves_all(targets):
+            return self._explain_all(texts, None, targets, options)
+        if is_one_text(model_inputs):
+            targets = self.task.split_targets(targets, 1)
+        elif isinstance(model_inputs, Sized) and isinstance(targets, Sized) and not isinstance(targets, Mapping):
+            entries = [model_inputs, targets]
+            if not any(isinstance(one, Mapping) for one in entries) and len(model_inputs) != len(targets):
+                self.task.split_targets(targets, len(model_inputs))
+        return self._explain_all(texts, self.task.entries(targets), targets, options)
+
+    def _options(self, targets: Any, generation_kwargs: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        if targets is None or generation_kwargs:
+            if targets is not None:
+                raise InvalidArgumentError("generation_kwargs have no use beside targets; pass one of the two.")
+            return self.task.check_options(generation_kwargs)
+        return {}
+
+    def _explain_all(
+        self, texts: Iterator[Any], each: Iterator[Any] | None, targets: Any, options: Mapping[str, Any]
+    ) -> Iterator[AttributionOutput]:
+        """``each`` holds the targets of one text after the other; without it ``targets`` serve every text."""
+        start = 0
+        while window := list(islice(texts, _WINDOW)):
+            given = targets if each is None else list(islice(each, len(window)))
+            part = self.task.split_targets(given, len(window))
+            yield from self._explain_window(window, part, start, options)
+            start += len(window)
+
+    def _explain_window(
+        self, texts: Sequence[Any], targets: Sequence[Any] | None, first: int, options: Mapping[str, Any]
+    ) -> list[AttributionOutput]:
+        raise NotImplementedError
+
+
+class MultitaskExplainerMixin:
+    """Chooses the task (classification or generation) from the model."""
+
+    @staticmethod
+    def task_of(
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        inference_mode: Callable[[Tensor], Tensor],
+        seed: int = 0,
+    ) -> Task:
+        """The task of ``model``, by its class name; UnsupportedModelError names those supported."""
+        return task_for(model, tokenizer, inference_mode, seed)

@@ -1,0 +1,159 @@
+"""Whatever is passed as ``model_inputs``, as one entry for each text: a string, or its token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError
+
+KINDS = (
+    "a string, token ids (a list or an integer tensor), a mapping of tensors with input_ids as a tokenizer returns it, or an "
+    "iterable of these"
+)
+_HANDLED = ("input_ids", "attention_mask", "special_tokens_mask")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One text that came as token ids, without padding."""
+
+    ids: list[int]
+    special: list[bool] | None = None  # from special_tokens_mask
+    further: dict[str, Any] = field(default_factory=dict)  # the mapping's other entries for this text
+
+
+Source = str | Tokens
+
+
+def is_one_text(model_inputs: Any) -> bool:
+    """Whether it is a single text, not a list of texts."""
+    return isinstance(model_inputs, str) or (_is_ids(model_inputs) and not _is_batch(model_inputs))
+
+
+def sources(model_inputs: Any) -> Iterator[Any]:
+    """One :class:`str` or :class:`Tokens` for each text, in order; what is none of these stands in its place as an error.
+
+    Mappings of several rows and tensors (n, L) give n texts.
+
+    Raises:
+        InvalidTypeError: ``model_inputs`` as a whole cannot hold texts.
+    """
+    if isinstance(model_inputs, str | Mapping) or _is_ids(model_inputs):
+        return _entry(model_inputs)
+    if hasattr(model_inputs, "columns") and hasattr(model_inputs, "iloc"):
+        raise InvalidTypeError("model_inputs is a table; pass one of its columns, for instance table['text'].")
+    if isinstance(model_inputs, Iterable) and not isinstance(model_inputs, bytes | Tensor | np.ndarray):
+        return (source for entry in model_inputs for source in _entry(entry))
+    if isinstance(model_inputs, np.ndarray) and model_inputs.ndim == 1:
+        return (source for entry in model_inputs.tolist() for source in _entry(entry))
+    raise InvalidTypeError(f"model_inputs must be {KINDS}; got {_described(model_inputs)}.")
+
+
+def _entry(entry: Any) -> Iterator[Any]:
+    try:
+        if isinstance(entry, str | Tokens | FastshapError):
+            yield entry
+        elif isinstance(entry, Mapping):
+            yield from _from_mapping(entry)
+        elif _is_ids(entry):
+            yield from (Tokens(row) for row in _lists(entry, "token ids"))
+        else:
+            yield InvalidTypeError(f"A text must be a string or token ids; got {_described(entry)}.")
+    except FastshapError as error:
+        yield error
+
+
+def _from_mapping(mapping: Mapping[str, Any]) -> Iterator[Tokens]:
+    if "input_ids" not in mapping:
+        raise InvalidTypeError(
+            f"A mapping must hold input_ids, as a tokenizer returns it; got the keys {', '.join(map(str, mapping))}. To "
+            "explain a column of a data set pass the column alone, for instance dataset['text']."
+        )
+    ids = _lists(mapping["input_ids"], "input_ids")
+    masks = _beside(mapping, "attention_mask", ids)
+    special = _beside(mapping, "special_tokens_mask", ids)
+    further = {name: value for name, value in mapping.items() if name not in _HANDLED}
+    for i, row in enumerate(ids):
+        kept = _kept(masks[i]) if masks else slice(0, len(row))
+        yield Tokens(
+            row[kept],
+            [bool(flag) for flag in special[i][kept]] if special else None,
+            {name: _row_of(value, i, len(ids), len(row), kept) for name, value in further.items()},
+        )
+
+
+def _kept(mask: list[int]) -> slice:
+    """The columns that hold tokens: one run, with padding on either side."""
+    columns = [i for i, flag in enumerate(mask) if flag]
+    if not columns:
+        raise InvalidArgumentError("The attention_mask of a text is all zeros: it has no tokens.")
+    kept = slice(columns[0], columns[-1] + 1)
+    if not all(mask[kept]):
+        raise InvalidArgumentError(
+            "The attention_mask of a text has zeros between its tokens; only padding before or after them is understood."
+        )
+    return kept
+
+
+def _beside(mapping: Mapping[str, Any], name: str, ids: list[list[int]]) -> list[list[int]] | None:
+    if mapping.get(name) is None:
+        return None
+    rows = _lists(mapping[name], name)
+    if [len(row) for row in rows] != [len(row) for row in ids]:
+        raise InvalidArgumentError(f"{name} must have the shape of input_ids.")
+    return rows
+
+
+def _row_of(value: Any, i: int, rows: int, length: int, kept: slice) -> Any:
+    """The part of an entry that belongs to text ``i``, if it has one value for each token."""
+    try:
+        values = _lists(value, "")
+    except FastshapError:
+        return None
+    return values[i][kept] if len(values) == rows and len(values[i]) == length else None
+
+
+def _is_ids(value: Any) -> bool:
+    """Token ids: a list of integers, or an integer tensor or array with one or two dimensions."""
+    if isinstance(value, Tensor | np.ndarray):
+        kind = str(value.dtype).removeprefix("torch.")
+        return value.ndim in (1, 2) and kind.startswith(("int", "uint"))
+    return isinstance(value, list | tuple) and bool(value) and all(_is_id(one) for one in value)
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_batch(value: Any) -> bool:
+    return getattr(value, "ndim", 1) == 2
+
+
+def _lists(value: Any, name: str) -> list[list[int]]:
+    """Rows of integers, from a tensor, array or list with one or two dimensions."""
+    rows = _plain(value)
+    if isinstance(rows, list | tuple):
+        rows = [rows] if all(_is_id(one) for one in rows) else [_plain(row) for row in rows]
+        if all(isinstance(row, list | tuple) and all(_is_id(one) for one in row) for row in rows):
+            return [[int(one) for one in row] for row in rows]
+    raise InvalidTypeError(f"{name} must be integers of shape (L,) or (n, L).")
+
+
+def _plain(value: Any) -> Any:
+    """Tensors and arrays as lists; flags among them as 0 and 1."""
+    if isinstance(value, Tensor):
+        return (value.long() if value.dtype == torch.bool else value).tolist()
+    if isinstance(value, np.ndarray):
+        return (value.astype(np.int64) if value.dtype == np.bool_ else value).tolist()
+    return value
+
+
+def _described(value: Any) -> str:
+    shape = f" of shape {tuple(value.shape)} and {value.dtype}" if isinstance(value, Tensor | np.ndarray) else ""
+    return type(value).__name__ + shape

@@ -1,0 +1,217 @@
+"""Every natural way to hand over texts and targets gives the same explanation."""
+
+import copy
+import itertools
+
+import datasets
+import numpy as np
+import pandas
+import pytest
+import torch
+
+from fastshap import GradientShap, InvalidArgumentError, InvalidTypeError
+
+TEXTS = ["A gorgeous, witty film, but the ending is dull.", "not good at all"]
+
+
+def same(ours, theirs):
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.targets.tolist() == other.targets.tolist()
+        assert [e.strip().lower() for e in one.elements] == [e.strip().lower() for e in other.elements]
+        torch.testing.assert_close(one.attributions, other.attributions, atol=1e-5, rtol=1e-4, equal_nan=True)
+
+
+FORMS = {
+    "tuple": lambda t: tuple(TEXTS),
+    "generator": lambda t: (text for text in TEXTS),
+    "numpy strings": lambda t: np.array(TEXTS),
+    "pandas column": lambda t: pandas.DataFrame({"text": TEXTS})["text"],
+    "data set column": lambda t: datasets.Dataset.from_dict({"text": TEXTS})["text"],
+    "tokenised data set": lambda t: datasets.Dataset.from_dict({"text": TEXTS, "label": [0, 1], **t(TEXTS)}),
+    "padded batch": lambda t: t(TEXTS, padding=True, return_tensors="pt"),
+    "batch padded on the left": lambda t: t(TEXTS, padding=True, padding_side="left", return_tensors="pt"),
+    "plain mapping": lambda t: dict(t(TEXTS, padding=True, return_tensors="pt")),
+    "numpy mapping": lambda t: dict(t(TEXTS, padding=True, return_tensors="np")),
+    "mapping of lists": lambda t: t(TEXTS),
+    "list of batches": lambda t: [t(text, return_tensors="pt") for text in TEXTS],
+    "one mapping of one text each": lambda t: [{"input_ids": t(text)["input_ids"]} for text in TEXTS],
+    "id lists": lambda t: t(TEXTS)["input_ids"],
+    "id tensors": lambda t: [torch.tensor(ids) for ids in t(TEXTS)["input_ids"]],
+    "mixture": lambda t: [TEXTS[0], t(TEXTS[1])["input_ids"]],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_texts(bert_pair, form):
+    explainer = GradientShap(*bert_pair)
+    expected = explainer(TEXTS)
+    same(explainer(FORMS[form](bert_pair[1])), expected)
+    same(list(explainer.iter_explain(FORMS[form](bert_pair[1]))), expected)
+
+
+def test_one_text_in_every_form(bert_pair):
+    tokenizer = bert_pair[1]
+    explainer = GradientShap(*bert_pair)
+    expected = explainer(TEXTS[1], 2)
+    ids = tokenizer(TEXTS[1])["input_ids"]
+    for form in (ids, tuple(ids), torch.tensor(ids), torch.tensor([ids]), np.array(ids), tokenizer(TEXTS[1])):
+        same(explainer(form, 2), expected)
+        same(list(explainer.iter_explain(form, [2])), expected)
+
+
+def test_pairs_of_texts_keep_their_token_types(bert_pair):
+    model, tokenizer = bert_pair[0], copy.deepcopy(bert_pair[1])
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    (output,) = GradientShap(model, tokenizer)(tokenizer("not good", "fine", return_tensors="pt"), 1)
+    assert output.elements == ["not", "good", "fine"]
+    assert output.model_inputs_to_explain["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1]]
+    (plain,) = GradientShap(model, tokenizer)(tokenizer("not good", "fine")["input_ids"], 1)
+    assert not torch.allclose(plain.attributions, output.attributions)  # without types all are of the first kind
+
+
+def test_all_classes_and_single_classes(bert_pair):
+    explainer = GradientShap(*bert_pair)
+    everything = explainer(TEXTS, "all")
+    assert [output.targets.tolist() for output in everything] == [[0, 1, 2]] * 2
+    assert everything[0].target_names == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    same(list(explainer.iter_explain(TEXTS, "all")), everything)
+    same(explainer(TEXTS, ["all", "all"]), everything)
+    same(explainer(TEXTS, torch.tensor([[0, 1, 2]] * 2)), everything)
+    one = explainer(TEXTS, "LABEL_1")
+    for whole, single in zip(everything, one, strict=True):
+        torch.testing.assert_close(whole.attributions[1:2], single.attributions, atol=1e-5, rtol=1e-4)
+
+
+BAD = [
+    (
+        {"input_ids": [[5, 6]], "attention_mask": [[1]]},
+        InvalidArgumentError,
+        "Text 0: attention_mask must have the shape",
+    ),
+    ({"input_ids": [5, 6, 7], "attention_mask": [1, 0, 1]}, InvalidArgumentError, "between its tokens"),
+    ({"input_ids": [5, 6], "attention_mask": [0, 0]}, InvalidArgumentError, "all zeros"),
+    ({"input_ids": ["a", "b"]}, InvalidTypeError, r"\(L,\) or \(n, L\)"),
+    ({"input_ids": torch.zeros(1, 2, 3, dtype=torch.long)}, InvalidTypeError, r"\(L,\) or \(n, L\)"),
+    ({"input_ids": [5, 6], "position_ids": [1, 2]}, InvalidArgumentError, "position_ids"),
+    ({"input_ids": [5, 6], "inputs_embeds": [1, 2]}, InvalidArgumentError, "inputs_embeds"),
+    ({"text": "fine"}, InvalidTypeError, r"dataset\['text'\]"),
+    (datasets.Dataset.from_dict({"text": TEXTS}), InvalidTypeError, r"dataset\['text'\]"),
+    (pandas.DataFrame({"text": TEXTS}), InvalidTypeError, r"table\['text'\]"),
+    ([[5, -6]], InvalidArgumentError, "zero or more"),
+    ([[5, 10**30]], InvalidArgumentError, "embedding table of 11000"),
+    ([[5] * 129], InvalidArgumentError, "129 tokens and the model takes 128"),
+    ([2, 3], InvalidArgumentError, "nothing .* but special tokens"),
+    ([[]], InvalidTypeError, "got list"),
+    (torch.zeros(2, 3), InvalidTypeError, r"\(2, 3\) and torch.float32"),
+    (torch.tensor(3), InvalidTypeError, "Tensor"),
+    (b"fine", InvalidTypeError, "bytes"),
+    (["fine", 1.5], InvalidTypeError, "Text 1.*float"),
+    (["fine", ["fine"]], InvalidTypeError, "Text 1.*list"),
+]
+
+
+@pytest.mark.parametrize(("inputs", "error", "message"), BAD, ids=lambda value: str(value)[:40])
+def test_bad_forms(bert_pair, inputs, error, message):
+    with pytest.raises(error, match=message):
+        GradientShap(*bert_pair)(inputs)
+
+
+def test_labels_of_a_data_set_row_are_no_obstacle(bert_pair):
+    row = {**bert_pair[1](TEXTS[0]), "labels": 1, "idx": 7, "text": TEXTS[0]}
+    same(GradientShap(*bert_pair)([row]), GradientShap(*bert_pair)(TEXTS[0]))
+
+
+def test_counts_of_texts_and_targets(bert_pair):
+    explainer = GradientShap(*bert_pair)
+    with pytest.raises(InvalidArgumentError, match=r"2 texts but 3 targets.*one class for all"):
+        list(explainer.iter_explain(TEXTS, [0, 1, 2]))
+    with pytest.raises(InvalidArgumentError, match=r"1 texts but 2 targets.*\[\[0, 1\]\]"):
+        explainer(TEXTS[0], [0, 1])
+    with pytest.raises(InvalidArgumentError, match="2 texts but 1 targets"):
+        list(explainer.iter_explain(iter(TEXTS), iter([0])))
+    assert len(list(explainer.iter_explain(iter(TEXTS), itertools.repeat(1)))) == 2
+    assert list(explainer.iter_explain([])) == []
+
+
+PROMPT, ENDING = "The ending is", "simply dull."
+
+
+def test_forms_of_generation_targets(llama_pair):
+    model, tokenizer = llama_pair
+    explainer = GradientShap(model, tokenizer)
+    expected = explainer(PROMPT, ENDING)
+    ids = tokenizer(f" {ENDING}")["input_ids"]
+    for target in (f" {ENDING}", [ENDING], ids, [ids], torch.tensor(ids), tokenizer(f" {ENDING}", return_tensors="pt")):
+        same(explainer(PROMPT, target), expected)
+        same(list(explainer.iter_explain(PROMPT, target)), expected)
+    prompts = tokenizer([PROMPT, "Nobody"], padding=True, return_tensors="pt")
+    outputs = explainer(prompts, [ENDING, ids])
+    same(outputs[:1], expected)
+    same(outputs[1:], explainer("Nobody", ENDING))
+    same(list(explainer.iter_explain(iter([PROMPT, "Nobody"]), iter([ids, ENDING]))), outputs)
+    same(explainer([PROMPT, "Nobody"], tokenizer([f" {ENDING}", f" {ENDING}"], return_tensors="pt")), outputs)
+
+
+def test_generated_targets(llama_pair):
+    model, tokenizer = llama_pair
+    explainer = GradientShap(model, tokenizer)
+    ids = tokenizer(PROMPT, return_tensors="pt")
+    new = model.generate(**ids, max_new_tokens=5, do_sample=False)[:, ids["input_ids"].shape[1] :]
+    (output,) = explainer(PROMPT, generation_kwargs={"max_new_tokens": 5})
+    assert output.targets.tolist() == new[0].tolist()
+    same([output], explainer(PROMPT, new))
+    assert len(explainer(PROMPT)[0].targets) <= 20
+    state = torch.get_rng_state()
+    options = {"max_new_tokens": 6, "do_sample": True, "temperature": 3.0}
+    first, again = (explainer(PROMPT, generation_kwargs=options)[0] for _ in range(2))
+    assert first.targets.tolist() == again.targets.tolist()
+    drawn = {
+        tuple(GradientShap(*llama_pair, seed=s)(PROMPT, generation_kwargs=options)[0].targets.tolist())
+        for s in range(4)
+    }
+    assert len(drawn) > 1
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_bad_generation(llama_pair, bert_pair):
+    explainer = GradientShap(*llama_pair)
+    with pytest.raises(InvalidArgumentError, match="max_new_token"):
+        explainer(PROMPT, generation_kwargs={"max_new_token": 5})
+    with pytest.raises(InvalidArgumentError, match="beside targets"):
+        explainer(PROMPT, ENDING, generation_kwargs={"max_new_tokens": 5})
+    with pytest.raises(InvalidArgumentError, match="causal language models"):
+        GradientShap(*bert_pair)(PROMPT, generation_kwargs={"max_new_tokens": 5})
+    with pytest.raises(InvalidTypeError, match="Generation targets are None"):
+        explainer(PROMPT, 5)
+    long = [llama_pair[1]("film " * 300)["input_ids"][:250], PROMPT]
+    outputs = GradientShap(*llama_pair, on_error="record")(long, [ENDING, ENDING])
+    assert "as a string" in outputs[0].error
+    assert outputs[1].error is None
+
+
+def test_borders_between_prompt_and_target(llama_pair):
+    """A space parts them unless the prompt ends a line or the script has none."""
+    explainer = GradientShap(*llama_pair)
+
+    def joined(prompt, target):
+        (output,) = explainer(prompt, target)
+        return "".join(output.elements), "".join(output.target_names)
+
+    assert joined("The film ", "dull") == joined("The film", " dull") == ("The film dull", " dull")
+    assert joined("user\n", "dull") == ("user\ndull", "dull")
+    assert joined("电影", "很好") == ("电影很好", "很好")
+
+
+def test_under_inference_mode_and_another_default_device(bert_pair):
+    explainer = GradientShap(*bert_pair, return_convergence_delta=True)
+    expected = explainer(TEXTS)
+    with torch.inference_mode():
+        inside = explainer(TEXTS)
+    same(inside, expected)
+    assert not any(value.is_inference() for value in (inside[0].attributions, inside[0].unassigned, inside[0].targets))
+    torch.set_default_device("meta")
+    try:
+        same(explainer(TEXTS), expected)
+    finally:
+        torch.set_default_device(None)
