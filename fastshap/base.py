@@ -16,8 +16,10 @@ from fastshap.tasks import Task, task_for
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Texts that are tokenised, sorted and explained together; bounds the memory of iter_explain.
+# Texts that are tokenised, sorted and explained together: bounds the memory of iter_explain, which begins with fewer and
+# doubles them, so that its first results are there soon.
 _WINDOW = 1024
+_FIRST_WINDOW = 32
 
 
 class AttributionExplainer:
@@ -58,7 +60,8 @@ class AttributionExplainer:
             raise InvalidArgumentError("The list of texts is empty; pass at least one text.")
         split = self.task.split_targets(targets, len(texts))
         options = self._options(targets, generation_kwargs)
-        return list(self._explain_all(iter(texts), None if split is None else iter(split), targets, options))
+        each = None if split is None else iter(split)
+        return list(self._explain_all(iter(texts), each, targets, options, _WINDOW))
 
     __call__ = explain
 
@@ -75,14 +78,14 @@ class AttributionExplainer:
         texts = sources(model_inputs)
         options = self._options(targets, generation_kwargs)
         if targets is None or self.task.serves_all(targets):
-            return self._explain_all(texts, None, targets, options)
+            return self._explain_all(texts, None, targets, options, min(_FIRST_WINDOW, _WINDOW))
         if is_one_text(model_inputs):
             targets = self.task.split_targets(targets, 1)
         elif isinstance(model_inputs, Sized) and isinstance(targets, Sized) and not isinstance(targets, Mapping):
             entries = [model_inputs, targets]
             if not any(isinstance(one, Mapping) for one in entries) and len(model_inputs) != len(targets):
                 self.task.split_targets(targets, len(model_inputs))
-        return self._explain_all(texts, self.task.entries(targets), targets, options)
+        return self._explain_all(texts, self.task.entries(targets), targets, options, min(_FIRST_WINDOW, _WINDOW))
 
     def _options(self, targets: Any, generation_kwargs: Mapping[str, Any] | None) -> Mapping[str, Any]:
         if targets is None or generation_kwargs:
@@ -92,15 +95,21 @@ class AttributionExplainer:
         return {}
 
     def _explain_all(
-        self, texts: Iterator[Any], each: Iterator[Any] | None, targets: Any, options: Mapping[str, Any]
+        self,
+        texts: Iterator[Any],
+        each: Iterator[Any] | None,
+        targets: Any,
+        options: Mapping[str, Any],
+        size: int,
     ) -> Iterator[AttributionOutput]:
         """``each`` holds the targets of one text after the other; without it ``targets`` serve every text."""
         start = 0
-        while window := list(islice(texts, _WINDOW)):
+        while window := list(islice(texts, size)):
             given = targets if each is None else list(islice(each, len(window)))
             part = self.task.split_targets(given, len(window))
             yield from self._explain_window(window, part, start, options)
             start += len(window)
+            size = min(2 * size, _WINDOW)
 
     def _explain_window(
         self, texts: Sequence[Any], targets: Sequence[Any] | None, first: int, options: Mapping[str, Any]

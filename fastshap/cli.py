@@ -1,9 +1,15 @@
-"""The command line: ``fastshap explain TEXT…``."""
+"""The command line: ``fastshap explain TEXT…`` and ``fastshap info``."""
 
 from __future__ import annotations
 
 import json
+import platform
+import sys
+import time
 import warnings
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -15,7 +21,10 @@ if TYPE_CHECKING:
     from fastshap.output import AttributionOutput
 
 app = typer.Typer(
-    help="What a Hugging Face text model looks at, with GradientSHAP.", no_args_is_help=True, add_completion=False
+    help="What a Hugging Face text model looks at, with GradientSHAP.",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -36,33 +45,58 @@ def main(
 
 @app.command()
 def explain(
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="One or more texts, each in quotes.")],
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TEXT]...", help="Texts, each in quotes; - reads standard input, a text a line."),
+    ] = None,
+    file: Annotated[Path | None, typer.Option(help="A file of UTF-8, a text a line.")] = None,
     model: Annotated[
         str | None, typer.Option(help="A directory or hub id; by default the sentiment model in the package.")
     ] = None,
     target: Annotated[
         str | None,
         typer.Option(
-            help="A class number or label, by default the predicted class; for a language model the text that follows."
+            help="A class number, a label or 'all', by default the predicted class; for a language model the text that "
+            "follows, by default what the model generates."
         ),
     ] = None,
-    granularity: Annotated[
-        str, typer.Option(help="all_tokens, token, word, part_sentence or sentence.", case_sensitive=False)
-    ] = "word",
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens that a language model generates at most, without --target.  [default: 20]"),
+    ] = None,
+    granularity: Annotated[str, typer.Option(help="all_tokens, token, word, part_sentence or sentence.")] = "word",
+    granularity_aggregation_strategy: Annotated[
+        str, typer.Option(help="mean, max, min, sum, signed_max, first or last of an element's tokens.")
+    ] = "mean",
     n_perturbations: Annotated[int, typer.Option(help="Samples a text: more are slower and steadier.")] = 10,
+    noise_std: Annotated[float, typer.Option(help="Standard deviation of the noise on the baseline.")] = 0.1,
+    baseline: Annotated[float, typer.Option(help="The reference embedding, one number for all dimensions.")] = 0.0,
+    inference_mode: Annotated[str, typer.Option(help="logits, softmax or log_softmax.")] = "logits",
+    input_x_gradient: Annotated[bool, typer.Option(help="Multiply the gradient by the input.")] = True,
+    reduction: Annotated[str, typer.Option(help="sum (signed, additive) or abs_mean (as interpreto).")] = "sum",
+    sampling: Annotated[str, typer.Option(help="antithetic or iid.")] = "antithetic",
     seed: Annotated[int, typer.Option(help="Same seed, same numbers.")] = 0,
+    perturb_special_tokens: Annotated[bool, typer.Option(help="Perturb [CLS], [SEP] and the like too.")] = True,
+    return_convergence_delta: Annotated[
+        bool, typer.Option("--return-convergence-delta", help="How far the scores are from adding up.")
+    ] = False,
+    batch_size: Annotated[str, typer.Option(help="Perturbed rows of one model call at most, or auto.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="Where to run, such as cpu or cuda:0.")] = None,
+    backend: Annotated[str, typer.Option(help="auto, torch or triton.")] = "auto",
+    on_error: Annotated[
+        str, typer.Option(help="record: say so and go on with the next text; raise: stop at the first.")
+    ] = "record",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a text, and nothing else.")] = False,
 ) -> None:
     """Explains texts: each word with what it adds to the score of the predicted label (or of --target).
 
     Exit code: 0 all explained, 1 some text could not be, 2 wrong usage.
     """
-    import torch
+    wanted_texts = _texts(texts or [], file)
     from transformers.utils import logging
 
     from fastshap.errors import FastshapError, TruncationWarning
     from fastshap.explainer import GradientShap
-    from fastshap.types import ModelTask
 
     logging.disable_progress_bar()
     loaded, tokenizer = _load(model)
@@ -70,34 +104,121 @@ def explain(
         explainer = GradientShap(
             loaded,
             tokenizer,
-            batch_size="auto",
+            batch_size=batch_size if batch_size == "auto" else _number(batch_size, "--batch-size"),
             granularity=granularity,
+            granularity_aggregation_strategy=granularity_aggregation_strategy,
+            device=device,
+            inference_mode=inference_mode,
+            input_x_gradient=input_x_gradient,
             n_perturbations=n_perturbations,
+            baseline=baseline,
+            noise_std=noise_std,
+            reduction=reduction,
+            sampling=sampling,
             seed=seed,
-            on_error="record",
+            return_convergence_delta=return_convergence_delta,
+            perturb_special_tokens=perturb_special_tokens,
+            on_error=on_error,
+            backend=backend,
         )
-        wanted: Any = target
-        if explainer.task.model_task is ModelTask.GENERATION:
-            if target is None:
-                _fail("a language model is explained for a text that follows the input: give it with --target.")
-            wanted = [target] * len(texts)
-        elif target is not None and target.lstrip("-").isdigit():
-            wanted = int(target)
-        bar = tqdm(explainer.iter_explain(texts, wanted), total=len(texts), delay=1, leave=False, disable=None)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", TruncationWarning)  # each result says so itself
-            outputs = list(bar)
+        options = None if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+        outputs = explainer.iter_explain(
+            wanted_texts, _targets(explainer, target, len(wanted_texts)), generation_kwargs=options
+        )
     except FastshapError as error:
         _fail(str(error))
-    with torch.no_grad():
-        predictions = [None if output.error is not None else _prediction(explainer, output) for output in outputs]
-    for text, output, prediction in zip(texts, outputs, predictions, strict=True):
-        if as_json:
-            typer.echo(json.dumps({"text": text, "prediction": prediction} | output.to_dict(), ensure_ascii=False))
-        else:
-            _print(text, output, prediction)
-    if any(output.error is not None for output in outputs):
+    failed = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TruncationWarning)  # each result says so itself
+        try:
+            for text, output in zip(wanted_texts, _with_bar(outputs, len(wanted_texts)), strict=True):
+                failed = failed or output.error is not None
+                _print(text, output, None if output.error is not None else _prediction(explainer, output), as_json)
+        except FastshapError as error:
+            # A text's own error names the text; any other concerns the model or the options.
+            _fail(str(error), 1 if str(error).startswith("Text ") else 2)
+    if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def info() -> None:
+    """What is installed and what runs here: versions, devices, the backend, and the model inside the package."""
+    import torch
+
+    from fastshap.default_model import DEFAULT_MODEL_PATH
+
+    typer.echo(f"fastshap {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    for name in ("torch", "transformers", "tokenizers", "triton", "numpy"):
+        typer.echo(f"{name} {_version(name)}")
+    typer.echo(f"device cpu: {torch.get_num_threads()} threads")
+    for i in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(i)
+        typer.echo(f"device cuda:{i}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+    typer.echo("backend torch (this version has no Triton operators yet)")
+    typer.echo(f"\ndefault model: {DEFAULT_MODEL_PATH}\n")
+    card = (DEFAULT_MODEL_PATH / "README.md").read_text(encoding="utf-8")
+    typer.echo(card.split("\n---\n", 1)[-1].strip())  # without its front matter
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _texts(texts: list[str], file: Path | None) -> list[str]:
+    """The texts to explain, in the order given; a line without its line break is a text."""
+    found: list[str] = []
+    try:
+        for text in texts:
+            found += _lines(sys.stdin.buffer.read()) if text == "-" else [text]
+        if file is not None:
+            found += _lines(file.read_bytes())
+    except OSError as error:
+        _fail(f"{file}: {error.strerror}.")
+    except UnicodeDecodeError as error:
+        _fail(f"the input is not UTF-8 ({error.reason} at byte {error.start}); convert it first.")
+    if not found:
+        _fail("there is no text to explain: give one in quotes, a file with --file, or - for standard input.")
+    return found
+
+
+def _lines(content: bytes) -> list[str]:
+    return content.decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n").split("\n") if content else []
+
+
+def _number(value: str, option: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        _fail(f"{option} is a whole number or 'auto'; got {value!r}.")
+
+
+def _targets(explainer: Any, target: str | None, count: int) -> Any:
+    """--target as the task understands it: a class number or label for all texts, or a text after each."""
+    labels = getattr(explainer.task, "labels", None)
+    if target is None:
+        return None
+    if labels is None:
+        return [target] * count
+    if target.lstrip("-").isdigit() and target not in labels:
+        return int(target)
+    # Labels are matched in any case where that leaves no doubt.
+    alike = [label for label in labels if label.lower() == target.lower()]
+    return alike[0] if target not in labels and len(alike) == 1 else target
+
+
+def _with_bar(outputs: Iterator[AttributionOutput], total: int) -> Iterator[AttributionOutput]:
+    """With a progress bar on standard error where that is a terminal and the work takes more than a second."""
+    start = time.monotonic()
+    with tqdm(total=total, unit="text", leave=False, delay=1, disable=None if total > 1 else True) as bar:
+        for output in outputs:
+            if not bar.disable and time.monotonic() - start > 1:
+                bar.clear()
+            yield output
+            bar.update()
 
 
 def _load(model: str | None) -> tuple[Any, Any]:
@@ -118,24 +239,43 @@ def _load(model: str | None) -> tuple[Any, Any]:
         kind = AutoModelForSequenceClassification if named.endswith("Classification") else AutoModelForCausalLM
         return kind.from_pretrained(model), AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
-        _fail(f"the model {model!r} could not be loaded: {error}")
+        _fail(f"the model {model!r} could not be loaded. {_why_not_loaded(model, error)}")
+
+
+def _why_not_loaded(model: str, error: Exception) -> str:
+    first = str(error).strip().split("\n")[0]
+    if Path(model).is_dir():
+        return f"The directory lacks something, or holds something else: {first}"
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        return "There is no such directory."
+    return (
+        "There is no such directory, and as a name on the model hub it was neither found in the local cache nor could it be "
+        f"downloaded (no network, an offline setting, a private model or a wrong name): {first}"
+    )
 
 
 def _prediction(explainer: Any, output: AttributionOutput) -> dict[str, Any] | None:
     """The most probable label and its probability, for a classifier of two classes or more."""
+    import torch
+
     labels = getattr(explainer.task, "labels", [])
     if len(labels) < 2:
         return None
     names = ("input_ids", "attention_mask", "token_type_ids")
-    inputs = {name: output.model_inputs_to_explain[name] for name in names if name in output.model_inputs_to_explain}
-    logits = explainer.model(**inputs).logits[0]
+    given = output.model_inputs_to_explain
+    inputs = {name: given[name].to(explainer.model.device) for name in names if name in given}
+    with torch.no_grad():
+        logits = explainer.model(**inputs).logits[0].float()
     independent = explainer.model.config.problem_type == "multi_label_classification"
     probabilities = logits.sigmoid() if independent else logits.softmax(-1)
     best = int(probabilities.argmax())
     return {"label": labels[best], "probability": float(probabilities[best])}
 
 
-def _print(text: str, output: AttributionOutput, prediction: dict[str, Any] | None) -> None:
+def _print(text: str, output: AttributionOutput, prediction: dict[str, Any] | None, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"text": text, "prediction": prediction} | output.to_dict(), ensure_ascii=False))
+        return
     from rich.console import Console
     from rich.text import Text
 
@@ -149,6 +289,6 @@ def _print(text: str, output: AttributionOutput, prediction: dict[str, Any] | No
     console.print()
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = 2) -> NoReturn:
     typer.echo(f"fastshap: {message}", err=True)
-    raise typer.Exit(2)
+    raise typer.Exit(code)

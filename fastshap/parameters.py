@@ -56,7 +56,7 @@ def device(value: Any) -> torch.device | None:
     try:
         wanted = torch.device(value)
         torch.empty(0, device=wanted)
-    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise InvalidArgumentError(
             f"device must be None or a device of this machine, such as 'cpu' or 'cuda:0'; got {value!r} ({error})."
         ) from None

@@ -1,12 +1,19 @@
 """The command line as people run it."""
 
+import fcntl
+import inspect
 import io
 import json
+import os
+import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
+import torch
 from rich.console import Console
 from transformers import BertConfig, BertModel
 from typer.testing import CliRunner
@@ -80,12 +87,120 @@ def test_text_cannot_steer_the_terminal():
     assert not set(out) & {"\x1b", "\x07", "\u202e"}
 
 
-def test_options(tmp_path):
+def test_options():
     first = json.loads(run("--json", "--seed", "1", "--target", "negative", "fine film").stdout)
     assert (first["seed"], first["target_names"]) == (1, ["negative"])
     assert json.loads(run("--json", "--seed", "1", "--target", "0", "fine film").stdout) == first
+    assert json.loads(run("--json", "--seed", "1", "--target", "Negative", "fine film").stdout) == first
+    both = json.loads(run("--json", "--target", "all", "fine film").stdout)
+    assert both["target_names"] == ["negative", "positive"]
     tokens = json.loads(run("--json", "--granularity", "ALL_TOKENS", "fine film").stdout)
     assert tokens["elements"][0] == "[CLS]"
+
+
+def test_every_parameter_is_an_option(default_pair):
+    """What Python computes with the same parameters comes out, to the last digit."""
+    signature = inspect.signature(fastshap.GradientShap).parameters
+    options = {
+        "granularity": "token",
+        "granularity_aggregation_strategy": "sum",
+        "device": "cpu",
+        "inference_mode": "log_softmax",
+        "input_x_gradient": False,
+        "n_perturbations": 3,
+        "baseline": 0.25,
+        "noise_std": 0.02,
+        "reduction": "abs_mean",
+        "sampling": "iid",
+        "seed": 5,
+        "perturb_special_tokens": False,
+        "batch_size": 2,
+        "on_error": "raise",
+        "backend": "torch",
+    }
+    assert set(signature) - set(options) == {"model", "tokenizer", "return_convergence_delta"}
+    arguments = []
+    for name, value in options.items():
+        flag = name.replace("_", "-")
+        arguments += [f"--no-{flag}"] if value is False else [f"--{flag}", str(value)]
+    shown = json.loads(run("--json", *arguments, "not a fine film").stdout)
+    (output,) = fastshap.GradientShap(*default_pair, **options)("not a fine film")
+    expected = output.to_dict()
+    assert {name: shown[name] for name in expected} == expected
+    delta = json.loads(run("--json", "--return-convergence-delta", "fine").stdout)["convergence_delta"]
+    assert isinstance(delta[0], float)
+
+
+def test_texts_from_files_and_standard_input(tmp_path):
+    path = tmp_path / "texts.txt"
+    path.write_text("\ufefffine film\r\n\r\nnot good", encoding="utf-8")
+    lines = [json.loads(line) for line in run("--json", "--file", str(path), code=1).stdout.splitlines()]
+    assert [line["text"] for line in lines] == ["fine film", "", "not good"]
+    assert [line["error"] is None for line in lines] == [True, False, True]
+    result = CliRunner().invoke(app, ["explain", "--json", "first", "-"], input="second film\nthird\n")
+    assert [json.loads(line)["text"] for line in result.stdout.splitlines()] == ["first", "second film", "third"]
+    assert "No such file" in run("--file", str(tmp_path / "none"), code=2).stderr
+    (tmp_path / "latin").write_bytes("caf\xe9".encode("latin-1"))
+    assert "UTF-8" in run("--file", str(tmp_path / "latin"), code=2).stderr
+    assert "no text" in CliRunner().invoke(app, ["explain", "-"], input="").stderr
+
+
+COMMAND = [sys.executable, "-c", "from fastshap.cli import app; app()", "explain"]
+
+
+def on_a_terminal(command, environment, stdout=True):
+    """What a process writes to a terminal: standard error, and standard output where wanted."""
+    screen, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    out = end if stdout else subprocess.DEVNULL
+    with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=end) as process:
+        os.close(end)
+        shown = b""
+        try:
+            while part := os.read(screen, 65536):
+                shown += part
+        except OSError:  # how a terminal says that the last writer is gone
+            pass
+        os.close(screen)
+    assert process.returncode == 0
+    return shown.decode()
+
+
+def test_bars_only_on_a_terminal(tmp_path):
+    (tmp_path / "texts").write_text("fine film\n" * 300)
+    command = [*COMMAND, "--json", "--n-perturbations", "40", "--file", str(tmp_path / "texts")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) == 300
+    assert re.search(r"\d+/300", on_a_terminal(command, dict(os.environ), stdout=False))
+
+
+def test_colour_follows_no_color():
+    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | {"TERM": "xterm-256color"}
+    for variables, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
+        shown = on_a_terminal([*COMMAND, "fine film"], {**environment, **variables})
+        assert bool(re.search(r"\x1b\[[\d;]*48;", shown)) == coloured
+        assert "fine" in shown
+
+
+def test_info():
+    out = CliRunner().invoke(app, ["info"]).stdout
+    for needed in (
+        f"fastshap {fastshap.__version__}",
+        f"torch {torch.__version__}",
+        "device cpu",
+        "backend",
+        "Labels: 0 = negative",
+    ):
+        assert needed in out
+
+
+def test_help_and_offline_models(monkeypatch):
+    assert CliRunner().invoke(app, ["explain", "-h"]).exit_code == 0
+    result = run("--model", "somebody/no-such-model", "fine", code=2)
+    assert "hub" in result.stderr
+    assert "network" in result.stderr
+    assert "no such directory" in run("--model", "./nowhere", "fine", code=2).stderr
 
 
 def test_other_models(tmp_path, llama_pair, bert_pair):
@@ -109,7 +224,10 @@ def test_exit_codes(tmp_path, llama_pair):
     assert "holds a BertModel" in run("--model", str(encoder), "fine", code=2).stderr
     for part in llama_pair:
         part.save_pretrained(tmp_path / "lm")
-    assert "--target" in run("--model", str(tmp_path / "lm"), "The film", code=2).stderr
+    generated = json.loads(run("--json", "--max-new-tokens", "3", "--model", str(tmp_path / "lm"), "The film").stdout)
+    assert 1 <= len(generated["targets"]) <= 3
+    assert "causal" in run("--max-new-tokens", "3", "fine", code=2).stderr
+    assert "Text 1" in run("--on-error", "raise", "fine", " ", code=1).stderr
     result = run("--json", "fine film", " ", code=1)
     assert [json.loads(line)["error"] is None for line in result.stdout.splitlines()] == [True, False]
     assert "LABEL" in run("--target", "LABEL", "fine", code=2).stderr

@@ -158,10 +158,11 @@ class Task(ABC):
         Raises:
             UnsupportedModelError: the model cannot be run on ``inputs_embeds``, or computes something else from them.
         """
-        device = device_of(self.model)
-        ids = torch.tensor([encoded.input_ids], device=device)
+        device, limit = device_of(self.model), self.max_length()
+        end = None if limit is None else max(1, limit - 3)  # the padding has to fit too
+        ids = torch.tensor([encoded.input_ids[:end]], device=device)
         inputs = {"attention_mask": torch.ones_like(ids)}
-        inputs |= {name: torch.tensor([values], device=device) for name, values in encoded.extra.items()}
+        inputs |= {name: torch.tensor([values[:end]], device=device) for name, values in encoded.extra.items()}
         name = type(self.model).__name__
         try:
             right = self.raw_logits(input_ids=ids, **inputs)
