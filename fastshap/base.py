@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import cycle, islice, repeat
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -81,10 +81,8 @@ class AttributionExplainer:
             return self._explain_all(texts, None, targets, options, min(_FIRST_WINDOW, _WINDOW))
         if is_one_text(model_inputs):
             targets = self.task.split_targets(targets, 1)
-        elif isinstance(model_inputs, Sized) and isinstance(targets, Sized) and not isinstance(targets, Mapping):
-            entries = [model_inputs, targets]
-            if not any(isinstance(one, Mapping) for one in entries) and len(model_inputs) != len(targets):
-                self.task.split_targets(targets, len(model_inputs))
+        elif isinstance(targets, list | tuple | Tensor) and _are_strings(model_inputs):
+            self.task.split_targets(targets, len(model_inputs))  # type: ignore[arg-type]  # says at once where counts differ
         return self._explain_all(texts, self.task.entries(targets), targets, options, min(_FIRST_WINDOW, _WINDOW))
 
     def _options(self, targets: Any, generation_kwargs: Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -106,15 +104,25 @@ class AttributionExplainer:
         start = 0
         while window := list(islice(texts, size)):
             given = targets if each is None else list(islice(each, len(window)))
+            if each is not None and len(given) < len(window):
+                raise InvalidArgumentError(
+                    f"There are only {start + len(given)} targets for more texts; give one for each text, or one class for all."
+                )
             part = self.task.split_targets(given, len(window))
             yield from self._explain_window(window, part, start, options)
             start += len(window)
             size = min(2 * size, _WINDOW)
+        if each is not None and not isinstance(targets, repeat | cycle) and next(each, None) is not None:
+            raise InvalidArgumentError(f"There are {start} texts but more targets; give one for each text.")
 
     def _explain_window(
         self, texts: Sequence[Any], targets: Sequence[Any] | None, first: int, options: Mapping[str, Any]
     ) -> list[AttributionOutput]:
         raise NotImplementedError
+
+
+def _are_strings(model_inputs: Any) -> bool:
+    return isinstance(model_inputs, list | tuple) and all(isinstance(text, str) for text in model_inputs)
 
 
 class MultitaskExplainerMixin:

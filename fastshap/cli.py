@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import sys
 import time
 import warnings
@@ -121,6 +122,8 @@ def explain(
             on_error=on_error,
             backend=backend,
         )
+        if max_new_tokens is not None and (target is not None or hasattr(explainer.task, "labels")):
+            _fail("--max-new-tokens is for a language model that writes its own target, without --target.")
         options = None if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
         outputs = explainer.iter_explain(
             wanted_texts, _targets(explainer, target, len(wanted_texts)), generation_kwargs=options
@@ -203,7 +206,7 @@ def _targets(explainer: Any, target: str | None, count: int) -> Any:
         return None
     if labels is None:
         return [target] * count
-    if target.lstrip("-").isdigit() and target not in labels:
+    if re.fullmatch(r"-?[0-9]+", target) and target not in labels:
         return int(target)
     # Labels are matched in any case where that leaves no doubt.
     alike = [label for label in labels if label.lower() == target.lower()]
@@ -238,7 +241,7 @@ def _load(model: str | None) -> tuple[Any, Any]:
             )
         kind = AutoModelForSequenceClassification if named.endswith("Classification") else AutoModelForCausalLM
         return kind.from_pretrained(model), AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged file fails in as many ways as there are file formats
         _fail(f"the model {model!r} could not be loaded. {_why_not_loaded(model, error)}")
 
 

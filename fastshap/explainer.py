@@ -355,5 +355,10 @@ def _table_shape(model: Any) -> tuple[int, int]:
         raise UnsupportedModelError(
             f"{type(model).__name__} takes no inputs_embeds, so there is no gradient with respect to its embeddings."
         )
-    rows, width = next(model.get_input_embeddings().parameters()).shape
+    try:
+        rows, width = next(model.get_input_embeddings().parameters()).shape
+    except (NotImplementedError, AttributeError, StopIteration, ValueError):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no table of input embeddings, so there is nothing to perturb."
+        ) from None
     return rows, width

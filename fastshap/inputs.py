@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ KINDS = (
     "a string, token ids (a list or an integer tensor), a mapping of tensors with input_ids as a tokenizer returns it, or an "
     "iterable of these"
 )
-_HANDLED = ("input_ids", "attention_mask", "special_tokens_mask")
+_HANDLED = ("input_ids", "attention_mask", "special_tokens_mask", "token_type_ids")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,9 @@ class Tokens:
 
     ids: list[int]
     special: list[bool] | None = None  # from special_tokens_mask
-    further: dict[str, Any] = field(default_factory=dict)  # the mapping's other entries for this text
+    types: list[int] | None = None  # from token_type_ids
+    further: tuple[str, ...] = ()  # the names of a mapping's other entries
+    masked: bool = True  # False for one of several rows without an attention_mask, where padding cannot be told
 
 
 Source = str | Tokens
@@ -62,7 +64,8 @@ def _entry(entry: Any) -> Iterator[Any]:
         elif isinstance(entry, Mapping):
             yield from _from_mapping(entry)
         elif _is_ids(entry):
-            yield from (Tokens(row) for row in _lists(entry, "token ids"))
+            rows = _lists(entry, "token ids")
+            yield from (Tokens(row, masked=len(rows) == 1) for row in rows)
         else:
             yield InvalidTypeError(f"A text must be a string or token ids; got {_described(entry)}.")
     except FastshapError as error:
@@ -78,13 +81,16 @@ def _from_mapping(mapping: Mapping[str, Any]) -> Iterator[Tokens]:
     ids = _lists(mapping["input_ids"], "input_ids")
     masks = _beside(mapping, "attention_mask", ids)
     special = _beside(mapping, "special_tokens_mask", ids)
-    further = {name: value for name, value in mapping.items() if name not in _HANDLED}
+    types = _beside(mapping, "token_type_ids", ids)
+    further = tuple(name for name, value in mapping.items() if name not in _HANDLED and value is not None)
     for i, row in enumerate(ids):
         kept = _kept(masks[i]) if masks else slice(0, len(row))
         yield Tokens(
             row[kept],
             [bool(flag) for flag in special[i][kept]] if special else None,
-            {name: _row_of(value, i, len(ids), len(row), kept) for name, value in further.items()},
+            types[i][kept] if types else None,
+            further,
+            masked=masks is not None or len(ids) == 1,
         )
 
 
@@ -108,15 +114,6 @@ def _beside(mapping: Mapping[str, Any], name: str, ids: list[list[int]]) -> list
     if [len(row) for row in rows] != [len(row) for row in ids]:
         raise InvalidArgumentError(f"{name} must have the shape of input_ids.")
     return rows
-
-
-def _row_of(value: Any, i: int, rows: int, length: int, kept: slice) -> Any:
-    """The part of an entry that belongs to text ``i``, if it has one value for each token."""
-    try:
-        values = _lists(value, "")
-    except FastshapError:
-        return None
-    return values[i][kept] if len(values) == rows and len(values[i]) == length else None
 
 
 def _is_ids(value: Any) -> bool:

@@ -91,9 +91,19 @@ def align(text: str, spelled: str, spans: Sequence[Span]) -> list[Span] | None:
     found: list[Span] = []
     for a, b in spans:
         inside = [at for at in range(a, b) if at in place]
-        before = found[-1][1] if found else 0
-        found.append((place[inside[0]], last[inside[-1]]) if inside else (before, before))
+        before = found[-1] if found else (0, 0)
+        if inside:
+            found.append((place[inside[0]], _with_marks(text, last[inside[-1]])))
+        else:  # white space belongs to what follows, a mark alone to what it marks
+            found.append((before[1], before[1]) if spelled[a:b].isspace() else before)
     return found if all(x[0] <= y[0] for x, y in pairwise(found)) else None
+
+
+def _with_marks(text: str, end: int) -> int:
+    """The end of a span, beyond the accents and joiners that belong to its last character."""
+    while end < len(text) and unicodedata.category(text[end])[0] in "MC" and not text[end].isspace():
+        end += 1
+    return end
 
 
 def _folded(text: str) -> list[tuple[str, int]]:

@@ -133,9 +133,11 @@ def _encode_ids(tokenizer: PreTrainedTokenizerBase, source: Tokens) -> Encoded |
         return InvalidArgumentError(f"Token ids are zero or more; got {min(source.ids)}.")
     named = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     special = source.special or [token in named for token in source.ids]
-    extra = {name: source.further.get(name) for name in EXTRA if name in tokenizer.model_input_names}
-    filled = {name: [0] * len(source.ids) if values is None else values for name, values in extra.items()}
-    return _from_ids(tokenizer, source.ids, special, filled, truncated=False)
+    types = source.types or [0] * len(source.ids)
+    extra = {name: types for name in EXTRA if name in tokenizer.model_input_names}
+    if all(special):
+        return InvalidArgumentError("The token ids are special tokens alone; there is nothing to explain.")
+    return _from_ids(tokenizer, source.ids, special, extra, truncated=False)
 
 
 def _from_ids(
@@ -182,6 +184,8 @@ def _read(
         return text, list(encoding.offsets), _numbered(encoding.word_ids, [0] * len(ids))
     # Not the tokens that this text would have today: cut within a word, or written one by one by a model.
     text, spans = spell(tokenizer, ids, tokens, marker)
+    if tokenizer.unk_token_id in ids:
+        return text, spans, words(tokens, marker)
     encoding = tokenizer(text, add_special_tokens=False).encodings[0]
     within = [encoding.char_to_word(first_visible(text, span)) for span in spans]
     return text, spans, _numbered(within, [0] * len(ids))
@@ -225,6 +229,20 @@ def _cut(encoded: Encoded, end: int) -> Encoded:
     }
     extra = {name: values[:end] for name, values in encoded.extra.items()}
     return _replaced(encoded, **changes, extra=extra, prompt_length=min(end, encoded.prompt_length))
+
+
+def after(encoded: Encoded, start: int) -> Encoded:
+    """The tokens from ``start`` on, with their part of the text."""
+    first = max((end for _, end in encoded.offsets[:start]), default=0)
+    names = ("input_ids", "special", "tokens", "words")
+    return _replaced(
+        encoded,
+        text=encoded.text[first:],
+        offsets=[(max(0, a - first), max(0, b - first)) for a, b in encoded.offsets[start:]],
+        **{name: getattr(encoded, name)[start:] for name in names},
+        extra={name: values[start:] for name, values in encoded.extra.items()},
+        prompt_length=len(encoded) - start,
+    )
 
 
 def continuation(prompt: Encoded, whole: Encoded) -> Encoded | None:

@@ -226,7 +226,11 @@ def test_exit_codes(tmp_path, llama_pair):
         part.save_pretrained(tmp_path / "lm")
     generated = json.loads(run("--json", "--max-new-tokens", "3", "--model", str(tmp_path / "lm"), "The film").stdout)
     assert 1 <= len(generated["targets"]) <= 3
-    assert "causal" in run("--max-new-tokens", "3", "fine", code=2).stderr
+    assert "writes its own target" in run("--max-new-tokens", "3", "fine", code=2).stderr
+    for odd in ("²", "--5", "9"):
+        assert "its classes are" in run(f"--target={odd}", "fine", code=2).stderr
+    (tmp_path / "lm" / "model.safetensors").write_bytes(b"damaged")
+    assert "lacks something" in run("--model", str(tmp_path / "lm"), "The film", code=2).stderr
     assert "Text 1" in run("--on-error", "raise", "fine", " ", code=1).stderr
     result = run("--json", "fine film", " ", code=1)
     assert [json.loads(line)["error"] is None for line in result.stdout.splitlines()] == [True, False]

@@ -12,6 +12,11 @@ from transformers import (
     BertConfig,
     BertLMHeadModel,
     BertModel,
+    BigBirdConfig,
+    BigBirdForSequenceClassification,
+    CanineConfig,
+    CanineForSequenceClassification,
+    CanineTokenizer,
     GPT2Config,
     GPT2ForSequenceClassification,
     T5Config,
@@ -334,13 +339,13 @@ def test_models_that_cannot_be_explained_say_so(default_pair, byte_tokenizer):
     with pytest.raises(fastshap.UnsupportedModelError, match="not causal"):
         GradientShap(encoder, tokenizer)("not good", "at all")
     config = T5Config(vocab_size=len(tokenizer), d_model=12, d_kv=6, d_ff=12, num_layers=1, num_heads=2, num_labels=2)
-    with pytest.raises(fastshap.UnsupportedModelError, match="inputs_embeds"):
+    with pytest.raises(fastshap.UnsupportedModelError, match="does not run on the first text"):
         GradientShap(T5ForSequenceClassification(config), tokenizer)("not good", 1)
     config = GPT2Config(vocab_size=len(byte_tokenizer), n_positions=64, n_embd=24, n_layer=1, n_head=2)
     config.pad_token_id = byte_tokenizer.pad_token_id
     config.initializer_range = 0.3
     pooled = GPT2ForSequenceClassification(config)
-    with pytest.raises(fastshap.UnsupportedModelError, match="something else from inputs_embeds"):
+    with pytest.raises(fastshap.UnsupportedModelError, match=r"padding token.*something else from its ids"):
         GradientShap(pooled, byte_tokenizer)("not good<|end|>", 1)
 
 
@@ -363,3 +368,38 @@ def test_decoder_classifiers_are_exact_in_mixed_batches(byte_tokenizer, padding_
             assert output.targets.tolist() == [predicted]
             torch.testing.assert_close(explainer(text)[0].attributions, output.attributions, atol=1e-4, rtol=1e-4)
     assert (model.config.pad_token_id is None) == (not padding_token)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-5])
+def test_padding_is_found_for_logits_of_any_size(byte_tokenizer, scale):
+    torch.manual_seed(2)
+    config = GPT2Config(vocab_size=len(byte_tokenizer), n_positions=128, n_embd=24, n_layer=2, n_head=2, num_labels=3)
+    model = GPT2ForSequenceClassification(config).eval()
+    model.config.pad_token_id = byte_tokenizer.pad_token_id
+    with torch.no_grad():
+        model.score.weight.mul_(scale)
+    explainer = GradientShap(model, byte_tokenizer, batch_size=64)
+    texts = ["not good at all", "fine", "The battery died after two days"]
+    for text, output in zip(texts, explainer(texts, 1), strict=True):
+        alone = explainer(text, 1)[0].attributions
+        assert (alone - output.attributions).abs().max() < 1e-4 * alone.abs().max()
+
+
+def test_a_later_text_with_the_padding_token(byte_tokenizer):
+    config = GPT2Config(vocab_size=len(byte_tokenizer), n_positions=64, n_embd=24, n_layer=1, n_head=2)
+    config.pad_token_id = byte_tokenizer.pad_token_id
+    config.initializer_range = 0.3
+    explainer = GradientShap(GPT2ForSequenceClassification(config), byte_tokenizer, on_error="record")
+    outputs = explainer(["fine", "not good<|end|>", "good"], 1)
+    assert [output.error is None for output in outputs] == [True, False, True]
+
+
+def test_models_without_a_table_or_with_a_memory(default_pair):
+    config = CanineConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    with pytest.raises(fastshap.UnsupportedModelError, match="no table of input embeddings"):
+        GradientShap(CanineForSequenceClassification(config), CanineTokenizer())
+    tokenizer = default_pair[1]
+    tiny = {"vocab_size": len(tokenizer), "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BigBirdConfig(**tiny, intermediate_size=8, block_size=4)
+    with pytest.raises(fastshap.UnsupportedModelError, match="original_full"):
+        GradientShap(BigBirdForSequenceClassification(config), tokenizer)("fine", 1)

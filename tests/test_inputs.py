@@ -1,5 +1,6 @@
 """Every natural way to hand over texts and targets gives the same explanation."""
 
+import concurrent.futures
 import copy
 import itertools
 
@@ -8,8 +9,10 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fastshap import GradientShap, InvalidArgumentError, InvalidTypeError
+from fastshap import FastshapError, GradientShap, InvalidArgumentError, InvalidTypeError
 
 TEXTS = ["A gorgeous, witty film, but the ending is dull.", "not good at all"]
 
@@ -101,7 +104,11 @@ BAD = [
     ([[5, -6]], InvalidArgumentError, "zero or more"),
     ([[5, 10**30]], InvalidArgumentError, "embedding table of 11000"),
     ([[5] * 129], InvalidArgumentError, "129 tokens and the model takes 128"),
-    ([2, 3], InvalidArgumentError, "nothing .* but special tokens"),
+    ([2, 3], InvalidArgumentError, "special tokens alone"),
+    ({"input_ids": [5, 6], "token_type_ids": [0]}, InvalidArgumentError, "token_type_ids must have the shape"),
+    ({"input_ids": [5, 6], "token_type_ids": [0.0, 0.0]}, InvalidTypeError, "token_type_ids must be integers"),
+    ({"input_ids": [5, 6], "token_type_ids": [0, 1]}, InvalidArgumentError, "token_type_ids"),
+    ({"input_ids": [[5, 6], [5, 0]]}, InvalidArgumentError, "Text 1.*attention_mask"),
     ([[]], InvalidTypeError, "got list"),
     (torch.zeros(2, 3), InvalidTypeError, r"\(2, 3\) and torch.float32"),
     (torch.tensor(3), InvalidTypeError, "Tensor"),
@@ -128,8 +135,14 @@ def test_counts_of_texts_and_targets(bert_pair):
         list(explainer.iter_explain(TEXTS, [0, 1, 2]))
     with pytest.raises(InvalidArgumentError, match=r"1 texts but 2 targets.*\[\[0, 1\]\]"):
         explainer(TEXTS[0], [0, 1])
-    with pytest.raises(InvalidArgumentError, match="2 texts but 1 targets"):
+    with pytest.raises(InvalidArgumentError, match="only 1 targets for more texts"):
         list(explainer.iter_explain(iter(TEXTS), iter([0])))
+    with pytest.raises(InvalidArgumentError, match="2 texts but more targets"):
+        list(explainer.iter_explain(iter(TEXTS), iter([0, 1, 1])))
+    with pytest.raises(InvalidTypeError, match=r"got (float|Tensor)"):
+        explainer.iter_explain(TEXTS, torch.tensor(1.0))
+    batch = bert_pair[1](TEXTS, padding=True, return_tensors="pt")
+    same(list(explainer.iter_explain([batch], [0, 1])), explainer([batch], [0, 1]))
     assert len(list(explainer.iter_explain(iter(TEXTS), itertools.repeat(1)))) == 2
     assert list(explainer.iter_explain([])) == []
 
@@ -188,6 +201,102 @@ def test_bad_generation(llama_pair, bert_pair):
     outputs = GradientShap(*llama_pair, on_error="record")(long, [ENDING, ENDING])
     assert "as a string" in outputs[0].error
     assert outputs[1].error is None
+
+
+def test_options_of_generation(llama_pair):
+    explainer = GradientShap(*llama_pair)
+    config = GenerationConfig(max_new_tokens=2)
+    assert len(explainer(PROMPT, generation_kwargs={"generation_config": config})[0].targets) <= 2
+    for name in ("max_new_tokens", "max_length"):  # at most as many as the model takes, and the prompt stays whole
+        (output,) = explainer(PROMPT, generation_kwargs={name: 1000, "eos_token_id": list(range(0, 400, 2))})
+        assert "".join(output.elements).startswith(PROMPT)
+        assert not output.truncated
+    for bad, message in (
+        (5, "mapping"),
+        ({"max_new_tokens": None}, "whole number"),
+        ({"max_new_tokens": 2.5}, "whole number"),
+        ({"num_beams": 0}, "could not generate"),
+        ({"generation_config": {"a": 1}}, "GenerationConfig"),
+    ):
+        with pytest.raises(FastshapError, match=message):
+            explainer(PROMPT, generation_kwargs=bad)
+    filled = llama_pair[1]("film " * 300)["input_ids"]
+    for ids in (filled[:256], filled):
+        with pytest.raises(InvalidArgumentError, match="256"):
+            explainer([ids])
+
+
+def test_sampling_in_threads(llama_pair):
+    """The generator is the process's, the models are not."""
+    options = {"max_new_tokens": 6, "do_sample": True}
+    explainers = [GradientShap(copy.deepcopy(llama_pair[0]), llama_pair[1], seed=k) for k in range(3)]
+    expected = [explainer([PROMPT, "Nobody"], generation_kwargs=options) for explainer in explainers]
+    state = torch.get_rng_state()
+    for _ in range(3):
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            runs = [pool.submit(explainer, [PROMPT, "Nobody"], generation_kwargs=options) for explainer in explainers]
+        for run, theirs in zip(runs, expected, strict=True):
+            same(run.result(), theirs)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_like():
+    """Tokenizers that put a space before every text."""
+    pieces = [
+        "<unk>",
+        "<s>",
+        "▁",
+        "▁The",
+        "▁capital",
+        "▁is",
+        "▁Paris",
+        "Paris",
+        "is",
+        "capital",
+        "\n",
+        "北",
+        "京",
+        "東",
+        ".",
+    ]
+
+    def build(normalizer, pre_tokenizer):
+        core = Tokenizer(models.Unigram([(piece, -1.0 - (len(piece) < 3)) for piece in pieces], unk_id=0))
+        if normalizer is not None:
+            core.normalizer = normalizer
+        if pre_tokenizer is not None:
+            core.pre_tokenizer = pre_tokenizer
+        core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+        core.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+        return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", bos_token="<s>")
+
+    return [
+        build(normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]), None),
+        build(None, pre_tokenizers.Metaspace()),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "target"), [("The capital is", "Paris."), ("The capital is\n", "Paris"), ("北京", "東京")]
+)
+def test_a_prompt_as_ids_goes_on_as_the_same_prompt_as_a_string(sentencepiece_like, prompt, target):
+    torch.manual_seed(0)
+    tiny = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=20, **tiny)).eval()
+    for tokenizer in sentencepiece_like:
+        explainer = GradientShap(model, tokenizer)
+        string, ids = explainer(prompt, target), explainer([tokenizer(prompt)["input_ids"]], [target])
+        shown = tokenizer.convert_ids_to_tokens(string[0].targets.tolist())
+        assert shown[0] in ("▁Paris", "Paris", "東")
+        assert ids[0].targets.tolist() == string[0].targets.tolist()
+
+
+def test_no_space_after_a_template(llama_pair):
+    tokenizer = llama_pair[1]
+    for prompt in ("It is<|end|>", tokenizer("It is<|end|>")["input_ids"]):
+        (output,) = GradientShap(*llama_pair)([prompt], ["so"])
+        assert output.target_names == ["so"]
 
 
 def test_borders_between_prompt_and_target(llama_pair):

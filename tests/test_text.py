@@ -124,6 +124,23 @@ def test_tokenizers_without_offsets_show_the_text(slow_tokenizers, kind):
     assert one_word == ["unbelievably"]
 
 
+@pytest.mark.parametrize("kind", ["bytes", "characters"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["हिन्दी", "में", "लिखा", "है", "और", "अच्छा", "है।"],
+        ["Cafe\u0301", "crème"],
+        ["I", "❤\ufe0f", "you."],
+        ["بِكُمْ", "هنا"],
+    ],
+)
+def test_accents_and_joiners_stay_with_their_letters(slow_tokenizers, kind, words):
+    tokenizer, text = slow_tokenizers[kind], " ".join(words)
+    assert [element.strip() for element in elements(tokenizer, text, Granularity.WORD)] == words
+    (string,), (ids,) = (encode(tokenizer, [s], max_length=None) for s in (text, Tokens(tokenizer(text)["input_ids"])))
+    assert groups(string, Granularity.WORD)[0] == groups(ids, Granularity.WORD)[0]
+
+
 def test_unknown_tokens_do_not_hide_the_words(slow_tokenizers):
     shown = elements(slow_tokenizers["WordPiece"], "a 漢 gorgeous film", Granularity.WORD)
     assert shown == ["a", "[UNK]", "gorgeous", "film"]

@@ -125,7 +125,14 @@ class Task(ABC):
                 "cut the token ids where it makes sense."
             )
         accepted = set(inspect.signature(unwrapped(self.model).forward).parameters) - {"labels"}
-        foreign = sorted(name for name in source.further if name in accepted - set(self.tokenizer.model_input_names))
+        foreign = sorted(accepted.intersection(source.further))
+        if source.types is not None and any(source.types) and "token_type_ids" not in self.tokenizer.model_input_names:
+            foreign.append("token_type_ids")
+        if not source.masked and self.tokenizer.pad_token_id in (source.ids[:1] + source.ids[-1:]):
+            return InvalidArgumentError(
+                "A row of token ids begins or ends with the padding token, and there is no attention_mask to say what is "
+                "padding. Pass all that the tokenizer returns, or one list of ids for each text."
+            )
         if foreign:
             return InvalidArgumentError(
                 f"The mapping holds {', '.join(foreign)}, which the model takes and fastshap would lose; pass input_ids, "
@@ -149,6 +156,24 @@ class Task(ABC):
         return encoded if extra.keys() == encoded.extra.keys() else dataclasses.replace(encoded, extra=extra)
 
     @torch.no_grad()
+    def reads_padding(self, encoded: Encoded) -> bool:
+        """Whether a text with the model's own padding token means something else as ids than as embeddings.
+
+        A decoder that classifies the last token before the padding does so by the ids.
+        """
+        pad: Any = self.model.config.get_text_config().pad_token_id
+        if pad is None or pad not in encoded.input_ids:
+            return False
+        ids = torch.tensor([encoded.input_ids], device=device_of(self.model))
+        inputs = {"attention_mask": torch.ones_like(ids)}
+        inputs |= {name: torch.tensor([values], device=ids.device) for name, values in encoded.extra.items()}
+        try:
+            x = self.model.get_input_embeddings()(ids)
+            return not near(self.raw_logits(inputs_embeds=x, **inputs), self.raw_logits(input_ids=ids, **inputs))
+        except (TypeError, ValueError, RuntimeError):
+            return False  # whether the model runs at all is for the trial to say
+
+    @torch.no_grad()
     def padding(self, encoded: Encoded) -> str | None:
         """Tries the model on one text: where may padding stand without changing what it computes?
 
@@ -164,8 +189,20 @@ class Task(ABC):
         inputs = {"attention_mask": torch.ones_like(ids)}
         inputs |= {name: torch.tensor([values[:end]], device=device) for name, values in encoded.extra.items()}
         name = type(self.model).__name__
+        if getattr(self.model.config, "attention_type", None) == "block_sparse":
+            raise UnsupportedModelError(
+                f"{name} changes its attention from block_sparse to full for a short text, and stays so: its scores depend on "
+                "the texts before. Load it with attention_type='original_full'."
+            )
         try:
             right = self.raw_logits(input_ids=ids, **inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"{name} cannot be explained, since it does not run on the first text: {type(error).__name__}: {error}"
+            ) from error
+        try:
             x = self.model.get_input_embeddings()(ids)
             ours = self.raw_logits(inputs_embeds=x, **inputs)
         except torch.OutOfMemoryError:
@@ -217,12 +254,12 @@ def takes(model: nn.Module, name: str) -> bool:
 
 
 def near(ours: Tensor, theirs: Tensor) -> bool:
-    """Equal but for rounding; NaN anywhere is left for the explanation itself to report."""
+    """Equal but for rounding, as a share of the largest; NaN anywhere is left for the explanation itself to report."""
     if ours.shape != theirs.shape:
         return False
     tolerance = 1e-3 if ours.dtype in (torch.float32, torch.float64) else 5e-2
     difference = (ours - theirs).float().abs().max()
-    return not bool(difference > tolerance * (1 + theirs.float().abs().max()))
+    return not bool(difference > tolerance * theirs.float().abs().max() + 1e-7)
 
 
 def _positions(model: nn.Module) -> int | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastshap.engine import Call
-from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError
+from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError, UnsupportedModelError
 from fastshap.tasks.base import Predict, Prepared, Task
 from fastshap.text import Encoded
 from fastshap.types import InferenceModes, ModelTask
@@ -56,7 +56,7 @@ class ClassificationTask(Task):
     def prepare(
         self, sources: Sequence[Any], targets: Sequence[Any] | None, predict: Predict, options: Mapping[str, Any]
     ) -> list[Prepared | FastshapError]:
-        encoded = self.encode(sources, max_length=self.max_length())
+        encoded = [self._readable(one) for one in self.encode(sources, max_length=self.max_length())]
         if targets is None:
             chosen = iter(predict([e for e in encoded if isinstance(e, Encoded)], self.logits))
             targets = [
@@ -67,6 +67,14 @@ class ClassificationTask(Task):
             for one, target in zip(encoded, targets, strict=True)
         ]
 
+    def _readable(self, encoded: Encoded | FastshapError) -> Encoded | FastshapError:
+        if isinstance(encoded, FastshapError) or not self.reads_padding(encoded):
+            return encoded
+        return UnsupportedModelError(
+            "The text holds the model's padding token: the model computes something else from its ids, where it takes the "
+            "token for padding, than from inputs_embeds. Give the model a padding token of its own, or leave the token out."
+        )
+
     def _prepared(self, encoded: Encoded, targets: list[Any]) -> Prepared | FastshapError:
         try:
             classes = [index for target in targets for index in self._classes(target)]
@@ -76,6 +84,8 @@ class ClassificationTask(Task):
         return Prepared(encoded, torch.tensor(classes, device="cpu"), names)
 
     def entries(self, targets: Any) -> Iterator[Any]:
+        if isinstance(targets, bytes | Mapping):
+            raise self._unsuited(targets)
         try:
             return iter(targets)
         except TypeError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -11,15 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastshap import parameters
 from fastshap.engine import Call, device_of
 from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError, UnsupportedModelError
 from fastshap.inputs import KINDS, Tokens, sources
 from fastshap.sampling import text_key
+from fastshap.spelling import read
 from fastshap.tasks.base import Predict, Prepared, Task, near, takes, unwrapped
-from fastshap.text import Encoded, continuation, join, without_ending
+from fastshap.text import Encoded, after, continuation, join, without_ending
 from fastshap.types import ModelTask
 
 _NEW_TOKENS = 20
+_sampling = threading.Lock()
 # Scripts that put no space between words, by the beginnings of their characters' Unicode names.
 _UNSPACED = ("CJK", "IDEOGRAPHIC", "FULLWIDTH", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 
@@ -60,23 +64,69 @@ class GenerationTask(Task):
         self, sources: Sequence[Any], targets: Sequence[Any] | None, predict: Predict, options: Mapping[str, Any]
     ) -> list[Prepared | FastshapError]:
         if targets is None:
-            limit, new = self.max_length(), options.get("max_new_tokens", 1)
-            prompts = self._prompts(sources, None if limit is None else max(1, limit - new))
-            endings = self._targets([self._generated(prompt, options) for prompt in prompts])
-            wholes: list[Any] = [None] * len(prompts)
-        else:
-            texts = [_are_texts(*pair) for pair in zip(sources, targets, strict=True)]
-            sources = [_stripped(s) if both else s for s, both in zip(sources, texts, strict=True)]
-            prompts = self._prompts(sources)
-            spaced = [
-                _spaced(prompt.text, target) if isinstance(prompt, Encoded) and isinstance(target, str) else target
-                for prompt, target in zip(prompts, targets, strict=True)
-            ]
-            endings = self._targets(spaced)
-            # Tokenised together, the two read as the tokenizer reads any text.
-            joined = iter(self._prompts([s + e for s, e, both in zip(sources, spaced, texts, strict=True) if both]))
-            wholes = [next(joined) if both else None for both in texts]
-        return [self._prepared(*one) for one in zip(sources, prompts, endings, wholes, strict=True)]
+            prompts = self._with_room(sources, self._prompts(sources), options)
+            generated = [self._generated(prompt, options) for prompt in prompts]
+            endings = self.encode(generated, max_length=None)
+            return [self._prepared(*one) for one in zip(sources, prompts, endings, strict=True)]
+        texts = [isinstance(s, str) and isinstance(t, str) for s, t in zip(sources, targets, strict=True)]
+        sources = [_stripped(s) if both else s for s, both in zip(sources, texts, strict=True)]
+        prompts = self._prompts(sources)
+        spaced = [
+            self._spaced(prompt, target) if isinstance(prompt, Encoded) and isinstance(target, str) else target
+            for prompt, target in zip(prompts, targets, strict=True)
+        ]
+        endings = self.encode(spaced, max_length=None, add_special_tokens=False)
+        # Tokenised together, the two read as the tokenizer reads any text.
+        wholes = iter(self._prompts([s + e for s, e, both in zip(sources, spaced, texts, strict=True) if both]))
+        found = []
+        for source, prompt, given, ending, both in zip(sources, prompts, spaced, endings, texts, strict=True):
+            whole = next(wholes) if both else None
+            if isinstance(ending, FastshapError):
+                ending = type(ending)(f"The target cannot be used. {ending}")
+            elif isinstance(given, str) and isinstance(prompt, Encoded):
+                joined = continuation(prompt, whole) if isinstance(whole, Encoded) else None
+                ending = after(joined, len(prompt)) if joined else self._behind(prompt, given, ending)
+            found.append(self._prepared(source, prompt, ending))
+        return found
+
+    def _spaced(self, prompt: Encoded, target: str) -> str:
+        """The target with the space that parts it from the prompt; none behind a special token, which ends a turn of a chat."""
+        if prompt.input_ids[-1] in set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}:
+            return target
+        return _spaced(prompt.text, target)
+
+    def _behind(self, prompt: Encoded, target: str, alone: Encoded) -> Encoded:
+        """The target's tokens behind a prompt whose own tokens stay as they are."""
+        start = 1 + max((i for i, special in enumerate(prompt.special) if special), default=-1)
+        tail = prompt.input_ids[start:]
+        if tail:
+            (both,) = self.encode([read(self.tokenizer, tail) + target], max_length=None, add_special_tokens=False)
+            if isinstance(both, Encoded) and len(both) > len(tail) and both.input_ids[: len(tail)] == tail:
+                return after(both, len(tail))
+        # SentencePiece puts a space before every text: one too many before a space, or where none is wanted.
+        if alone.tokens[0].strip("▁") == "" and len(alone) > 1:
+            (bare,) = self.encode([target.lstrip(" ")], max_length=None, add_special_tokens=False)
+            if isinstance(bare, Encoded) and target[0] == " ":
+                return bare
+            return after(alone, 1)
+        return alone
+
+    def _with_room(
+        self, sources: Sequence[Any], prompts: list[Encoded | FastshapError], options: Mapping[str, Any]
+    ) -> list[Encoded | FastshapError]:
+        """Prompts that leave the model room to go on; a string that fills it is cut."""
+        limit = self.max_length()
+        for i, (source, prompt) in enumerate(zip(sources, prompts, strict=True)):
+            if limit is None or isinstance(prompt, FastshapError) or len(prompt) < limit:
+                continue
+            if isinstance(source, str):
+                new = min(options.get("max_new_tokens") or 1, limit // 2)
+                prompts[i] = self._prompts([source], limit - new)[0]
+            else:
+                prompts[i] = InvalidArgumentError(
+                    f"The input has {len(prompt)} tokens and the model takes {limit}, so it cannot go on; pass a shorter one."
+                )
+        return prompts
 
     def _prompts(self, sources: Sequence[Any], max_length: int | None = None) -> list[Encoded | FastshapError]:
         """Tokenised inputs; a string keeps none of the special tokens that a tokenizer puts at its end."""
@@ -85,32 +135,21 @@ class GenerationTask(Task):
             for source, one in zip(sources, self.encode(sources, max_length=max_length), strict=True)
         ]
 
-    def _targets(self, targets: Sequence[Any]) -> list[Encoded | FastshapError]:
-        """Tokenised targets by themselves."""
-        found = self.encode(targets, max_length=None, add_special_tokens=False)
-        for i, (target, one) in enumerate(zip(targets, found, strict=True)):
-            # SentencePiece puts a space before every text, so a second one would become a token of its own.
-            if isinstance(one, Encoded) and isinstance(target, str) and target[0] == " " and one.tokens[0] == "▁":
-                found[i] = self.encode([target[1:]], max_length=None, add_special_tokens=False)[0]
-        return found
-
     def _prepared(
-        self, source: Any, prompt: Encoded | FastshapError, ending: Encoded | FastshapError, whole: Any
+        self, source: Any, prompt: Encoded | FastshapError, ending: Encoded | FastshapError
     ) -> Prepared | FastshapError:
         if isinstance(prompt, FastshapError):
             return prompt
         if isinstance(ending, FastshapError):
-            return type(ending)(f"The target cannot be used. {ending}")
-        joined = continuation(prompt, whole) if isinstance(whole, Encoded) else None
-        joined = joined or join(prompt, ending)
+            return ending
         limit = self.max_length()
-        if limit is not None and len(joined) > limit:
+        if limit is not None and len(prompt) + len(ending) > limit:
             cut = self._cut(source, len(prompt), len(ending), limit)
             if isinstance(cut, FastshapError):
                 return cut
-            joined = join(cut, ending)
-        targets = slice(joined.prompt_length, None)
-        return Prepared(joined, torch.tensor(joined.input_ids[targets], device="cpu"), joined.tokens[targets])
+            prompt = cut
+        targets = torch.tensor(ending.input_ids, device="cpu")
+        return Prepared(join(prompt, ending), targets, ending.tokens)
 
     def _cut(self, source: Any, given: int, taken: int, limit: int) -> Encoded | FastshapError:
         """The input, cut to leave room for ``taken`` tokens; at least one has to stay beside those of the template."""
@@ -133,11 +172,20 @@ class GenerationTask(Task):
             return prompt
         ids = torch.tensor([prompt.input_ids], device=device_of(self.model))
         model: Any = self.model
+        limit = self.max_length()
+        if limit is not None:
+            given = {name: options[name] for name in ("max_new_tokens", "max_length") if name in options}
+            room = {"max_new_tokens": limit - len(prompt), "max_length": limit}
+            options = {**options, **{name: min(value, room[name]) for name, value in given.items()}}
         with self._own_random_numbers(prompt, options), torch.no_grad():
             try:
                 out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
-            except (TypeError, ValueError) as error:
-                return InvalidArgumentError(f"The model could not generate a target with {dict(options)}: {error}")
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                return InvalidArgumentError(
+                    f"The model could not generate a target with {dict(options)}: {type(error).__name__}: {error}"
+                )
         new = out[0, len(prompt) :].tolist()
         while new and new[-1] in self.tokenizer.all_special_ids:
             new.pop()
@@ -152,14 +200,26 @@ class GenerationTask(Task):
             yield
             return
         device = device_of(self.model)
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        # The generator belongs to the whole process, so one text at a time may use it.
+        with _sampling, torch.random.fork_rng([device] if device.type == "cuda" else []):
             low, high = text_key(self.seed, prompt.input_ids)
             torch.manual_seed(low | high << 32)
             yield
 
     def check_options(self, options: Mapping[str, Any] | None) -> Mapping[str, Any]:
         """Greedy, and at most 20 tokens, where the user says nothing else."""
+        if options is not None and not isinstance(options, Mapping):
+            raise InvalidTypeError(f"generation_kwargs must be a mapping of names to values; got {options!r}.")
         options = dict(options or {})
+        config = options.pop("generation_config", None)
+        if config is not None:
+            if not hasattr(config, "to_diff_dict"):
+                raise InvalidTypeError(f"generation_config must be a GenerationConfig; got {type(config).__name__}.")
+            described = {"transformers_version", "_from_model_config"}
+            options = {k: v for k, v in config.to_diff_dict().items() if k not in described} | options
+        for name in ("max_new_tokens", "max_length"):
+            if name in options:
+                options[name] = parameters.whole(options[name], name, least=1)
         if not getattr(self.model, "can_generate", lambda: True)():
             raise UnsupportedModelError(f"{type(unwrapped(self.model)).__name__} cannot generate; pass targets.")
         if "max_length" not in options:
@@ -190,10 +250,6 @@ class GenerationTask(Task):
         if len(each) != count:
             raise InvalidArgumentError(f"There are {count} inputs but {len(each)} targets; give one for each input.")
         return each
-
-
-def _are_texts(source: Any, target: Any) -> bool:
-    return isinstance(source, str) and isinstance(target, str)
 
 
 def _stripped(prompt: str) -> str:
