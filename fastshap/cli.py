@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import platform
 import re
@@ -25,6 +26,8 @@ app = typer.Typer(
     help="What a Hugging Face text model looks at, with GradientSHAP.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -48,17 +51,22 @@ def main(
 def explain(
     texts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TEXT]...", help="Texts, each in quotes; - reads standard input, a text a line."),
+        typer.Argument(metavar="TEXT", help="Texts, each in quotes; - reads standard input, a text a line."),
     ] = None,
-    file: Annotated[Path | None, typer.Option(help="A file of UTF-8, a text a line.")] = None,
+    file: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A file of UTF-8, a text a line (an empty line is a text that cannot be explained); repeatable."
+        ),
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="A directory or hub id; by default the sentiment model in the package.")
     ] = None,
     target: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="A class number, a label or 'all', by default the predicted class; for a language model the text that "
-            "follows, by default what the model generates."
+            help="A class number, a label or 'all', by default the predicted class, repeatable; for a language model the text "
+            "that follows, by default what the model generates."
         ),
     ] = None,
     max_new_tokens: Annotated[
@@ -93,7 +101,10 @@ def explain(
 
     Exit code: 0 all explained, 1 some text could not be, 2 wrong usage.
     """
-    wanted_texts = _texts(texts or [], file)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # what the terminal cannot show is no reason to stop
+    wanted_texts = _texts(texts or [], file or [])
     from transformers.utils import logging
 
     from fastshap.errors import FastshapError, TruncationWarning
@@ -122,7 +133,7 @@ def explain(
             on_error=on_error,
             backend=backend,
         )
-        if max_new_tokens is not None and (target is not None or hasattr(explainer.task, "labels")):
+        if max_new_tokens is not None and (target or hasattr(explainer.task, "labels")):
             _fail("--max-new-tokens is for a language model that writes its own target, without --target.")
         options = None if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
         outputs = explainer.iter_explain(
@@ -140,6 +151,10 @@ def explain(
         except FastshapError as error:
             # A text's own error names the text; any other concerns the model or the options.
             _fail(str(error), 1 if str(error).startswith("Text ") else 2)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # the reader has seen enough
+                raise
+            _fail(f"the results could not be written: {error.strerror}.")
     if failed:
         raise typer.Exit(1)
 
@@ -171,16 +186,16 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def _texts(texts: list[str], file: Path | None) -> list[str]:
+def _texts(texts: list[str], files: list[Path]) -> list[str]:
     """The texts to explain, in the order given; a line without its line break is a text."""
     found: list[str] = []
     try:
         for text in texts:
             found += _lines(sys.stdin.buffer.read()) if text == "-" else [text]
-        if file is not None:
-            found += _lines(file.read_bytes())
+        for file in files:
+            found += _lines(sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes())
     except OSError as error:
-        _fail(f"{file}: {error.strerror}.")
+        _fail(f"{error.filename}: {error.strerror}.")
     except UnicodeDecodeError as error:
         _fail(f"the input is not UTF-8 ({error.reason} at byte {error.start}); convert it first.")
     if not found:
@@ -199,16 +214,25 @@ def _number(value: str, option: str) -> int:
         _fail(f"{option} is a whole number or 'auto'; got {value!r}.")
 
 
-def _targets(explainer: Any, target: str | None, count: int) -> Any:
-    """--target as the task understands it: a class number or label for all texts, or a text after each."""
+def _targets(explainer: Any, targets: list[str] | None, count: int) -> Any:
+    """--target as the task understands it: classes for all texts, or a text after each."""
     labels = getattr(explainer.task, "labels", None)
-    if target is None:
+    if not targets:
         return None
     if labels is None:
-        return [target] * count
+        if len(targets) > 1:
+            _fail("a language model takes one --target, the text that follows.")
+        return targets * count
+    classes = [_class(target, labels) for target in targets]
+    for one in classes:
+        explainer.task.split_targets(one, 1)  # an unknown class is a mistake of usage, not of a text
+    return [classes] * count
+
+
+def _class(target: str, labels: list[str]) -> int | str:
+    """A number, or a label in any case where that leaves no doubt."""
     if re.fullmatch(r"-?[0-9]+", target) and target not in labels:
         return int(target)
-    # Labels are matched in any case where that leaves no doubt.
     alike = [label for label in labels if label.lower() == target.lower()]
     return alike[0] if target not in labels and len(alike) == 1 else target
 
@@ -277,7 +301,8 @@ def _prediction(explainer: Any, output: AttributionOutput) -> dict[str, Any] | N
 
 def _print(text: str, output: AttributionOutput, prediction: dict[str, Any] | None, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps({"text": text, "prediction": prediction} | output.to_dict(), ensure_ascii=False))
+        unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+        typer.echo(json.dumps({"text": text, "prediction": prediction} | output.to_dict(), ensure_ascii=not unicode))
         return
     from rich.console import Console
     from rich.text import Text

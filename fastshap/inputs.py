@@ -73,6 +73,11 @@ def _entry(entry: Any) -> Iterator[Any]:
 
 
 def _from_mapping(mapping: Mapping[str, Any]) -> Iterator[Tokens]:
+    if {"role", "content"} <= mapping.keys():
+        raise InvalidTypeError(
+            "A mapping with role and content is a message of a chat; make a prompt of the chat first, with "
+            "tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)."
+        )
     if "input_ids" not in mapping:
         raise InvalidTypeError(
             f"A mapping must hold input_ids, as a tokenizer returns it; got the keys {', '.join(map(str, mapping))}. To "

@@ -44,17 +44,19 @@ def encode(
     *,
     max_length: int | None,
     add_special_tokens: bool = True,
+    truncation_side: str | None = None,
 ) -> list[Encoded | FastshapError]:
     """Tokenises texts, each cut to ``max_length`` tokens where given, and takes token ids as they are.
 
-    What is wrong with a text stands in its place. ``add_special_tokens`` concerns strings alone.
+    What is wrong with a text stands in its place. ``add_special_tokens`` concerns strings alone; ``truncation_side`` says which
+    end is cut, None as the tokenizer does.
     """
     problems = [_problem_with(source) for source in sources]
     texts = [text for text, problem in zip(sources, problems, strict=True) if problem is None and isinstance(text, str)]
     options: dict[str, Any] = {"add_special_tokens": add_special_tokens, "return_special_tokens_mask": True}
     if max_length is not None:
         options |= {"truncation": True, "max_length": max_length}
-    with _settings_kept(tokenizer):
+    with _settings_kept(tokenizer, truncation_side):
         encode_texts = _encode_fast if tokenizer.is_fast else _encode_slow
         encoded = iter(encode_texts(tokenizer, texts, options) if texts else [])
         found = [
@@ -271,14 +273,17 @@ def join(prompt: Encoded, target: Encoded) -> Encoded:
 
 
 @contextmanager
-def _settings_kept(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
-    """One caller at a time, and the truncation and padding set on a fast tokenizer's core are put back."""
+def _settings_kept(tokenizer: PreTrainedTokenizerBase, truncation_side: str | None) -> Iterator[None]:
+    """One caller at a time; the side of truncation and what is set on a fast tokenizer's core are put back."""
     with lock_of(tokenizer):
+        side = tokenizer.truncation_side
         core = tokenizer.backend_tokenizer if tokenizer.is_fast else None
         truncation, padding = (core.truncation, core.padding) if core is not None else (None, None)
         try:
+            tokenizer.truncation_side = truncation_side or side
             yield
         finally:
+            tokenizer.truncation_side = side
             if core is not None:
                 core.no_truncation() if truncation is None else core.enable_truncation(**truncation)
                 core.no_padding() if padding is None else core.enable_padding(**padding)

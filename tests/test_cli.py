@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import termios
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,6 +95,12 @@ def test_options():
     assert json.loads(run("--json", "--seed", "1", "--target", "Negative", "fine film").stdout) == first
     both = json.loads(run("--json", "--target", "all", "fine film").stdout)
     assert both["target_names"] == ["negative", "positive"]
+    assert (
+        json.loads(run("--json", "--target", "0", "--target", "POSITIVE", "fine film").stdout)["target_names"]
+        == both["target_names"]
+    )
+    added = run("--granularity-aggregation-strategy", "sum", "--return-convergence-delta", "fine film").stdout
+    assert re.search(r"elsewhere [+-]\d\.\d+, convergence delta [+-]\d\.\d+", added)
     tokens = json.loads(run("--json", "--granularity", "ALL_TOKENS", "fine film").stdout)
     assert tokens["elements"][0] == "[CLS]"
 
@@ -181,6 +188,24 @@ def test_colour_follows_no_color():
         shown = on_a_terminal([*COMMAND, "fine film"], {**environment, **variables})
         assert bool(re.search(r"\x1b\[[\d;]*48;", shown)) == coloured
         assert "fine" in shown
+
+
+def test_streams_that_take_little():
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [*COMMAND, "Café 👍"], env=ascii_only, capture_output=True, text=True, check=True, timeout=200
+    )
+    assert "Caf?" in done.stdout
+    done = subprocess.run(
+        [*COMMAND, "--json", "Café"], env=ascii_only, capture_output=True, text=True, check=True, timeout=200
+    )
+    assert json.loads(done.stdout)["elements"] == ["Café"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*COMMAND, "--json", "fine"], stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=200
+        )
+    assert done.returncode == 2
+    assert "could not be written" in done.stderr
 
 
 def test_info():

@@ -290,7 +290,7 @@ def test_non_finite_scores_are_never_returned(bert_pair):
 def test_long_texts_are_flagged_and_warned_about_once(bert_pair):
     explainer = GradientShap(*bert_pair, batch_size=64, n_perturbations=2)
     long = "witty film " * 200
-    with pytest.warns(fastshap.TruncationWarning, match="128 tokens") as caught:
+    with pytest.warns(fastshap.TruncationWarning, match="128 tokens lost their end") as caught:
         outputs = explainer(["fine", long])
     assert caught[0].filename == __file__
     assert [output.truncated for output in outputs] == [False, True]
@@ -308,6 +308,9 @@ def test_long_prompts_are_cut_and_targets_kept(llama_pair):
     assert output.truncated
     assert output.model_inputs_to_explain["input_ids"].shape == (1, 256)
     assert output.targets.tolist() == tokenizer(" is dull")["input_ids"]
+    (output,) = explainer("filler " * 300 + "so who wrote it?", "Anna")
+    assert "".join(output.elements).endswith("so who wrote it? Anna")
+    assert tokenizer.truncation_side == "right"
     with pytest.raises(InvalidArgumentError, match=r"target is .* tokens long"):
         explainer("witty", "film " * 300)
 

@@ -12,7 +12,7 @@ from rich.style import Style
 from rich.text import Text
 
 from fastshap.output import AttributionOutput
-from fastshap.types import Granularity, ModelTask
+from fastshap.types import Granularity, GranularityAggregationStrategy, ModelTask
 
 # Blue and orange: told apart by people who do not tell red from green.
 _FOR, _AGAINST = (33, 102, 222), (214, 96, 10)
@@ -29,13 +29,25 @@ def show(output: AttributionOutput, console: Console | None = None) -> None:
     if output.error is not None:
         console.print(Text(f"not explained: {printable(output.error)}", style="bold"))
         return
-    for name, row in zip(output.target_names, output.attributions.tolist(), strict=True):
+    for t, (name, row) in enumerate(zip(output.target_names, output.attributions.tolist(), strict=True)):
         console.print(Text(f"target {printable(name).strip() or repr(name)}", style="bold"))
         few = console.color_system in ("standard", "windows")
         for line in _lines(output.elements, row, max(20, console.width - 2), _few_colours if few else _style):
             console.print(Text("  ").append_text(line), soft_wrap=True)
+        if remarks := _remarks(output, t):
+            console.print(Text(f"  {remarks}", style="dim"), soft_wrap=True)
     for line in Text(_legend(output), style="dim").wrap(console, max(20, console.width - 2)):
         console.print(Text("  ").append_text(line))
+
+
+def _remarks(output: AttributionOutput, t: int) -> str:
+    """What it takes to add the scores up: where they are sums, and where it was asked for."""
+    remarks = []
+    if output.granularity_aggregation_strategy is GranularityAggregationStrategy.SUM and output.reduction == "sum":
+        remarks.append(f"elsewhere {float(output.unassigned[t]):+.3f}")
+    if output.convergence_delta is not None:
+        remarks.append(f"convergence delta {float(output.convergence_delta[t]):+.3f}")
+    return ", ".join(remarks)
 
 
 def printable(text: str) -> str:
@@ -90,6 +102,7 @@ def _legend(output: AttributionOutput) -> str:
         "blue (+) speaks for the target, orange (-) against it" if output.reduction == "sum" else "larger weighs more"
     )
     drawn = f"{output.n_perturbations} samples, seed {output.seed}"
-    cut = "; the text was cut to what the model takes" if output.truncated else ""
+    end = "beginning" if output.model_task is ModelTask.GENERATION else "end"
+    cut = f"; the text lost its {end}, as the model takes no more" if output.truncated else ""
     hidden = "; each block shows what its target could see" if output.model_task is ModelTask.GENERATION else ""
     return f"one score a {unit}: {what}; {drawn}{cut}{hidden}"

@@ -40,6 +40,7 @@ class Task(ABC):
 
     class_endings: ClassVar[tuple[str, ...]]
     model_task: ClassVar[ModelTask]
+    cut_side: str  # which end a text loses that is too long
 
     def __init__(
         self,

@@ -33,6 +33,7 @@ class GenerationTask(Task):
 
     class_endings = ("ForCausalLM", "LMHeadModel")
     model_task = ModelTask.GENERATION
+    cut_side = "beginning"
 
     @cached_property
     def _options(self) -> dict[str, Any]:
@@ -129,10 +130,14 @@ class GenerationTask(Task):
         return prompts
 
     def _prompts(self, sources: Sequence[Any], max_length: int | None = None) -> list[Encoded | FastshapError]:
-        """Tokenised inputs; a string keeps none of the special tokens that a tokenizer puts at its end."""
+        """Tokenised inputs; a string keeps none of the special tokens that a tokenizer puts at its end.
+
+        What is too long loses its beginning: the target follows the end.
+        """
+        encoded = self.encode(sources, max_length=max_length, truncation_side="left")
         return [
             without_ending(one) if isinstance(one, Encoded) and isinstance(source, str) else one
-            for source, one in zip(sources, self.encode(sources, max_length=max_length), strict=True)
+            for source, one in zip(sources, encoded, strict=True)
         ]
 
     def _prepared(
