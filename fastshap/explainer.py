@@ -119,7 +119,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             GranularityAggregationStrategy, granularity_aggregation_strategy, "granularity_aggregation_strategy"
         )
         self.inference_mode = inference_mode_of(inference_mode)
-        self.n_perturbations = parameters.whole(n_perturbations, "n_perturbations", least=1)
+        self.n_perturbations = parameters.whole(n_perturbations, "n_perturbations", least=1, most=2**31 - 1)
         self.seed = parameters.whole(seed, "seed", least=-(2**63), most=2**63 - 1)
         reduction = parameters.one_of(reduction, "reduction", REDUCTIONS)
         self.sampling = parameters.one_of(sampling, "sampling", SAMPLINGS)

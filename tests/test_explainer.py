@@ -140,8 +140,9 @@ def test_callable_inference_mode(bert_pair):
 
 
 BAD_PARAMETERS = [
-    ({"n_perturbations": 0}, InvalidArgumentError, "n_perturbations.*at least 1.*0"),
+    ({"n_perturbations": 0}, InvalidArgumentError, "n_perturbations.*between 1 and.*got 0"),
     ({"n_perturbations": 2.5}, InvalidTypeError, "whole number"),
+    ({"n_perturbations": 10**400}, InvalidArgumentError, "n_perturbations.*between 1 and 2147483647"),
     ({"noise_std": -0.1}, InvalidArgumentError, "noise_std"),
     ({"noise_std": math.nan}, InvalidArgumentError, "noise_std"),
     ({"noise_std": "0.1"}, InvalidTypeError, "noise_std"),
