@@ -85,6 +85,15 @@ def explain(
     reduction: Annotated[str, typer.Option(help="sum (signed, additive) or abs_mean (as interpreto).")] = "sum",
     sampling: Annotated[str, typer.Option(help="antithetic or iid.")] = "antithetic",
     seed: Annotated[int, typer.Option(help="Same seed, same numbers.")] = 0,
+    rtol: Annotated[
+        float | None,
+        typer.Option(
+            help="Go on until every standard error is at most this share of the text's largest score, 0.05 say."
+        ),
+    ] = None,
+    max_perturbations: Annotated[
+        int | None, typer.Option(help="Samples a text at most, with --rtol.  [default: 64 times --n-perturbations]")
+    ] = None,
     perturb_special_tokens: Annotated[bool, typer.Option(help="Perturb [CLS], [SEP] and the like too.")] = True,
     return_convergence_delta: Annotated[
         bool, typer.Option("--return-convergence-delta", help="How far the scores are from adding up.")
@@ -128,6 +137,8 @@ def explain(
             reduction=reduction,
             sampling=sampling,
             seed=seed,
+            rtol=rtol,
+            max_perturbations=max_perturbations,
             return_convergence_delta=return_convergence_delta,
             perturb_special_tokens=perturb_special_tokens,
             on_error=on_error,

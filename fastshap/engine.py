@@ -99,9 +99,8 @@ def plan(
 
 def token_scores(
     model: nn.Module, items: Sequence[Item], samples: Sequence[Samples], forward: Forward, settings: Settings
-) -> list[Tensor]:
-    """The scores of every token and target, averaged over the samples: (T, L) float32 on the CPU for each item."""
-    done: list[Tensor | None] = [None] * len(items)
+) -> Iterator[tuple[int, Tensor]]:
+    """The scores of every target, sample and token: (number of the item, (T, n, L) float32 on the CPU), as they are ready."""
     # A text's samples are kept apart until all are there, so that the order of summation never depends on the batches.
     partial: dict[int, Tensor] = {}
     for pieces, scores in _run(
@@ -120,8 +119,7 @@ def token_scores(
             held[:, piece.lo : piece.hi] = scores[:, row : row + count, columns]
             row += count
             if piece.hi == held.shape[1]:
-                done[piece.item] = partial.pop(piece.item).mean(1).cpu()
-    return [scores for scores in done if scores is not None]
+                yield piece.item, partial.pop(piece.item).cpu()
 
 
 def evaluate(

@@ -20,7 +20,8 @@ from fastshap.errors import (
     TruncationWarning,
     UnsupportedModelError,
 )
-from fastshap.groups import groups
+from fastshap.estimate import Running
+from fastshap.groups import Grouping
 from fastshap.output import AttributionOutput
 from fastshap.sampling import SAMPLINGS, Samples, draw_samples
 from fastshap.tasks import Prepared, takes
@@ -43,7 +44,7 @@ REDUCTIONS = ("sum", "abs_mean")
 
 class _Scored(NamedTuple):
     prepared: Prepared
-    scores: Tensor  # (T, L)
+    running: Running
     delta: Tensor | None  # (T,)
 
 
@@ -67,13 +68,16 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         device: where the method runs: the model is moved there once, now. None leaves it where it is.
         inference_mode: LOGITS, SOFTMAX, LOG_SOFTMAX, or a callable from logits to scores of the same shape.
         input_x_gradient: multiply the gradient by the input (minus the baseline, for "sum") before it is aggregated.
-        n_perturbations: samples a text.
+        n_perturbations: samples a text (of one round, where rtol is given).
         baseline: the reference embedding: None (zero), a number, a Tensor (D,) or (L, D).
         noise_std: standard deviation of the normal noise added to the baseline.
         reduction: "sum" is signed and additive, as the paper means it; "abs_mean" is what interpreto computes, unsigned.
         sampling: "antithetic" (stratified path positions, pairs of opposite noise: fewer samples for the same error) or
             "iid" (independent draws, what the peers do).
         seed: any integer of 64 bits.
+        rtol: None, or go on in independent rounds of ``n_perturbations`` samples until every standard error is at most this
+            fraction of the largest absolute score of the text and target. Finished texts leave the batch.
+        max_perturbations: samples a text at most, where rtol is given; None is 64 times ``n_perturbations``.
         return_convergence_delta: also report how far the scores are from adding up; costs n + 1 forward rows a text.
         perturb_special_tokens: False keeps [CLS], [SEP] and the like at their own embedding, without noise.
         on_error: "raise", or "record": a bad text gets an output with ``error`` set, and the rest is explained.
@@ -109,6 +113,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         reduction: str = "sum",
         sampling: str = "antithetic",
         seed: int = 0,
+        rtol: float | None = None,
+        max_perturbations: int | None = None,
         return_convergence_delta: bool = False,
         perturb_special_tokens: bool = True,
         on_error: str = "raise",
@@ -118,8 +124,12 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         self.granularity_aggregation_strategy = member_of(
             GranularityAggregationStrategy, granularity_aggregation_strategy, "granularity_aggregation_strategy"
         )
+        single = self.granularity in (Granularity.TOKEN, Granularity.ALL_TOKENS)
+        self._strategy = GranularityAggregationStrategy.MEAN if single else self.granularity_aggregation_strategy
         self.inference_mode = inference_mode_of(inference_mode)
         self.n_perturbations = parameters.whole(n_perturbations, "n_perturbations", least=1, most=2**31 - 1)
+        self.rtol = parameters.tolerance(rtol)
+        self.max_perturbations = parameters.most_samples(max_perturbations, self.n_perturbations, rtol)
         self.seed = parameters.whole(seed, "seed", least=-(2**63), most=2**63 - 1)
         reduction = parameters.one_of(reduction, "reduction", REDUCTIONS)
         self.sampling = parameters.one_of(sampling, "sampling", SAMPLINGS)
@@ -178,23 +188,56 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             return []
         self._try_model(prepared[0].encoded)
         items = [_item(one.encoded, one.targets) for one in prepared]
-        samples = [
-            draw_samples(self.seed, one.encoded.input_ids, self.n_perturbations, self.sampling) for one in prepared
+        running = [
+            Running(Grouping(one.encoded, self.granularity, self._strategy, self._settings.backend), self.sampling)
+            for one in prepared
         ]
-        scores = engine.token_scores(self.model, items, samples, self.task.scores, self._settings)
-        deltas: Sequence[Tensor | None] = [None] * len(items)
-        if self.return_convergence_delta:
-            ends = [_endpoints(sample) for sample in samples]
-            values = engine.evaluate(self.model, items, ends, self.task.scores, self._settings)
-            deltas = [s.sum(1) - (v[-1] - v[:-1].mean(0)) for s, v in zip(scores, values, strict=True)]
+        active = list(range(len(items)))
+        while active:
+            samples = [self._samples(prepared[i], running[i].rounds) for i in active]
+            scored = engine.token_scores(
+                self.model, [items[i] for i in active], samples, self.task.scores, self._settings
+            )
+            for k, scores in scored:
+                running[active[k]].add(scores)
+            active = [i for i in active if not self._finished(running[i])]
+        deltas = self._deltas(prepared, items, running) if self.return_convergence_delta else [None] * len(items)
         return [
-            _Scored(one, score, delta)
-            if bool(score.isfinite().all()) and (delta is None or bool(delta.isfinite().all()))
+            _Scored(one, its, delta)
+            if bool(its.tokens.isfinite().all()) and (delta is None or bool(delta.isfinite().all()))
             else NonFiniteError(
                 "The model's scores or gradients are NaN or infinite for this text. Look for damaged weights, for overflow in "
                 "half precision (load the model in float32 or bfloat16), or for a baseline or noise_std of enormous size."
             )
-            for one, score, delta in zip(prepared, scores, deltas, strict=True)
+            for one, its, delta in zip(prepared, running, deltas, strict=True)
+        ]
+
+    def _samples(self, prepared: Prepared, round_: int) -> Samples:
+        return draw_samples(self.seed, prepared.encoded.input_ids, self.n_perturbations, self.sampling, round_)
+
+    def _finished(self, running: Running) -> bool:
+        if self.rtol is None or not bool(running.tokens.isfinite().all()) or running.meets(self.rtol):
+            return True
+        return running.samples + self.n_perturbations > self.max_perturbations
+
+    def _deltas(
+        self, prepared: Sequence[Prepared], items: Sequence[engine.Item], running: Sequence[Running]
+    ) -> list[Tensor | None]:
+        """(T,) for each text: the sum of its token scores minus (F(x) - mean F(b_i)) over the samples of all rounds."""
+        last = max(its.rounds for its in running)
+        baselines: list[list[Tensor]] = [[] for _ in items]
+        at_text: list[Tensor] = [torch.zeros(0, device="cpu")] * len(items)
+        for round_ in range(last):
+            some = [i for i in range(len(items)) if running[i].rounds > round_]
+            ends = [_endpoints(self._samples(prepared[i], round_), with_text=round_ == 0) for i in some]
+            values = engine.evaluate(self.model, [items[i] for i in some], ends, self.task.scores, self._settings)
+            for i, value in zip(some, values, strict=True):
+                if round_ == 0:
+                    at_text[i], value = value[-1], value[:-1]
+                baselines[i].append(value)
+        return [
+            its.tokens.sum(1) - (whole - torch.cat(values).mean(0))
+            for its, whole, values in zip(running, at_text, baselines, strict=True)
         ]
 
     def _try_model(self, encoded: Encoded) -> None:
@@ -218,38 +261,22 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         return [value[0] for value in values]
 
     def _output(self, scored: _Scored) -> AttributionOutput:
-        encoded, tokens = scored.prepared.encoded, scored.scores
-        members, elements = groups(encoded, self.granularity)
-        strategy = self.granularity_aggregation_strategy.value
-        attributions = self._reduce(tokens, members, strategy)  # (T, G)
-        shown = torch.zeros(len(encoded), dtype=torch.bool, device="cpu")
-        shown[[i for member in members for i in member]] = True
-        unassigned = tokens[:, ~shown].sum(1)  # (T,)
-        names, delta = scored.prepared.target_names, scored.delta
-        if encoded.prompt_length < len(encoded):
-            mine = [member for member in members if member[0] >= encoded.prompt_length]
-            prompt_elements = len(members) - len(mine)
-            target_groups = [[i - encoded.prompt_length for i in member] for member in mine]
-            # An element is hidden from a target group that it is part of or that it follows.
-            hidden = torch.ones(len(mine), len(members), dtype=torch.bool, device="cpu").triu(prompt_elements)
-            for k, member in enumerate(mine):
-                rows = target_groups[k]
-                unassigned[rows] += tokens[rows, member[0] :].masked_fill(~shown[member[0] :], 0).sum(1)
-            attributions = self._reduce(attributions.T, target_groups, strategy).T.masked_fill(hidden, torch.nan)
-            unassigned = self._reduce(unassigned[None], target_groups, strategy)[0]
-            delta = None if delta is None else self._reduce(delta[None], target_groups, strategy)[0]
-            names = elements[prompt_elements:]
+        prepared, running, delta = scored
+        grouping, tokens = running.grouping, running.tokens
         return AttributionOutput(
-            attributions=attributions.contiguous(),
-            elements=elements,
-            model_inputs_to_explain=_model_inputs(encoded),
-            targets=scored.prepared.targets,
-            classes=scored.prepared.targets if self.task.model_task is ModelTask.CLASSIFICATION else None,
-            target_names=names,
-            unassigned=unassigned,
-            convergence_delta=delta,
-            truncated=encoded.truncated,
-            **self._provenance(),
+            attributions=grouping.reduce(tokens),
+            elements=grouping.elements,
+            model_inputs_to_explain=_model_inputs(prepared.encoded),
+            targets=prepared.targets,
+            classes=prepared.targets if self.task.model_task is ModelTask.CLASSIFICATION else None,
+            target_names=grouping.names(prepared.target_names),
+            standard_error=running.standard_error(),
+            degrees_of_freedom=running.freedom,
+            unassigned=grouping.unassigned(tokens),
+            convergence_delta=None if delta is None else grouping.reduce_targets(delta),
+            truncated=prepared.encoded.truncated,
+            converged=None if self.rtol is None else running.meets(self.rtol),
+            **self._provenance() | {"n_perturbations": running.samples, "rounds": running.rounds},
         )
 
     def _failed(self, error: FastshapError) -> AttributionOutput:
@@ -276,13 +303,9 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             "reduction": self._settings.reduction,
             "input_x_gradient": self._settings.input_x_gradient,
             "perturb_special_tokens": self._settings.perturb_special_tokens,
+            "rtol": self.rtol,
             "fastshap_version": __version__,
         }
-
-    def _reduce(self, values: Tensor, members: list[list[int]], strategy: str) -> Tensor:
-        offsets = torch.tensor([0, *map(len, members)], device="cpu").cumsum(0)
-        flat = torch.tensor([i for member in members for i in member], dtype=torch.int64, device="cpu")
-        return ops.segment_reduce(values, flat, offsets, strategy, backend=self._settings.backend)
 
     def _with_fitting_baseline(self, one: Prepared | FastshapError) -> Prepared | FastshapError:
         baseline = self._settings.baseline
@@ -323,8 +346,10 @@ def _item(encoded: Encoded, targets: Tensor) -> engine.Item:
     )
 
 
-def _endpoints(sample: Samples) -> Samples:
-    """The noisy baseline of every sample, and the text itself last."""
+def _endpoints(sample: Samples, with_text: bool) -> Samples:
+    """The noisy baseline of every sample, and the text itself last where wanted."""
+    if not with_text:
+        return dataclasses.replace(sample, alphas=np.ones_like(sample.alphas))
     return Samples(
         sample.stream,
         np.append(np.ones_like(sample.alphas), np.float32(0)),

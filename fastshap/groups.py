@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import bisect
 import re
+from functools import cached_property
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from fastshap import ops
 from fastshap.text import Encoded, first_visible
-from fastshap.types import Granularity
+from fastshap.types import Granularity, GranularityAggregationStrategy
 
 _CLOSING = "\"'”’»)\\]"
 _WIDE_CLOSING = "”’」』）】》〉"
@@ -21,6 +26,106 @@ _ABBREVIATIONS = frozenset(
 )
 _DOTTED = re.compile(r"(?:[^\W\d_]\.){2,}")  # U.S., e.g., i.e.
 _OPENING = "\"'“‘«(["
+
+
+class Grouping:
+    """The elements of one text, and what turns token scores into theirs.
+
+    T targets and L tokens become t targets and G elements. For a generation the targets are the target's own elements, and
+    an element is hidden from those that it is part of or that it follows.
+    """
+
+    def __init__(
+        self,
+        encoded: Encoded,
+        granularity: Granularity,
+        strategy: GranularityAggregationStrategy,
+        backend: str = "auto",
+    ) -> None:
+        self.encoded = encoded
+        self.strategy = strategy.value
+        self.backend = backend
+        self.members, self.elements = groups(encoded, granularity)
+        self.generates = encoded.prompt_length < len(encoded)
+
+    @property
+    def linear(self) -> bool:
+        """Whether a group's score is a sum of its tokens', so that it can be formed sample by sample."""
+        return self.strategy in ("sum", "mean") or all(len(member) == 1 for member in self.members)
+
+    @cached_property
+    def _mine(self) -> list[list[int]]:
+        return [member for member in self.members if member[0] >= self.encoded.prompt_length]
+
+    @cached_property
+    def _target_members(self) -> list[list[int]]:
+        return [[i - self.encoded.prompt_length for i in member] for member in self._mine]
+
+    @cached_property
+    def _hidden(self) -> Tensor:
+        """(t, G) bool."""
+        prompt_elements = len(self.members) - len(self._mine)
+        hidden = torch.ones(len(self._mine), len(self.members), dtype=torch.bool, device="cpu")
+        return hidden.triu(prompt_elements)
+
+    def names(self, target_names: list[str]) -> list[str]:
+        """The t targets' names."""
+        return self.elements[len(self.members) - len(self._mine) :] if self.generates else target_names
+
+    def reduce(self, tokens: Tensor) -> Tensor:
+        """Token scores (T, L) to attributions (t, G), what is hidden NaN."""
+        scores = self._reduce(tokens, self.members)
+        if self.generates:
+            scores = self._reduce(scores.T, self._target_members).T.masked_fill(self._hidden, torch.nan)
+        return scores.contiguous()
+
+    def reduce_samples(self, samples: Tensor) -> Tensor:
+        """Token scores of every sample (T, n, L) to (t, n, G), for a linear strategy."""
+        targets, n, _ = samples.shape
+        scores = self._reduce(samples.flatten(0, 1), self.members).unflatten(0, (targets, n))  # (T, n, G)
+        if self.generates:
+            flat = self._reduce(scores.flatten(1).T, self._target_members).T  # (t, n G)
+            scores = flat.unflatten(1, scores.shape[1:]).masked_fill(self._hidden[:, None], torch.nan)
+        return scores
+
+    def select(self, tokens: Tensor, companions: Tensor) -> Tensor:
+        """The companions (T, L) of the token that an order strategy selects for each group, (t, G)."""
+        chosen = self._select(tokens, companions, self.members)
+        if self.generates:
+            scores = self._reduce(tokens, self.members)
+            chosen = self._select(scores.T, chosen.T, self._target_members).T.masked_fill(self._hidden, torch.nan)
+        return chosen.contiguous()
+
+    def reduce_targets(self, values: Tensor) -> Tensor:
+        """One value for each of the T targets to the t targets."""
+        return self._reduce(values[None], self._target_members)[0] if self.generates else values
+
+    def unassigned(self, tokens: Tensor) -> Tensor:
+        """(t,): the total of what no visible element shows."""
+        shown = torch.zeros(len(self.encoded), dtype=torch.bool, device="cpu")
+        shown[[i for member in self.members for i in member]] = True
+        total = tokens[:, ~shown].sum(1)  # (T,)
+        for member, rows in zip(self._mine, self._target_members, strict=True) if self.generates else ():
+            total[rows] += tokens[rows, member[0] :].masked_fill(~shown[member[0] :], 0).sum(1)
+        return self.reduce_targets(total)
+
+    def _reduce(self, values: Tensor, members: list[list[int]]) -> Tensor:
+        return ops.segment_reduce(values, *_flat(members), self.strategy, backend=self.backend)
+
+    def _select(self, values: Tensor, companions: Tensor, members: list[list[int]]) -> Tensor:
+        reduced = self._reduce(values, members)
+        out = torch.full_like(reduced, torch.nan)
+        for g, member in enumerate(members):
+            equal = (values[:, member] == reduced[:, g : g + 1]).numpy()
+            at = equal.shape[1] - 1 - equal[:, ::-1].argmax(1) if self.strategy == "last" else equal.argmax(1)
+            column = torch.tensor(member, device="cpu")[torch.from_numpy(at)]
+            out[:, g] = companions.gather(1, column[:, None])[:, 0].where(~reduced[:, g].isnan(), torch.nan)
+        return out
+
+
+def _flat(members: list[list[int]]) -> tuple[Tensor, Tensor]:
+    flat = torch.tensor([i for member in members for i in member], dtype=torch.int64, device="cpu")
+    return flat, torch.tensor([0, *map(len, members)], device="cpu").cumsum(0)
 
 
 def groups(encoded: Encoded, granularity: Granularity) -> tuple[list[list[int]], list[str]]:

@@ -42,6 +42,29 @@ def one_of(value: Any, name: str, choices: tuple[str, ...]) -> str:
     return value
 
 
+def tolerance(value: Any) -> float | None:
+    """``rtol``: None, or a fraction."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise InvalidTypeError(f"rtol must be None or a number; got {value!r}.")
+    number = _finite(value)
+    if number is None or number <= 0:
+        raise InvalidArgumentError(f"rtol must be more than zero, and finite, 0.05 say; got {value}.")
+    return number
+
+
+def most_samples(value: Any, n_perturbations: int, rtol: float | None) -> int:
+    """``max_perturbations``, at least one round of them."""
+    if value is None:
+        return 64 * n_perturbations
+    if rtol is None:
+        raise InvalidArgumentError(
+            "max_perturbations has no use without rtol; set n_perturbations instead, or rtol too."
+        )
+    return whole(value, "max_perturbations", least=n_perturbations)
+
+
 def flag(value: Any, name: str) -> bool:
     """True or False."""
     if not isinstance(value, bool | np.bool_):

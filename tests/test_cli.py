@@ -60,6 +60,10 @@ def test_words_scores_and_prediction_are_readable_without_colour():
     assert "predicted negative, probability 0.9" in out
     assert re.search(r"not +good +at +all *\n", out)
     assert re.search(r"\+\d\.\d{3} +-\d\.\d{3}", out)
+    assert re.search(r"±\d\.\d{3} +±\d\.\d{3}", out)
+    assert "± standard error; 10 samples" in " ".join(out.split())
+    assert "±" not in run("--n-perturbations", "3", "not good at all").stdout
+    assert "within rtol 0.3" in " ".join(run("--rtol", "0.3", "A gorgeous, witty film").stdout.split())
     assert "\x1b" not in out
 
 
@@ -120,6 +124,8 @@ def test_every_parameter_is_an_option(default_pair):
         "reduction": "abs_mean",
         "sampling": "iid",
         "seed": 5,
+        "rtol": 0.5,
+        "max_perturbations": 9,
         "perturb_special_tokens": False,
         "batch_size": 2,
         "on_error": "raise",

@@ -468,6 +468,14 @@ def s_seed(pair, monkeypatch):
     assert torch.equal(*noisy)
 
 
+def s_variances(pair, monkeypatch):
+    values, variances = shap_runs(pair, nsamples=20, return_variances=True)
+    assert np.array(variances).shape[-2:] == values.shape[1:3] == (6, 128)
+    output = ours(pair)
+    assert output.standard_error.shape == output.attributions.shape == (1, 6)
+    assert (output.standard_error > 0).all()
+
+
 def s_ranked(pair, monkeypatch):
     _, indexes = shap_runs(pair, nsamples=5, ranked_outputs=1)
     assert GradientShap(*pair)("not good at all")[0].targets.tolist() == [int(indexes[0, 0])]
@@ -514,6 +522,7 @@ CAPTUM_AND_SHAP = {
     "`nsamples=200`": s_samples,
     "`local_smoothing=0`": s_smoothing,
     "`rseed`": s_seed,
+    "`return_variances=True`": s_variances,
     "`ranked_outputs=1`": s_ranked,
 }
 PAGES = {"coming-from-interpreto.md": INTERPRETO, "coming-from-captum-and-shap.md": CAPTUM_AND_SHAP}

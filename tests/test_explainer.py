@@ -35,7 +35,8 @@ def test_documented_defaults():
     assert list(parameters) == [
         *("model", "tokenizer", "batch_size", "granularity", "granularity_aggregation_strategy", "device"),
         *("inference_mode", "input_x_gradient", "n_perturbations", "baseline", "noise_std"),
-        *("reduction", "sampling", "seed", "return_convergence_delta", "perturb_special_tokens", "on_error", "backend"),
+        *("reduction", "sampling", "seed", "rtol", "max_perturbations", "return_convergence_delta"),
+        *("perturb_special_tokens", "on_error", "backend"),
     ]
     assert defaults == {
         "batch_size": 4,
@@ -50,6 +51,8 @@ def test_documented_defaults():
         "reduction": "sum",
         "sampling": "antithetic",
         "seed": 0,
+        "rtol": None,
+        "max_perturbations": None,
         "return_convergence_delta": False,
         "perturb_special_tokens": True,
         "on_error": "raise",
@@ -164,6 +167,11 @@ BAD_PARAMETERS = [
     ({"baseline": math.inf}, InvalidArgumentError, "finite"),
     ({"baseline": "zero"}, InvalidTypeError, "str"),
     ({"return_convergence_delta": True, "reduction": "abs_mean"}, InvalidArgumentError, "reduction='sum'"),
+    ({"rtol": 0}, InvalidArgumentError, "rtol.*more than zero"),
+    ({"rtol": math.nan}, InvalidArgumentError, "rtol"),
+    ({"rtol": "5%"}, InvalidTypeError, "rtol"),
+    ({"max_perturbations": 20}, InvalidArgumentError, "no use without rtol"),
+    ({"rtol": 0.1, "max_perturbations": 9}, InvalidArgumentError, "max_perturbations.*at least 10"),
     ({"backend": "cuda"}, InvalidArgumentError, "auto, triton, torch"),
     ({"backend": "triton"}, fastshap.BackendUnavailableError, "torch"),
 ]

@@ -12,7 +12,19 @@ PACKAGE = ROOT / "fastshap"
 # Each may import only what stands before it. See docs/adr/0002-import-chain.md.
 CHAIN = [
     *("errors", "version", "locks", "types", "parameters", "kernels", "reference", "ops", "sampling", "engine"),
-    *("inputs", "spelling", "text", "groups", "default_model", "tasks", "output", "render", "base", "explainer"),
+    *(
+        "inputs",
+        "spelling",
+        "text",
+        "groups",
+        "estimate",
+        "default_model",
+        "tasks",
+        "output",
+        "render",
+        "base",
+        "explainer",
+    ),
     *("cli", "integrations"),
 ]
 

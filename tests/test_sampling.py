@@ -59,7 +59,8 @@ def test_small_n_has_the_expectation_of_large_n(bert_pair, n, reduction):
     def runs(sampling, n, count):
         samples = [draw_samples(seed, ids, n, sampling) for seed in range(count)]
         with engine.frozen(model):
-            scores = engine.token_scores(model, [item] * count, samples, explainer.task.scores, explainer._settings)
+            scored = engine.token_scores(model, [item] * count, samples, explainer.task.scores, explainer._settings)
+            scores = [scores.mean(1) for _, scores in scored]
         return torch.cat(scores).double()  # (count, L)
 
     reference = runs("iid", 1, 6000)

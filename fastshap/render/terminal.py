@@ -29,10 +29,11 @@ def show(output: AttributionOutput, console: Console | None = None) -> None:
     if output.error is not None:
         console.print(Text(f"not explained: {printable(output.error)}", style="bold"))
         return
-    for t, (name, row) in enumerate(zip(output.target_names, output.attributions.tolist(), strict=True)):
+    rows = zip(output.target_names, output.attributions.tolist(), output.standard_error.tolist(), strict=True)
+    for t, (name, row, errors) in enumerate(rows):
         console.print(Text(f"target {printable(name).strip() or repr(name)}", style="bold"))
         few = console.color_system in ("standard", "windows")
-        for line in _lines(output.elements, row, max(20, console.width - 2), _few_colours if few else _style):
+        for line in _lines(output.elements, row, errors, max(20, console.width - 2), _few_colours if few else _style):
             console.print(Text("  ").append_text(line), soft_wrap=True)
         if remarks := _remarks(output, t):
             console.print(Text(f"  {remarks}", style="dim"), soft_wrap=True)
@@ -56,26 +57,30 @@ def printable(text: str) -> str:
     return "".join(c if unicodedata.category(c)[0] != "C" or c in kept else " " if c in "\t\n\r" else "�" for c in text)
 
 
-def _lines(elements: list[str], scores: list[float], width: int, style: Callable[[float], Style]) -> Iterator[Text]:
+def _lines(
+    elements: list[str], scores: list[float], errors: list[float], width: int, style: Callable[[float], Style]
+) -> Iterator[Text]:
+    """Rows of words, of their scores and of the standard errors, as wide as the terminal."""
     largest = max((abs(score) for score in scores if not math.isnan(score)), default=0.0)
-    words, numbers, used = Text(), Text(), 0
-    for element, score in zip(elements, scores, strict=True):
+    form = "+.3g" if largest < 1e-2 or largest >= 1e3 else "+.3f"
+    block, used = (Text(), Text(), Text()), 0
+    for element, score, error in zip(elements, scores, errors, strict=True):
         if math.isnan(score):
             continue
         shown = printable(" ".join(element.split()) or element)
-        number = f"{score:+.3g}" if largest < 1e-2 or largest >= 1e3 else f"{score:+.3f}"
-        cell = max(cell_len(shown), len(number)) + 1
+        below = [f"{score:{form}}", "" if math.isnan(error) else f"±{error:{form[1:]}}"]
+        cell = max(cell_len(shown), *map(len, below)) + 1
         if used and used + cell > width:
-            yield words
-            yield numbers
-            words, numbers, used = Text(), Text(), 0
+            yield from (line for line in block if line.plain.strip())
+            block, used = (Text(), Text(), Text()), 0
+        words, *numbers = block
         words.append(shown, style=style(score / largest if largest else 0.0))
         words.append(" " * (cell - cell_len(shown)))
-        numbers.append(number.ljust(cell), style="dim")
+        for line, number in zip(numbers, below, strict=True):
+            line.append(number.ljust(cell), style="dim")
         used += cell
     if used:
-        yield words
-        yield numbers
+        yield from (line for line in block if line.plain.strip())
 
 
 def _style(strength: float) -> Style:
@@ -101,7 +106,10 @@ def _legend(output: AttributionOutput) -> str:
     what = (
         "blue (+) speaks for the target, orange (-) against it" if output.reduction == "sum" else "larger weighs more"
     )
-    drawn = f"{output.n_perturbations} samples, seed {output.seed}"
+    known = output.degrees_of_freedom > 0
+    drawn = f"{'± standard error; ' if known else ''}{output.n_perturbations} samples, seed {output.seed}"
+    if output.converged is not None:
+        drawn += f", within rtol {output.rtol:g}" if output.converged else f", rtol {output.rtol:g} not met"
     end = "beginning" if output.model_task is ModelTask.GENERATION else "end"
     cut = f"; the text lost its {end}, as the model takes no more" if output.truncated else ""
     hidden = "; each block shows what its target could see" if output.model_task is ModelTask.GENERATION else ""

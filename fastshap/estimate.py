@@ -1,0 +1,137 @@
+"""How sure an average over samples is: standard errors from one run or from several rounds, and intervals (docs/adr/0007)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fastshap.groups import Grouping
+
+# Fewer samples, or rounds, tell nothing worth reporting.
+LEAST_SAMPLES = 4
+LEAST_ROUNDS = 4
+
+
+class Running:
+    """One text's scores over independent rounds."""
+
+    def __init__(self, grouping: Grouping, sampling: str) -> None:
+        self.grouping = grouping
+        self.sampling = sampling
+        self._samples = 0  # of each round
+        self._means: list[Tensor] = []  # (T, L) of each round
+        self._errors: list[Tensor] = []  # (t, G) of each round; (T, L) for order strategies
+
+    def add(self, scores: Tensor) -> None:
+        """A round's token scores, (T, n, L)."""
+        self._samples = scores.shape[1]
+        self._means.append(scores.mean(1))
+        samples = self.grouping.reduce_samples(scores) if self.grouping.linear else scores
+        self._errors.append(error_within(samples, self.sampling))
+
+    @property
+    def rounds(self) -> int:
+        return len(self._means)
+
+    @property
+    def samples(self) -> int:
+        return self.rounds * self._samples
+
+    @property
+    def tokens(self) -> Tensor:
+        """(T, L) mean over all samples."""
+        return torch.stack(self._means).mean(0)
+
+    @property
+    def freedom(self) -> int:
+        return degrees_of_freedom(self._samples, self.rounds, self.sampling)
+
+    def standard_error(self) -> Tensor:
+        """(t, G): from the spread between rounds where there are enough of them, else from within each."""
+        linear = self.grouping.linear
+        if self.rounds >= LEAST_ROUNDS:
+            means = torch.stack([self.grouping.reduce(mean) for mean in self._means] if linear else self._means)
+            error = error_between(means)
+        else:
+            error = torch.stack(self._errors).square().sum(0).sqrt() / self.rounds
+        return error if linear else self.grouping.select(self.tokens, error)
+
+    def meets(self, rtol: float) -> bool:
+        """Whether every standard error is at most ``rtol`` of its target's largest absolute score."""
+        largest = self.grouping.reduce(self.tokens).abs().nan_to_num().amax(1, keepdim=True)
+        hidden = self.grouping.reduce(self.tokens).isnan()
+        return bool(((self.standard_error() <= rtol * largest) | hidden).all())
+
+
+def error_within(samples: Tensor, sampling: str) -> Tensor:
+    """Standard error of the mean of one run's samples.
+
+    Independent samples: their standard deviation over sqrt(n). Stratified pairs: from the differences of neighbouring pairs'
+    means, which hold the noise and little of the change along the path. Some of that change remains, so the estimate is
+    conservative. An odd last sample counts with the spread of all samples.
+
+    Args:
+        samples: (..., n, G), in the order in which they were drawn.
+        sampling: "antithetic" or "iid".
+
+    Returns:
+        (..., G); NaN for fewer than four samples.
+    """
+    n = samples.shape[-2]
+    if n < LEAST_SAMPLES:
+        return samples.new_full((*samples.shape[:-2], samples.shape[-1]), torch.nan)
+    if sampling == "iid":
+        return samples.std(-2) / math.sqrt(n)
+    pairs = n // 2
+    means = (samples[..., 0 : 2 * pairs : 2, :] + samples[..., 1 : 2 * pairs : 2, :]) / 2
+    variance = means.diff(dim=-2).square().mean(-2) / 2 * (4 * pairs)  # of the sum of the paired samples
+    if n % 2:
+        variance = variance + samples.var(-2)
+    return variance.sqrt() / n
+
+
+def error_between(rounds: Tensor) -> Tensor:
+    """Standard error of the mean of independent rounds (R, ...), from their spread."""
+    return rounds.std(0) / math.sqrt(rounds.shape[0])
+
+
+def degrees_of_freedom(samples: int, rounds: int, sampling: str) -> int:
+    """Those of the standard error of ``rounds`` rounds with ``samples`` samples each; 0 where there is none.
+
+    One less for independent samples than normal ones would have, as scores are skewed.
+    """
+    if rounds >= LEAST_ROUNDS:
+        return rounds - 1
+    if samples < LEAST_SAMPLES:
+        return 0
+    return rounds * (samples - 2 if sampling == "iid" else samples // 2 - 1)
+
+
+def student_quantile(probability: float, freedom: int) -> float:
+    """The quantile of Student's t distribution, for a probability above 1/2 and whole degrees of freedom.
+
+    By bisection on the finite sums of Abramowitz and Stegun 26.7.3 and 26.7.4.
+    """
+    low, high = 0.0, 1.0
+    while _student(high, freedom) < probability:
+        high *= 2
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _student(middle, freedom) < probability else (low, middle)
+    return high
+
+
+def _student(t: float, freedom: int) -> float:
+    """The distribution function at t >= 0."""
+    angle = math.atan2(t, math.sqrt(freedom))
+    cosine, sine = math.cos(angle), math.sin(angle)
+    odd = freedom % 2
+    term = cosine if odd else 1.0
+    total = 0.0
+    for k in range(2 + odd, freedom + 1, 2):
+        total += term
+        term *= cosine * cosine * (k - 1) / k
+    inside = 2 / math.pi * (angle + sine * total) if odd else sine * total
+    return 0.5 + inside / 2
