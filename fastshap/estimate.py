@@ -60,9 +60,9 @@ class Running:
 
     def meets(self, rtol: float) -> bool:
         """Whether every standard error is at most ``rtol`` of its target's largest absolute score."""
-        largest = self.grouping.reduce(self.tokens).abs().nan_to_num().amax(1, keepdim=True)
-        hidden = self.grouping.reduce(self.tokens).isnan()
-        return bool(((self.standard_error() <= rtol * largest) | hidden).all())
+        scores = self.grouping.reduce(self.tokens)
+        largest = scores.abs().nan_to_num().amax(1, keepdim=True)
+        return bool(((self.standard_error() <= rtol * largest) | scores.isnan()).all())
 
 
 def error_within(samples: Tensor, sampling: str) -> Tensor:

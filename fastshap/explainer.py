@@ -330,7 +330,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         if not self._truncation_warned and any(one.encoded.truncated for one in prepared):
             self._truncation_warned = True
             warnings.warn(
-                f"Texts of more than {self.task.max_length()} tokens lost their {self.task.cut_side}, as the model takes no "
+                f"Texts of more than {self.task.max_length()} tokens lost their {self.task.cut_end()}, as the model takes no "
                 "more; their outputs have truncated=True. Split long texts to explain all of them.",
                 TruncationWarning,
                 stacklevel=5,

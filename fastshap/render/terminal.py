@@ -62,7 +62,7 @@ def _lines(
 ) -> Iterator[Text]:
     """Rows of words, of their scores and of the standard errors, as wide as the terminal."""
     largest = max((abs(score) for score in scores if not math.isnan(score)), default=0.0)
-    form = "+.3g" if largest < 1e-2 or largest >= 1e3 else "+.3f"
+    form = "+#.3g" if largest < 1e-2 or largest >= 1e3 else "+.3f"  # the # keeps trailing zeros
     block, used = (Text(), Text(), Text()), 0
     for element, score, error in zip(elements, scores, errors, strict=True):
         if math.isnan(score):
@@ -110,7 +110,6 @@ def _legend(output: AttributionOutput) -> str:
     drawn = f"{'± standard error; ' if known else ''}{output.n_perturbations} samples, seed {output.seed}"
     if output.converged is not None:
         drawn += f", within rtol {output.rtol:g}" if output.converged else f", rtol {output.rtol:g} not met"
-    end = "beginning" if output.model_task is ModelTask.GENERATION else "end"
-    cut = f"; the text lost its {end}, as the model takes no more" if output.truncated else ""
+    cut = "; the text was cut to what the model takes" if output.truncated else ""
     hidden = "; each block shows what its target could see" if output.model_task is ModelTask.GENERATION else ""
     return f"one score a {unit}: {what}; {drawn}{cut}{hidden}"

@@ -40,7 +40,6 @@ class Task(ABC):
 
     class_endings: ClassVar[tuple[str, ...]]
     model_task: ClassVar[ModelTask]
-    cut_side: str  # which end a text loses that is too long
 
     def __init__(
         self,
@@ -78,6 +77,10 @@ class Task(ABC):
     @abstractmethod
     def entries(self, targets: Any) -> Iterator[Any]:
         """The targets of one text after the other, as they are needed."""
+
+    def cut_end(self) -> str:
+        """Which end a text loses that is too long."""
+        return "beginning" if self.tokenizer.truncation_side == "left" else "end"
 
     def check_options(self, options: Mapping[str, Any] | None) -> Mapping[str, Any]:
         """``generation_kwargs`` as the user gave them."""
@@ -156,6 +159,13 @@ class Task(ABC):
         extra = {name: values for name, values in encoded.extra.items() if takes(self.model, name)}
         return encoded if extra.keys() == encoded.extra.keys() else dataclasses.replace(encoded, extra=extra)
 
+    def _alone(self, encoded: Encoded, end: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The ids (1, L) of one text, up to ``end``, and the model's further inputs."""
+        device = device_of(self.model)
+        ids = torch.tensor([encoded.input_ids[:end]], device=device)
+        extra = {name: torch.tensor([values[:end]], device=device) for name, values in encoded.extra.items()}
+        return ids, {"attention_mask": torch.ones_like(ids)} | extra
+
     @torch.no_grad()
     def reads_padding(self, encoded: Encoded) -> bool:
         """Whether a text with the model's own padding token means something else as ids than as embeddings.
@@ -165,9 +175,7 @@ class Task(ABC):
         pad: Any = self.model.config.get_text_config().pad_token_id
         if pad is None or pad not in encoded.input_ids:
             return False
-        ids = torch.tensor([encoded.input_ids], device=device_of(self.model))
-        inputs = {"attention_mask": torch.ones_like(ids)}
-        inputs |= {name: torch.tensor([values], device=ids.device) for name, values in encoded.extra.items()}
+        ids, inputs = self._alone(encoded)
         try:
             x = self.model.get_input_embeddings()(ids)
             return not near(self.raw_logits(inputs_embeds=x, **inputs), self.raw_logits(input_ids=ids, **inputs))
@@ -184,11 +192,8 @@ class Task(ABC):
         Raises:
             UnsupportedModelError: the model cannot be run on ``inputs_embeds``, or computes something else from them.
         """
-        device, limit = device_of(self.model), self.max_length()
-        end = None if limit is None else max(1, limit - 3)  # the padding has to fit too
-        ids = torch.tensor([encoded.input_ids[:end]], device=device)
-        inputs = {"attention_mask": torch.ones_like(ids)}
-        inputs |= {name: torch.tensor([values[:end]], device=device) for name, values in encoded.extra.items()}
+        limit = self.max_length()
+        ids, inputs = self._alone(encoded, None if limit is None else max(1, limit - 3))  # the padding has to fit too
         name = type(self.model).__name__
         if getattr(self.model.config, "attention_type", None) == "block_sparse":
             raise UnsupportedModelError(

@@ -33,10 +33,6 @@ class ClassificationTask(Task):
                 "LOGITS for a model with one output."
             )
 
-    @property
-    def cut_side(self) -> str:  # type: ignore[override]
-        return "beginning" if self.tokenizer.truncation_side == "left" else "end"
-
     @cached_property
     def labels(self) -> list[str]:
         """The names of the classes, in the order of the logits."""

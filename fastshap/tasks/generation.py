@@ -33,7 +33,6 @@ class GenerationTask(Task):
 
     class_endings = ("ForCausalLM", "LMHeadModel")
     model_task = ModelTask.GENERATION
-    cut_side = "beginning"
 
     @cached_property
     def _options(self) -> dict[str, Any]:
@@ -233,6 +232,10 @@ class GenerationTask(Task):
         if "pad_token_id" not in options and self.tokenizer.pad_token_id is not None:
             options["pad_token_id"] = self.tokenizer.pad_token_id
         return options | {"return_dict_in_generate": False, "num_return_sequences": 1}
+
+    def cut_end(self) -> str:
+        """The target follows the end, so the beginning goes."""
+        return "beginning"
 
     def serves_all(self, targets: Any) -> bool:
         """Each input has a target of its own."""
