@@ -191,6 +191,19 @@ def dense_at_input(power: float) -> Design:
     return design
 
 
+def towards_baseline(width: float) -> Design:
+    """Antithetic in t, with path density proportional to 1 / ((1 - a)^2 + (width a)^2), weighted by its inverse."""
+
+    def design(rng: np.random.Generator, r: int, n: int, k: int) -> Draw:
+        t, noise, side, _ = antithetic(rng, r, n, k)
+        alphas = (1 + width * np.tan(t * np.pi / 2 - np.arctan(1 / width))) / (1 + width**2)
+        alphas = np.clip(alphas, 0, 1)
+        return alphas, noise, side, np.pi / (2 * width) * ((1 - alphas) ** 2 + (width * alphas) ** 2)
+
+    design.__doc__ = f"Antithetic, path density as of an input of length 1 that shrinks to noise of length {width}."
+    return design
+
+
 DESIGNS: dict[str, Design] = {
     "iid": iid,
     "stratified": stratified,
@@ -203,7 +216,14 @@ DESIGNS: dict[str, Design] = {
     "baseline 1.5": dense_at_baseline(1.5),
     "baseline 2": dense_at_baseline(2.0),
     "input 1.5": dense_at_input(1.5),
+    "density 0.1": towards_baseline(0.1),
+    "density 0.15": towards_baseline(0.15),
+    "density 0.2": towards_baseline(0.2),
+    "density 0.3": towards_baseline(0.3),
 }
+
+
+CALLS_FOR = ("iid", "antithetic", "mirrored", "density 0.1", "density 0.15", "density 0.2", "density 0.3")
 
 
 def errors(values: np.ndarray, design: Design, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -221,6 +241,37 @@ def controlled(signed: np.ndarray, outputs: np.ndarray, design: Design, n: int, 
     residual = error.sum(1)
     slope = (error * residual[:, None]).mean(0) / (residual**2).mean()
     return float(((error - residual[:, None] * slope) ** 2).mean() / (error**2).mean())
+
+
+def limits(pools: list[dict[str, np.ndarray]], kind: str) -> dict[str, float]:
+    """What no number of samples changes: shares of the i.i.d. variance, and ratios of variances that pairs cannot go below.
+
+    Strata remove what the mean does along the path, opposite signs what is odd in the noise. What is even in the noise stays,
+    and n samples hold only n / 2 draws of it.
+    """
+    fine = (np.arange(1000) + 0.5) / 1000
+    sums = np.zeros(4)
+    for pool_ in pools:
+        values = pool_[kind]
+        count = values.shape[1]
+        scores = np.stack(
+            [[at_positions(values, fine, np.full(1000, k), np.full(1000, s)) for s in range(2)] for k in range(count)]
+        ).astype(np.float64)  # (K, 2, positions, L)
+        mean = scores.mean((0, 1))
+        scale = (mean.mean(0) ** 2).sum()
+        even = scores.mean(1).var(0).sum(-1)  # (positions,)
+        odd = ((scores[:, 0] - scores[:, 1]) ** 2).mean(0).sum(-1) / 4
+        path = (mean**2).sum(-1) - scale
+        sums += np.array([path.mean(), odd.mean(), even.mean(), np.sqrt(even).mean() ** 2]) / scale
+    path_, odd_, even_, best = sums
+    total = path_ + odd_ + even_
+    return {
+        "path": path_ / total,
+        "odd": odd_ / total,
+        "even": even_ / total,
+        "least ratio of pairs": 2 * even_ / total,
+        "least ratio of pairs at any path density": 2 * best / total,
+    }
 
 
 def relative_error(pools: list[dict[str, np.ndarray]], kind: str, design: Design, n: int) -> np.ndarray:
@@ -277,7 +328,9 @@ def main() -> None:
                     ratio, spread = ratio_of_variances(pools, kind, n)
                     row["variance of antithetic over iid"], row["its standard error"] = ratio, spread
                 print(noise_std, kind, n, {name: round(value, 4) for name, value in row.items()}, flush=True)
-        calls = {name: calls_for(pools, DESIGNS[name], 0.1) for name in ("iid", "antithetic", "mirrored")}
+            table[f"{noise_std} {kind} limits"] = limits(pools, kind)
+            print(noise_std, kind, table[f"{noise_std} {kind} limits"], flush=True)
+        calls = {name: calls_for(pools, DESIGNS[name], 0.1) for name in CALLS_FOR}
         table[f"{noise_std} samples for 10 % error"] = calls
         print(noise_std, {name: round(value, 1) for name, value in calls.items()}, flush=True)
     record = {

@@ -84,6 +84,9 @@ def explain(
     input_x_gradient: Annotated[bool, typer.Option(help="Multiply the gradient by the input.")] = True,
     reduction: Annotated[str, typer.Option(help="sum (signed, additive) or abs_mean (as interpreto).")] = "sum",
     sampling: Annotated[str, typer.Option(help="antithetic or iid.")] = "antithetic",
+    path_density: Annotated[
+        float | None, typer.Option(help="Path positions denser towards the baseline; see the documentation.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same numbers.")] = 0,
     rtol: Annotated[
         float | None,
@@ -136,6 +139,7 @@ def explain(
             noise_std=noise_std,
             reduction=reduction,
             sampling=sampling,
+            path_density=path_density,
             seed=seed,
             rtol=rtol,
             max_perturbations=max_perturbations,

@@ -119,7 +119,8 @@ def token_scores(
             held[:, piece.lo : piece.hi] = scores[:, row : row + count, columns]
             row += count
             if piece.hi == held.shape[1]:
-                yield piece.item, partial.pop(piece.item).cpu()
+                weights = torch.from_numpy(samples[piece.item].weights)
+                yield piece.item, partial.pop(piece.item).cpu() * weights[:, None]
 
 
 def evaluate(

@@ -47,7 +47,7 @@ class AttributionOutput:
         truncated: the text was longer than the model takes, and its end (or beginning) is not explained.
         converged: where rtol was given, whether every standard error came down to it.
         n_perturbations, rounds: samples used, and the independent rounds they were drawn in.
-        seed, rtol, noise_std, baseline, sampling, reduction, input_x_gradient, perturb_special_tokens: what it
+        seed, rtol, noise_std, baseline, sampling, path_density, reduction, input_x_gradient, perturb_special_tokens: what it
             takes to compute the same numbers again, with the same model.
         fastshap_version: the library that computed it.
     """
@@ -76,6 +76,7 @@ class AttributionOutput:
     noise_std: float = 0.1
     baseline: float | Tensor | None = None
     sampling: str = "antithetic"
+    path_density: float | None = None
     reduction: str = "sum"
     input_x_gradient: bool = True
     perturb_special_tokens: bool = True
@@ -121,6 +122,7 @@ class AttributionOutput:
             "noise_std": self.noise_std,
             "baseline": baseline.tolist() if isinstance(baseline, Tensor) else baseline,
             "sampling": self.sampling,
+            "path_density": self.path_density,
             "reduction": self.reduction,
             "input_x_gradient": self.input_x_gradient,
             "perturb_special_tokens": self.perturb_special_tokens,

@@ -54,6 +54,18 @@ def tolerance(value: Any) -> float | None:
     return number
 
 
+def path_density(value: Any) -> float | None:
+    """``path_density``: None, or a positive number."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise InvalidTypeError(f"path_density must be None or a number; got {value!r}.")
+    number = _finite(value)
+    if number is None or not 1e-3 <= number <= 1e3:
+        raise InvalidArgumentError(f"path_density must lie between 0.001 and 1000; got {value}.")
+    return number
+
+
 def most_samples(value: Any, n_perturbations: int, rtol: float | None) -> int:
     """``max_perturbations``, at least one round of them."""
     if value is None:

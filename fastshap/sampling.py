@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ class Samples:
     alphas: np.ndarray  # (n,) float32, path positions in (0, 1)
     draws: np.ndarray  # (n,) int64, which noise vector
     signs: np.ndarray  # (n,) float32, 1 or -1
+    weights: np.ndarray  # (n,) float32, uniform density over that of the path positions
 
 
 def text_key(seed: int, input_ids: Sequence[int]) -> tuple[int, int]:
@@ -33,12 +35,16 @@ def text_key(seed: int, input_ids: Sequence[int]) -> tuple[int, int]:
     return k0, k1
 
 
-def draw_samples(seed: int, input_ids: Sequence[int], n: int, sampling: str, round_: int = 0) -> Samples:
+def draw_samples(
+    seed: int, input_ids: Sequence[int], n: int, sampling: str, round_: int = 0, path_density: float | None = None
+) -> Samples:
     """The path positions and noise vectors of one text.
 
     Args:
         sampling: "iid": uniform path positions, independent noise. "antithetic": one uniform position in each of n equal
             strata; samples 2k and 2k + 1 carry the same noise with opposite signs, an odd last one its own.
+        path_density: None: positions uniform. w: as of the density proportional to 1 / ((1 - a)^2 + (w a)^2), that is strata of
+            equal probability and weights that keep the expectation (docs/adr/0007).
     """
     stream = (*text_key(seed, input_ids), round_)
     uniform = _path_uniforms(stream, n)
@@ -48,8 +54,18 @@ def draw_samples(seed: int, input_ids: Sequence[int], n: int, sampling: str, rou
         draws, signs = index // 2, 1.0 - 2.0 * (index % 2)
     else:
         alphas, draws, signs = uniform, index, np.ones(n)
+    weights = np.ones(n)
+    if path_density is not None:
+        alphas, weights = _towards_baseline(alphas, path_density)
     alphas = np.minimum(alphas, _BELOW_ONE).astype(np.float32)
-    return Samples(stream, alphas, draws.astype(np.int64), signs.astype(np.float32))
+    return Samples(stream, alphas, draws.astype(np.int64), signs.astype(np.float32), weights.astype(np.float32))
+
+
+def _towards_baseline(uniform: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of density q(a) = c / ((1 - a)^2 + (w a)^2) from uniform ones, by its inverse distribution, and 1 / q(a)."""
+    alphas = (1 + width * np.tan(uniform * math.pi / 2 - math.atan(1 / width))) / (1 + width**2)
+    alphas = alphas.clip(np.finfo(np.float32).tiny, 1)
+    return alphas, math.pi / (2 * width) * ((1 - alphas) ** 2 + (width * alphas) ** 2)
 
 
 def _path_uniforms(stream: tuple[int, int, int], n: int) -> np.ndarray:

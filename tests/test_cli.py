@@ -123,6 +123,7 @@ def test_every_parameter_is_an_option(default_pair):
         "noise_std": 0.02,
         "reduction": "abs_mean",
         "sampling": "iid",
+        "path_density": 0.5,
         "seed": 5,
         "rtol": 0.5,
         "max_perturbations": 9,

@@ -51,7 +51,7 @@ def deterministic(pair, **options):
 
 
 def ours_at(pair, monkeypatch, **options):
-    at = Samples((0, 0, 0), np.full(1, 0.375, np.float32), np.zeros(1, np.int64), np.ones(1, np.float32))
+    at = Samples((0, 0, 0), np.full(1, 0.375, np.float32), np.zeros(1, np.int64), *np.ones((2, 1), np.float32))
     monkeypatch.setattr("fastshap.explainer.draw_samples", lambda *arguments: at)
     options = {"reduction": "abs_mean", "baseline": 1e-6, "noise_std": 0.0, "n_perturbations": 1} | options
     return GradientShap(*pair, **options)(TEXT, 1)[0].attributions

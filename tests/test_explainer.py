@@ -35,7 +35,7 @@ def test_documented_defaults():
     assert list(parameters) == [
         *("model", "tokenizer", "batch_size", "granularity", "granularity_aggregation_strategy", "device"),
         *("inference_mode", "input_x_gradient", "n_perturbations", "baseline", "noise_std"),
-        *("reduction", "sampling", "seed", "rtol", "max_perturbations", "return_convergence_delta"),
+        *("reduction", "sampling", "path_density", "seed", "rtol", "max_perturbations", "return_convergence_delta"),
         *("perturb_special_tokens", "on_error", "backend"),
     ]
     assert defaults == {
@@ -50,6 +50,7 @@ def test_documented_defaults():
         "noise_std": 0.1,
         "reduction": "sum",
         "sampling": "antithetic",
+        "path_density": None,
         "seed": 0,
         "rtol": None,
         "max_perturbations": None,
@@ -171,6 +172,8 @@ BAD_PARAMETERS = [
     ({"rtol": math.nan}, InvalidArgumentError, "rtol"),
     ({"rtol": "5%"}, InvalidTypeError, "rtol"),
     ({"max_perturbations": 20}, InvalidArgumentError, "no use without rtol"),
+    ({"path_density": 0}, InvalidArgumentError, "between 0.001 and 1000"),
+    ({"path_density": "dense"}, InvalidTypeError, "None or a number"),
     ({"rtol": 0.1, "max_perturbations": 9}, InvalidArgumentError, "max_perturbations.*at least 10"),
     ({"backend": "cuda"}, InvalidArgumentError, "auto, triton, torch"),
     ({"backend": "triton"}, fastshap.BackendUnavailableError, "torch"),

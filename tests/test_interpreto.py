@@ -26,10 +26,10 @@ def replay(monkeypatch):
         draws = [(torch.randn(N, length, dim), torch.rand(N, 1, 1).flatten().numpy()) for length in lengths]
         order = iter(range(len(draws)))
 
-        def draw_samples(seed, input_ids, n, sampling, round_):
+        def draw_samples(seed, input_ids, n, sampling, round_, path_density):
             text = next(order)
             assert len(input_ids) == lengths[text]
-            return Samples((text, 0, 0), draws[text][1], np.arange(n), np.ones(n, np.float32))
+            return Samples((text, 0, 0), draws[text][1], np.arange(n), *np.ones((2, n), np.float32))
 
         def normals(streams, draw, positions, width):
             rows = zip(streams[:, 0].tolist(), draw.tolist(), positions.tolist(), strict=True)

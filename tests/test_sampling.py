@@ -38,6 +38,22 @@ def test_positions_are_uniform(sampling, n):
         assert error < 5 * (alphas**power).std() / len(alphas) ** 0.5
 
 
+@pytest.mark.parametrize("sampling", ["antithetic", "iid"])
+@pytest.mark.parametrize("width", [0.05, 0.3, 1.0, 5.0])
+def test_weights_keep_the_expectation_under_a_density(sampling, width):
+    """Weighted moments of the positions are those of uniform ones; and the density is the one that is written down."""
+    runs = [draw_samples(seed, [4, 9], 10, sampling, path_density=width) for seed in range(3000)]
+    alphas, weights = (
+        np.concatenate([getattr(run, name) for run in runs]).astype(np.float64) for name in ("alphas", "weights")
+    )
+    assert ((alphas > 0) & (alphas < 1)).all()
+    for power in (0, 1, 2, 3):
+        terms = weights * alphas**power
+        assert abs(terms.mean() - 1 / (power + 1)) < 5 * terms.std() / len(alphas) ** 0.5
+    expected = np.pi / (2 * width) * ((1 - alphas) ** 2 + (width * alphas) ** 2)
+    np.testing.assert_allclose(weights, expected, rtol=1e-4)
+
+
 def test_positions_depend_on_seed_tokens_round_and_n():
     base = draw_samples(0, [1, 2], 4, "iid").alphas
     assert not np.array_equal(base, draw_samples(1, [1, 2], 4, "iid").alphas)
@@ -48,16 +64,17 @@ def test_positions_depend_on_seed_tokens_round_and_n():
 
 
 @pytest.mark.parametrize("reduction", ["sum", "abs_mean"])
+@pytest.mark.parametrize("path_density", [None, 0.3])
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_small_n_has_the_expectation_of_large_n(bert_pair, n, reduction):
+def test_small_n_has_the_expectation_of_large_n(bert_pair, n, path_density, reduction):
     """The mean of many runs at n = 1, 2, 3 meets that of many i.i.d. samples, within five standard errors of both."""
     model, tokenizer = bert_pair
     explainer = fastshap.GradientShap(model, tokenizer, batch_size=256, noise_std=0.3, reduction=reduction)
     ids = tokenizer("not good")["input_ids"]
     item = engine.Item(torch.tensor(ids), torch.tensor([1]), torch.zeros(len(ids), dtype=torch.bool), {})
 
-    def runs(sampling, n, count):
-        samples = [draw_samples(seed, ids, n, sampling) for seed in range(count)]
+    def runs(sampling, n, count, density=None):
+        samples = [draw_samples(seed, ids, n, sampling, path_density=density) for seed in range(count)]
         with engine.frozen(model):
             scored = engine.token_scores(model, [item] * count, samples, explainer.task.scores, explainer._settings)
             scores = [scores.mean(1) for _, scores in scored]
@@ -65,7 +82,7 @@ def test_small_n_has_the_expectation_of_large_n(bert_pair, n, reduction):
 
     reference = runs("iid", 1, 6000)
     for sampling in ("antithetic", "iid"):
-        scores = runs(sampling, n, 1500)
+        scores = runs(sampling, n, 1500, path_density)
         error = scores.mean(0) - reference.mean(0)
         variance = scores.var(0) / len(scores) + reference.var(0) / len(reference)
         assert (error.abs() < 5 * variance.sqrt()).all()
