@@ -1,7 +1,7 @@
 """The error of the library's own runs against its own expectation: antithetic and independent samples, n by n.
 
-``python -m bench.library_error embedded --texts 8 --reference 20000`` and the same for minilm: for each text a long run gives
-the expectation and its standard error, and rounds of n samples, drawn as the library draws them, give the error of one run. Adds
+``python -m bench.library_error embedded --texts 8 --reference 20000`` and the same for minilm: for each text a long run
+gives the expectation and its standard error, and rounds of n samples, drawn as the library draws them, give the error of one run. Adds
 to ``bench/results/library_error.json``. A language model's errors are too large for this (docs/adr/0007): bench.estimators has it.
 """
 
@@ -22,7 +22,7 @@ import transformers
 import fastshap
 from bench.models import Subject, subject
 from fastshap import engine
-from fastshap.engine import Item, Settings
+from fastshap.batches import Item, Settings
 from fastshap.sampling import draw_samples
 
 RESULT = Path(__file__).parent / "results" / "library_error.json"
@@ -36,9 +36,9 @@ def estimates(
 ) -> np.ndarray:
     """(rounds, L): the means of so many independent rounds of n samples."""
     samples = [draw_samples(7, item.input_ids.tolist(), n, sampling, round_) for round_ in rounds]
-    found = engine.token_scores(subject_.model, [item] * len(samples), samples, forward, settings)
     with engine.frozen(subject_.model):
-        return np.stack([scores[0].mean(0).numpy() for _, scores in sorted(found, key=lambda pair: pair[0])])
+        found = engine.token_scores(subject_.model, [item] * len(samples), samples, forward, settings)
+    return np.stack([scores[0].mean(0).numpy() for scores in found])
 
 
 def measure(subject_: Subject, noise_std: float, reference: int) -> dict[str, Any]:

@@ -1,283 +1,137 @@
-"""Rows to batches to gradients to token scores. Knows no task and no tokenizer.
+"""Batches to gradients to token scores. Knows no task and no tokenizer.
 
-Every text asks for n rows (perturbed copies). Rows of many texts share model calls: texts are sorted by number of targets and
-length, cut into calls of at most ``batch_size`` rows, and one backward pass per target runs for a whole call.
+Rows of many texts share a model call, and one backward pass per target runs for a whole call. Between two calls run the lookup of
+the embeddings, ``fastshap::perturb``, what the task takes from the model's output, and ``fastshap::attribute``: nothing is
+sent, and nothing waits for the device, until all calls are done.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fastshap import ops
+from fastshap.batches import Batch, Call, Item, Piece, Settings, batches, columns, halves, planned, to_host
 from fastshap.locks import lock_of
 from fastshap.sampling import Samples
 
-# Tokens of one model call under batch_size="auto", padding included.
-_TOKENS_PER_CALL = 2048
-
-
-@dataclass(frozen=True)
-class Item:
-    """One text to explain: L tokens, T targets. All on the CPU."""
-
-    input_ids: Tensor  # (L,) int64
-    targets: Tensor  # (T,) int64
-    special: Tensor  # (L,) bool
-    extra: dict[str, Tensor]  # (L,) each: further inputs of the model
-
-
-@dataclass(frozen=True)
-class Call:
-    """What one model call gets; the task turns it into scores (R, T)."""
-
-    inputs: dict[str, Tensor]  # inputs_embeds (R, L, D), attention_mask (R, L), position_ids where needed, extra inputs
-    targets: Tensor  # (R, T) int64
-    ends: Tensor  # (R,) int64: the column after each row's last token
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How rows are drawn and scored."""
-
-    noise_std: float
-    baseline: float | Tensor
-    reduction: str
-    input_x_gradient: bool
-    perturb_special_tokens: bool
-    batch_size: int | str
-    backend: str
-    padding_side: str = "right"
-    equal_lengths: bool = False  # only texts of one length share a call
-
-
-@dataclass(frozen=True)
-class Piece:
-    """The samples ``lo:hi`` of one item."""
-
-    item: int
-    lo: int
-    hi: int
-
-
 Forward = Callable[[Call], Tensor]
-
-
-def plan(
-    lengths: Sequence[int], targets: Sequence[int], rows: Sequence[int], batch_size: int | str, equal_lengths: bool
-) -> Iterator[list[Piece]]:
-    """Cuts the rows of all items into calls: one number of targets a call, longest first, so that padding stays small."""
-    order = sorted(range(len(lengths)), key=lambda i: (targets[i], lengths[i]), reverse=True)
-    call: list[Piece] = []
-    room = 0
-    first = -1
-    for item in order:
-        lo = 0
-        while lo < rows[item]:
-            mixed = first >= 0 and (
-                targets[item] != targets[first] or (equal_lengths and lengths[item] != lengths[first])
-            )
-            if room == 0 or mixed:
-                if call:
-                    yield call
-                call, first = [], item
-                # Pairs of samples share their noise, so an even number is kept where "auto" is free to choose.
-                room = batch_size if isinstance(batch_size, int) else max(2, _TOKENS_PER_CALL // lengths[item] // 2 * 2)
-            hi = min(lo + room, rows[item])
-            call.append(Piece(item, lo, hi))
-            room -= hi - lo
-            lo = hi
-    if call:
-        yield call
+_Result = TypeVar("_Result")
 
 
 def token_scores(
     model: nn.Module, items: Sequence[Item], samples: Sequence[Samples], forward: Forward, settings: Settings
-) -> Iterator[tuple[int, Tensor]]:
-    """The scores of every target, sample and token: (number of the item, (T, n, L) float32 on the CPU), as they are ready."""
-    # A text's samples are kept apart until all are there, so that the order of summation never depends on the batches.
-    partial: dict[int, Tensor] = {}
+) -> list[Tensor]:
+    """The scores of every target, sample and token: (T, n, L) float32 for each item, on the model's device."""
+    parts: list[list[Tensor]] = [[] for _ in items]
     for pieces, scores in _run(
-        _plan(items, samples, settings),
-        lambda pieces: _call_scores(model, items, samples, pieces, forward, settings),  # (T, R, L)
+        model, items, samples, settings, lambda batch: _batch_scores(model, batch, forward, settings)
     ):
         row = 0
         for piece in pieces:
-            item = items[piece.item]
-            length, count = len(item.input_ids), piece.hi - piece.lo
-            columns = _columns(length, scores.shape[-1], settings.padding_side)
-            held = partial.get(piece.item)
-            if held is None:
-                held = scores.new_empty(len(item.targets), len(samples[piece.item].alphas), length)
-                partial[piece.item] = held
-            held[:, piece.lo : piece.hi] = scores[:, row : row + count, columns]
+            count = piece.hi - piece.lo
+            there = columns(len(items[piece.item].input_ids), scores[0].shape[-1], settings.padding_side)
+            here = [score[:, row : row + count, there] for score in scores]
+            parts[piece.item].append(here[0] if len(here) == 1 else torch.cat(here))
             row += count
-            if piece.hi == held.shape[1]:
-                weights = torch.from_numpy(samples[piece.item].weights)
-                yield piece.item, partial.pop(piece.item).cpu() * weights[:, None]
+    # A text's samples are put together before anything is summed, so that the order never depends on the batches.
+    return [part[0] if len(part) == 1 else torch.cat(part, 1) for part in parts]
 
 
 def evaluate(
     model: nn.Module, items: Sequence[Item], samples: Sequence[Samples], forward: Forward, settings: Settings
 ) -> list[Tensor]:
     """What ``forward`` gives for every row, without gradients: (rows, ...) on the CPU for each item."""
-    parts: list[list[Tensor]] = [[] for _ in items]
 
-    def call_values(pieces: Sequence[Piece]) -> Tensor:
-        rows = _rows(model, items, samples, pieces, settings)
+    def values(batch: Batch) -> Tensor:
         with torch.no_grad():
-            x = _embed(model, items, pieces)
-            z = ops.perturb(x, rows, backend=settings.backend)
-            return forward(_call(items, pieces, z, settings)).cpu()
+            _, z = _points(model, batch, settings)
+            return forward(_with_embeddings(batch, z))
 
-    for pieces, values in _run(_plan(items, samples, settings), call_values):
-        for piece, part in zip(pieces, values.split([p.hi - p.lo for p in pieces]), strict=True):
+    parts: list[list[Tensor]] = [[] for _ in items]
+    found = list(_run(model, items, samples, settings, values))
+    for (pieces, _), result in zip(found, to_host([result for _, result in found]), strict=True):
+        for piece, part in zip(pieces, result.split([p.hi - p.lo for p in pieces]), strict=True):
             parts[piece.item].append(part)
     return [torch.cat(part) for part in parts]
 
 
 def _run(
-    calls: Iterator[list[Piece]], run: Callable[[Sequence[Piece]], Tensor]
-) -> Iterator[tuple[Sequence[Piece], Tensor]]:
-    """Runs one call after another; a call that does not fit into the device's memory is run as two of half the rows."""
-    for call in calls:
-        waiting: list[Sequence[Piece]] = [call]
-        while waiting:
-            pieces = waiting.pop()
-            try:
-                result = run(pieces)
-            except torch.OutOfMemoryError:
-                if sum(piece.hi - piece.lo for piece in pieces) == 1:
-                    raise
-                result = None  # the halves run outside this block, which keeps the failed call's tensors alive
-            if result is None:
-                waiting += reversed(_halves(pieces))
-            else:
-                yield pieces, result
-
-
-def _halves(pieces: Sequence[Piece]) -> tuple[list[Piece], list[Piece]]:
-    room = sum(piece.hi - piece.lo for piece in pieces) // 2
-    first: list[Piece] = []
-    second: list[Piece] = []
-    for piece in pieces:
-        middle = min(piece.hi, piece.lo + room)
-        room -= middle - piece.lo
-        if middle > piece.lo:
-            first.append(Piece(piece.item, piece.lo, middle))
-        if middle < piece.hi:
-            second.append(Piece(piece.item, middle, piece.hi))
-    return first, second
-
-
-def _plan(items: Sequence[Item], samples: Sequence[Samples], settings: Settings) -> Iterator[list[Piece]]:
-    return plan(
-        [len(item.input_ids) for item in items],
-        [len(item.targets) for item in items],
-        [len(sample.alphas) for sample in samples],
-        settings.batch_size,
-        settings.equal_lengths,
-    )
-
-
-def _call_scores(
     model: nn.Module,
     items: Sequence[Item],
     samples: Sequence[Samples],
-    pieces: Sequence[Piece],
-    forward: Forward,
     settings: Settings,
-) -> Tensor:
-    rows = _rows(model, items, samples, pieces, settings)
-    with torch.inference_mode(False), torch.no_grad():
-        x = _embed(model, items, pieces)
-        z = ops.perturb(x, rows, backend=settings.backend)
-        call = _call(items, pieces, z.requires_grad_(), settings)
-        with torch.enable_grad():
-            totals = forward(call).sum(0).unbind()  # rows do not mix, so one pass gives every row's gradient
-        scores = []
-        for i, total in enumerate(totals):
-            (gradient,) = torch.autograd.grad(total, z, retain_graph=i + 1 < len(totals))
-            scores.append(
-                ops.attribute(
-                    gradient[None],
-                    z.detach(),
-                    x,
-                    rows,
-                    reduction=settings.reduction,
-                    input_x_gradient=settings.input_x_gradient,
-                    backend=settings.backend,
-                )
-            )
-        return torch.cat(scores)
-
-
-def _rows(
-    model: nn.Module, items: Sequence[Item], samples: Sequence[Samples], pieces: Sequence[Piece], settings: Settings
-) -> ops.Rows:
+    run: Callable[[Batch], _Result],
+) -> list[tuple[Sequence[Piece], _Result]]:
+    """Runs one call after another; a call that does not fit into the device's memory is run as two of half the rows."""
+    done: list[tuple[Sequence[Piece], _Result]] = []
     device = device_of(model)
-    lengths = [len(items[piece.item].input_ids) for piece in pieces]
-    parts = [(samples[piece.item], slice(piece.lo, piece.hi)) for piece in pieces]
-    held = None
-    if not settings.perturb_special_tokens:
-        held = torch.cat([items[piece.item].special for piece in pieces]).to(device)
-    baseline = settings.baseline
-    return ops.Rows(
-        token_offsets=_offsets(lengths).to(device),
-        row_offsets=_offsets([piece.hi - piece.lo for piece in pieces]).to(device),
-        alphas=torch.from_numpy(np.concatenate([s.alphas[part] for s, part in parts])).to(device),
-        streams=torch.tensor([s.stream for s, _ in parts], dtype=torch.int64, device="cpu").to(device),
-        draws=torch.from_numpy(np.concatenate([s.draws[part] for s, part in parts])).to(device),
-        signs=torch.from_numpy(np.concatenate([s.signs[part] for s, part in parts])).to(device),
-        baseline=baseline.to(device) if isinstance(baseline, Tensor) else baseline,
-        noise_std=settings.noise_std,
-        held=held,
-        length=max(lengths),
-        padding_side=settings.padding_side,
-    )
+    with torch.inference_mode(False):
+        for call in batches(planned(items, samples, settings), items, samples, settings, device):
+            waiting = [call]
+            while waiting:
+                batch = waiting.pop()
+                try:
+                    result = run(batch)
+                except torch.OutOfMemoryError:
+                    if len(batch.rows.alphas) == 1:
+                        raise
+                else:
+                    done.append((batch.pieces, result))
+                    continue
+                # Here, where nothing keeps the failed call's tensors alive.
+                waiting += reversed(list(batches(halves(batch.pieces), items, samples, settings, device)))
+    return done
 
 
-def _call(items: Sequence[Item], pieces: Sequence[Piece], z: Tensor, settings: Settings) -> Call:
-    rows, length = z.shape[:2]
-    mask = torch.zeros(rows, length, dtype=torch.int64, device="cpu")
-    extra = {name: torch.zeros_like(mask) for piece in pieces for name in items[piece.item].extra}
-    targets, ends = [], []
-    row = 0
-    for piece in pieces:
-        item, count = items[piece.item], piece.hi - piece.lo
-        columns = _columns(len(item.input_ids), length, settings.padding_side)
-        mask[row : row + count, columns] = 1
-        for name, values in extra.items():
-            values[row : row + count, columns] = item.extra.get(name, 0)
-        targets += [item.targets] * count
-        ends += [columns.stop] * count
-        row += count
-    inputs = {"inputs_embeds": z, "attention_mask": mask.to(z.device)}
-    inputs |= {name: values.to(z.device) for name, values in extra.items()}
-    if settings.padding_side == "left":
-        inputs["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0).to(z.device)
-    return Call(inputs, torch.stack(targets).to(z.device), torch.tensor(ends, device=z.device))
+def _batch_scores(model: nn.Module, batch: Batch, forward: Forward, settings: Settings) -> list[Tensor]:
+    """(1, R, L) for each target."""
+    scores = []
+    with torch.no_grad():
+        x, z = _points(model, batch, settings)
+        with torch.enable_grad():
+            outputs = forward(_with_embeddings(batch, z.requires_grad_())).unbind(1)
+        for i, output in enumerate(outputs):
+            # Rows do not mix, so one pass gives every row's gradient.
+            (gradient,) = torch.autograd.grad(output, z, grad_outputs=_ones(output), retain_graph=i + 1 < len(outputs))
+            score = ops.attribute(
+                gradient[None],
+                z.detach(),
+                x,
+                batch.rows,
+                reduction=settings.reduction,
+                input_x_gradient=settings.input_x_gradient,
+                backend=settings.backend,
+            )
+            del gradient  # so that the next one finds room
+            scores.append(score if batch.weights is None else score.mul_(batch.weights[:, None]))
+    return scores
 
 
-def _columns(tokens: int, length: int, padding_side: str) -> slice:
-    start = length - tokens if padding_side == "left" else 0
-    return slice(start, start + tokens)
+def _points(model: Any, batch: Batch, settings: Settings) -> tuple[Tensor, Tensor]:
+    """The embeddings x (M, D) and the perturbed points z (R, L, D)."""
+    x = model.get_input_embeddings()(batch.input_ids)
+    return x, ops.perturb(x, batch.rows, backend=settings.backend)
 
 
-def _offsets(counts: Sequence[int]) -> Tensor:
-    return torch.tensor([0, *counts], dtype=torch.int64, device="cpu").cumsum(0)
+def _with_embeddings(batch: Batch, z: Tensor) -> Call:
+    return dataclasses.replace(batch.call, inputs={"inputs_embeds": z, **batch.call.inputs})
 
 
-def _embed(model: Any, items: Sequence[Item], pieces: Sequence[Piece]) -> Tensor:
-    table = model.get_input_embeddings()
-    ids = torch.cat([items[piece.item].input_ids for piece in pieces])
-    return table(ids.to(device_of(model)))
+_ONE: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+
+def _ones(like: Tensor) -> Tensor:
+    """Ones in the shape of ``like``, without an operator after the first time."""
+    key = like.dtype, like.device
+    if key not in _ONE:
+        _ONE[key] = torch.ones((), dtype=like.dtype, device=like.device)
+    return _ONE[key].expand(like.shape)
 
 
 def device_of(model: Any) -> torch.device:

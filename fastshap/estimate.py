@@ -7,10 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from fastshap import ops
 from fastshap.groups import Grouping
+from fastshap.reference.moments import LEAST_SAMPLES
 
-# Fewer samples, or rounds, tell nothing worth reporting.
-LEAST_SAMPLES = 4
+# Fewer rounds tell nothing worth reporting.
 LEAST_ROUNDS = 4
 
 
@@ -24,12 +25,19 @@ class Running:
         self._means: list[Tensor] = []  # (T, L) of each round
         self._errors: list[Tensor] = []  # (t, G) of each round; (T, L) for order strategies
 
-    def add(self, scores: Tensor) -> None:
-        """A round's token scores, (T, n, L)."""
-        self._samples = scores.shape[1]
-        self._means.append(scores.mean(1))
-        samples = self.grouping.reduce_samples(scores) if self.grouping.linear else scores
-        self._errors.append(error_within(samples, self.sampling))
+    def summary(self, scores: Tensor) -> list[Tensor]:
+        """What :meth:`add` takes of a round's token scores (T, n, L), on their device."""
+        pairs, backend = self.sampling == "antithetic", self.grouping.backend
+        mean, error = ops.moments(scores, pairs=pairs, backend=backend)
+        if self.grouping.linear:
+            _, error = ops.moments(self.grouping.reduce_samples(scores), pairs=pairs, backend=backend)
+        return [mean, error]
+
+    def add(self, samples: int, mean: Tensor, error: Tensor) -> None:
+        """A round of so many samples, on the CPU."""
+        self._samples = samples
+        self._means.append(mean)
+        self._errors.append(error)
 
     @property
     def rounds(self) -> int:
@@ -63,33 +71,6 @@ class Running:
         scores = self.grouping.reduce(self.tokens)
         largest = scores.abs().nan_to_num().amax(1, keepdim=True)
         return bool(((self.standard_error() <= rtol * largest) | scores.isnan()).all())
-
-
-def error_within(samples: Tensor, sampling: str) -> Tensor:
-    """Standard error of the mean of one run's samples.
-
-    Independent samples: their standard deviation over sqrt(n). Stratified pairs: from the differences of neighbouring pairs'
-    means, which hold the noise and little of the change along the path. Some of that change remains, so the estimate is
-    conservative. An odd last sample counts with the spread of all samples.
-
-    Args:
-        samples: (..., n, G), in the order in which they were drawn.
-        sampling: "antithetic" or "iid".
-
-    Returns:
-        (..., G); NaN for fewer than four samples.
-    """
-    n = samples.shape[-2]
-    if n < LEAST_SAMPLES:
-        return samples.new_full((*samples.shape[:-2], samples.shape[-1]), torch.nan)
-    if sampling == "iid":
-        return samples.std(-2) / math.sqrt(n)
-    pairs = n // 2
-    means = (samples[..., 0 : 2 * pairs : 2, :] + samples[..., 1 : 2 * pairs : 2, :]) / 2
-    variance = means.diff(dim=-2).square().mean(-2) / 2 * (4 * pairs)  # of the sum of the paired samples
-    if n % 2:
-        variance = variance + samples.var(-2)
-    return variance.sqrt() / n
 
 
 def error_between(rounds: Tensor) -> Tensor:

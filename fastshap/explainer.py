@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastshap import engine, ops, parameters
 from fastshap.base import AttributionExplainer, MultitaskExplainerMixin
+from fastshap.batches import Item, Settings, to_host
 from fastshap.errors import (
     FastshapError,
     InvalidArgumentError,
@@ -160,7 +161,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         device = parameters.device(device)
         if device is not None:
             model.to(device)  # type: ignore[arg-type]
-        self._settings = engine.Settings(
+        self._settings = Settings(
             noise_std=parameters.noise(noise_std),
             baseline=parameters.baseline(baseline, width),
             reduction=reduction,
@@ -204,8 +205,11 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             scored = engine.token_scores(
                 self.model, [items[i] for i in active], samples, self.task.scores, self._settings
             )
-            for k, scores in scored:
-                running[active[k]].add(scores)
+            summaries = to_host(
+                [part for i, scores in zip(active, scored, strict=True) for part in running[i].summary(scores)]
+            )
+            for k, i in enumerate(active):
+                running[i].add(self.n_perturbations, *summaries[2 * k : 2 * k + 2])
             active = [i for i in active if not self._finished(running[i])]
         deltas = self._deltas(prepared, items, running) if self.return_convergence_delta else [None] * len(items)
         return [
@@ -228,7 +232,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         return running.samples + self.n_perturbations > self.max_perturbations
 
     def _deltas(
-        self, prepared: Sequence[Prepared], items: Sequence[engine.Item], running: Sequence[Running]
+        self, prepared: Sequence[Prepared], items: Sequence[Item], running: Sequence[Running]
     ) -> list[Tensor | None]:
         """(T,) for each text: the sum of its token scores minus (F(x) - mean F(b_i)) over the samples of all rounds."""
         last = max(its.rounds for its in running)
@@ -345,8 +349,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             )
 
 
-def _item(encoded: Encoded, targets: Tensor) -> engine.Item:
-    return engine.Item(
+def _item(encoded: Encoded, targets: Tensor) -> Item:
+    return Item(
         input_ids=torch.tensor(encoded.input_ids, device="cpu"),
         targets=targets,
         special=torch.tensor(encoded.special, device="cpu"),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import re
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fastshap import ops
+from fastshap.batches import to_device
 from fastshap.text import Encoded, first_visible
 from fastshap.types import Granularity, GranularityAggregationStrategy
 
@@ -85,7 +88,7 @@ class Grouping:
         scores = self._reduce(samples.flatten(0, 1), self.members).unflatten(0, (targets, n))  # (T, n, G)
         if self.generates:
             flat = self._reduce(scores.flatten(1).T, self._target_members).T  # (t, n G)
-            scores = flat.unflatten(1, scores.shape[1:]).masked_fill(self._hidden[:, None], torch.nan)
+            scores = flat.unflatten(1, scores.shape[1:]).masked_fill(self._hidden[:, None].to(scores.device), torch.nan)
         return scores
 
     def select(self, tokens: Tensor, companions: Tensor) -> Tensor:
@@ -110,7 +113,7 @@ class Grouping:
         return self.reduce_targets(total)
 
     def _reduce(self, values: Tensor, members: list[list[int]]) -> Tensor:
-        return ops.segment_reduce(values, *_flat(members), self.strategy, backend=self.backend)
+        return ops.segment_reduce(values, *_flat(members, values.device), self.strategy, backend=self.backend)
 
     def _select(self, values: Tensor, companions: Tensor, members: list[list[int]]) -> Tensor:
         reduced = self._reduce(values, members)
@@ -123,9 +126,9 @@ class Grouping:
         return out
 
 
-def _flat(members: list[list[int]]) -> tuple[Tensor, Tensor]:
-    flat = torch.tensor([i for member in members for i in member], dtype=torch.int64, device="cpu")
-    return flat, torch.tensor([0, *map(len, members)], device="cpu").cumsum(0)
+def _flat(members: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    flat = np.fromiter(itertools.chain.from_iterable(members), np.int64)
+    return to_device(flat, device), to_device(np.cumsum([0, *map(len, members)], dtype=np.int64), device)
 
 
 def groups(encoded: Encoded, granularity: Granularity) -> tuple[list[list[int]], list[str]]:

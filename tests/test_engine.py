@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastshap
-from fastshap import engine
+from fastshap.batches import plan
 
 
 def rows_of(calls):
@@ -16,7 +16,7 @@ def rows_of(calls):
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 7, 100, "auto"])
 def test_plan_holds_every_row_once_and_keeps_to_the_batch_size(batch_size):
     lengths, targets, rows = [5, 9, 5, 300, 9, 2], [1, 1, 2, 1, 2, 1], [10, 3, 4, 7, 1, 10]
-    calls = list(engine.plan(lengths, targets, rows, batch_size, equal_lengths=False))
+    calls = list(plan(lengths, targets, rows, batch_size, equal_lengths=False))
     seen = sorted((piece.item, i) for call in calls for piece in call for i in range(piece.lo, piece.hi))
     assert seen == [(item, i) for item in range(6) for i in range(rows[item])]
     for call in calls:
@@ -28,7 +28,7 @@ def test_plan_holds_every_row_once_and_keeps_to_the_batch_size(batch_size):
 
 
 def test_plan_with_equal_lengths_never_pads():
-    calls = list(engine.plan([5, 9, 5, 9], [1] * 4, [3] * 4, 4, equal_lengths=True))
+    calls = list(plan([5, 9, 5, 9], [1] * 4, [3] * 4, 4, equal_lengths=True))
     assert all(len({[5, 9, 5, 9][piece.item] for piece in call}) == 1 for call in calls)
     assert sum(rows_of(calls)) == 12
 

@@ -10,7 +10,8 @@ import torch
 from bench.estimators import antithetic, at_positions, expectation, iid, pool
 from bench.models import Subject
 from fastshap import GradientShap, InvalidArgumentError
-from fastshap.estimate import degrees_of_freedom, error_between, error_within, student_quantile
+from fastshap.estimate import degrees_of_freedom, error_between, student_quantile
+from fastshap.reference import moments
 
 TEXTS = ["not good at all", "A gorgeous, witty film, but the ending is dull.", "fine"]
 
@@ -34,6 +35,12 @@ def test_errors_by_hand():
     assert error_between(torch.tensor([[1.0], [3.0], [5.0], [7.0]])).item() == pytest.approx(
         np.std([1, 3, 5, 7], ddof=1) / 2
     )
+
+
+def error_within(samples, sampling):
+    """Of samples (..., n, G)."""
+    _, error = moments(samples.reshape(-1, *samples.shape[-2:]), sampling == "antithetic")
+    return error.view(*samples.shape[:-2], samples.shape[-1])
 
 
 def test_degrees_of_freedom():

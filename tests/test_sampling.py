@@ -6,6 +6,7 @@ import torch
 
 import fastshap
 from fastshap import engine
+from fastshap.batches import Item
 from fastshap.sampling import draw_samples
 
 
@@ -71,13 +72,13 @@ def test_small_n_has_the_expectation_of_large_n(bert_pair, n, path_density, redu
     model, tokenizer = bert_pair
     explainer = fastshap.GradientShap(model, tokenizer, batch_size=256, noise_std=0.3, reduction=reduction)
     ids = tokenizer("not good")["input_ids"]
-    item = engine.Item(torch.tensor(ids), torch.tensor([1]), torch.zeros(len(ids), dtype=torch.bool), {})
+    item = Item(torch.tensor(ids), torch.tensor([1]), torch.zeros(len(ids), dtype=torch.bool), {})
 
     def runs(sampling, n, count, density=None):
         samples = [draw_samples(seed, ids, n, sampling, path_density=density) for seed in range(count)]
         with engine.frozen(model):
             scored = engine.token_scores(model, [item] * count, samples, explainer.task.scores, explainer._settings)
-            scores = [scores.mean(1) for _, scores in scored]
+            scores = [scores.mean(1) for scores in scored]
         return torch.cat(scores).double()  # (count, L)
 
     reference = runs("iid", 1, 6000)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastshap.engine import Call, Forward, device_of
+from fastshap.batches import Call
+from fastshap.engine import Forward, device_of
 from fastshap.errors import FastshapError, InvalidArgumentError, UnsupportedModelError
 from fastshap.inputs import Tokens
 from fastshap.text import Encoded, encode

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastshap.engine import Call
+from fastshap.batches import Call
 from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError, UnsupportedModelError
 from fastshap.tasks.base import Predict, Prepared, Task
 from fastshap.text import Encoded

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from fastshap import parameters
-from fastshap.engine import Call, device_of
+from fastshap.batches import Call
+from fastshap.engine import device_of
 from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError, UnsupportedModelError
 from fastshap.inputs import KINDS, Tokens, sources
 from fastshap.sampling import text_key
 from fastshap.spelling import read
 from fastshap.tasks.base import Predict, Prepared, Task, near, takes, unwrapped
 from fastshap.text import Encoded, after, continuation, join, without_ending
-from fastshap.types import ModelTask
+from fastshap.types import InferenceModes, ModelTask
 
 _NEW_TOKENS = 20
 _sampling = threading.Lock()
@@ -54,10 +55,9 @@ class GenerationTask(Task):
 
     def scores(self, call: Call) -> Tensor:
         logits = self.raw_logits(**call.inputs)  # (R, L, V)
-        count = call.targets.shape[1]
-        before = call.ends[:, None] - count - 1 + torch.arange(count, device=logits.device)
-        row = torch.arange(logits.shape[0], device=logits.device)[:, None]
-        values = self.transformed(logits[row, before])  # (R, T, V)
+        if self.inference_mode is InferenceModes.LOGITS:
+            return logits[call.row, call.before, call.targets]
+        values = self.transformed(logits[call.row, call.before])  # (R, T, V)
         return values.gather(2, call.targets[..., None]).squeeze(2)
 
     def prepare(

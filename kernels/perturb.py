@@ -1,0 +1,149 @@
+"""Noisy baselines and interpolation for the rows of one model call, in one launch.
+
+    b[r, p] = baseline[p] + noise_std * sign[r] * e(stream of the row's text, draw[r], p)
+    z[r, c] = x[p] + alpha[r] (b[r, p] - x[p])         z (R, L, D), x (M, D) packed; column c holds position p of the row's text
+    z[r, c] = x[p] where p is held, and 0 on padding
+
+A program owns 256 neighbouring elements of a text's (L, D) and writes them in every row of the text: x is read once, and rows
+that follow each other with one noise vector, as pairs of opposite signs do, share its generation.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .philox import block_normals, call_numbers, has_special_functions
+
+# 64 Philox calls, 256 elements, eight a thread of one warp: one access of 128 bits in half precision, two in float32.
+CALLS = 64
+
+
+@triton.jit(do_not_specialize=["length"])
+def perturb_kernel(
+    p_x,  # (M, D)
+    p_z,  # (R, L, D)
+    p_token_offsets,  # (N + 1,)
+    p_row_offsets,  # (N + 1,)
+    p_alphas,  # (R,)
+    p_streams,  # (N, 3)
+    p_draws,  # (R,)
+    p_signs,  # (R,)
+    p_baseline,  # (D,) or (positions, D)
+    p_held,  # (M,)
+    baseline,
+    noise_std,
+    length,
+    dim,
+    LEFT: tl.constexpr,
+    NOISE: tl.constexpr,
+    BASELINE: tl.constexpr,  # dimensions of the baseline: 0, 1 or 2
+    HELD: tl.constexpr,
+    FLAT: tl.constexpr,  # D % 4 == 0: the calls of neighbouring tokens lie end to end
+    WIDE: tl.constexpr,  # half precision
+    PTX: tl.constexpr,
+    CALLS: tl.constexpr,
+):
+    """z[:, 64 calls] of one text."""
+    text = tl.program_id(1)
+    first_call = tl.program_id(0) * CALLS
+    first_token = tl.load(p_token_offsets + text)
+    tokens = (tl.load(p_token_offsets + text + 1) - first_token).to(tl.int32)
+    start = length - tokens if LEFT else 0
+    calls_a_token = tl.cdiv(dim, 4)
+
+    lane = tl.arange(0, CALLS * 4)
+    column = (first_call + lane // 4) // calls_a_token
+    d = (first_call + lane // 4) % calls_a_token * 4 + lane % 4
+    if FLAT:
+        element = first_call.to(tl.int64) * 4 + lane
+        inside = element < length.to(tl.int64) * dim
+    else:
+        element = column.to(tl.int64) * dim + d
+        inside = (column < length) & (d < dim)
+    source = element - start.to(tl.int64) * dim  # among the text's own elements
+    shown = inside & (source >= 0) & (source < tokens.to(tl.int64) * dim)
+    b_x = tl.load(p_x + first_token * dim + source, mask=shown, other=0.0).to(tl.float32)
+    b_base = baseline
+    if BASELINE == 1:
+        b_base = tl.load(p_baseline + d, mask=shown, other=0.0).to(tl.float32)
+    if BASELINE == 2:
+        b_base = tl.load(p_baseline + source, mask=shown, other=0.0).to(tl.float32)
+    moving = shown
+    if HELD:
+        moving = shown & (tl.load(p_held + first_token + column - start, mask=shown, other=1) == 0)
+    b_way = tl.where(moving, b_base - b_x, 0.0)
+
+    call0, call1 = call_numbers(first_call, CALLS, WIDE)
+    quad0, position0 = call0 % calls_a_token, call0 // calls_a_token - start
+    quad1, position1 = call1 % calls_a_token, call1 // calls_a_token - start
+    k0 = tl.load(p_streams + text * 3).to(tl.uint32)
+    k1 = tl.load(p_streams + text * 3 + 1).to(tl.uint32)
+    domain = tl.load(p_streams + text * 3 + 2).to(tl.uint32) * 256
+    previous = tl.full((), -1, tl.int32)
+    b_noise = tl.zeros((CALLS * 4,), tl.float32)
+    for row in range(tl.load(p_row_offsets + text), tl.load(p_row_offsets + text + 1)):
+        alpha = tl.load(p_alphas + row)
+        b_z = b_x + b_way * alpha
+        if NOISE:
+            draw = tl.load(p_draws + row).to(tl.int32)
+            if draw != previous:
+                b_noise = block_normals(quad0, position0, quad1, position1, draw, domain, k0, k1, CALLS, WIDE, PTX)
+                b_noise = tl.where(moving, b_noise, 0.0)
+            previous = draw
+            b_z += b_noise * (alpha * noise_std * tl.load(p_signs + row))
+        tl.store(p_z + row * length * dim + element, b_z.to(p_z.dtype.element_ty), mask=inside)
+
+
+def perturb(
+    x: Tensor,
+    *,
+    token_offsets: Tensor,
+    row_offsets: Tensor,
+    alphas: Tensor,
+    streams: Tensor,
+    draws: Tensor,
+    signs: Tensor,
+    baseline: float | Tensor,
+    noise_std: float,
+    held: Tensor | None,
+    length: int,
+    padding_side: str,
+) -> Tensor:
+    """Perturbed embeddings (R, L, D) in the dtype of x; arguments as for fastshap.reference.perturb, all on one GPU.
+
+    Nothing waits for the device. x is float32, float16 or bfloat16; offsets, streams and draws int64, alphas and signs float32.
+    """
+    texts, dim = token_offsets.shape[0] - 1, x.shape[1]
+    z = x.new_empty(alphas.shape[0], length, dim)
+    if z.numel() == 0:
+        return z
+    is_tensor = isinstance(baseline, Tensor)
+    grid = (triton.cdiv(length * triton.cdiv(dim, 4), CALLS), texts)
+    with torch.cuda.device_of(x):
+        perturb_kernel[grid](
+            x.contiguous(),
+            z,
+            token_offsets,
+            row_offsets,
+            alphas,
+            streams,
+            draws,
+            signs,
+            baseline.contiguous() if is_tensor else x,
+            x if held is None else held,
+            0.0 if is_tensor else baseline,
+            noise_std,
+            length,
+            dim,
+            LEFT=padding_side == "left",
+            NOISE=noise_std != 0,
+            BASELINE=baseline.ndim if is_tensor else 0,
+            HELD=held is not None,
+            FLAT=dim % 4 == 0,
+            WIDE=x.element_size() == 2,
+            PTX=has_special_functions(),
+            CALLS=CALLS,
+            num_warps=1,
+        )
+    return z
