@@ -1,8 +1,9 @@
 """The error of the library's own runs against its own expectation: antithetic and independent samples, n by n.
 
 ``python -m bench.library_error embedded --texts 8 --reference 20000`` and the same for minilm: for each text a long run
-gives the expectation and its standard error, and rounds of n samples, drawn as the library draws them, give the error of one run. Adds
-to ``bench/results/library_error.json``. A language model's errors are too large for this (docs/adr/0007): bench.estimators has it.
+gives the expectation and its standard error, and rounds of n samples, drawn as the library draws them, give the error of
+one run. Adds to ``bench/results/library_error.json``. A language model's errors are too large for this
+(docs/adr/0007): bench.estimators has it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Batches to gradients to token scores. Knows no task and no tokenizer.
 
-Rows of many texts share a model call, and one backward pass per target runs for a whole call. Between two calls run the lookup of
-the embeddings, ``fastshap::perturb``, what the task takes from the model's output, and ``fastshap::attribute``: nothing is
-sent, and nothing waits for the device, until all calls are done.
+Rows of many texts share a model call, and one backward pass per target runs for a whole call. Between two calls run the lookup
+of the embeddings, ``fastshap::perturb``, what the task takes from the model's output, and ``fastshap::attribute``: nothing
+waits for the device until all calls are done.
 """
 
 from __future__ import annotations

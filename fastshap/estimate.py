@@ -58,19 +58,33 @@ class Running:
 
     def standard_error(self) -> Tensor:
         """(t, G): from the spread between rounds where there are enough of them, else from within each."""
-        linear = self.grouping.linear
-        if self.rounds >= LEAST_ROUNDS:
-            means = torch.stack([self.grouping.reduce(mean) for mean in self._means] if linear else self._means)
-            error = error_between(means)
-        else:
-            error = torch.stack(self._errors).square().sum(0).sqrt() / self.rounds
-        return error if linear else self.grouping.select(self.tokens, error)
+        return self._within() if self.rounds < LEAST_ROUNDS else self._between()
+
+    def _within(self) -> Tensor:
+        """From the spread within each round."""
+        return self._reported(torch.stack(self._errors).square().sum(0).sqrt() / self.rounds)
+
+    def _between(self) -> Tensor:
+        """From the spread between rounds."""
+        means = [self.grouping.reduce(mean) for mean in self._means] if self.grouping.linear else self._means
+        return self._reported(error_between(torch.stack(means)))
+
+    def _reported(self, error: Tensor) -> Tensor:
+        return error if self.grouping.linear else self.grouping.select(self.tokens, error)
 
     def meets(self, rtol: float) -> bool:
-        """Whether every standard error is at most ``rtol`` of its target's largest absolute score."""
+        """Whether every standard error is at most ``rtol`` of its target's largest absolute score.
+
+        Few rounds may lie close together by chance, so the spread within rounds has to agree.
+        """
         scores = self.grouping.reduce(self.tokens)
-        largest = scores.abs().nan_to_num().amax(1, keepdim=True)
-        return bool(((self.standard_error() <= rtol * largest) | scores.isnan()).all())
+        most = rtol * scores.abs().nan_to_num().amax(1, keepdim=True)
+        error = self.standard_error()
+        small = error <= most
+        if self.rounds >= LEAST_ROUNDS:
+            within = self._within()
+            small &= (within <= most) | within.isnan()  # rounds of fewer than four samples say nothing of themselves
+        return bool((small | scores.isnan()).all())
 
 
 def error_between(rounds: Tensor) -> Tensor:

@@ -40,8 +40,6 @@ from fastshap.version import __version__
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
-REDUCTIONS = ("sum", "abs_mean")
-
 
 class _Scored(NamedTuple):
     prepared: Prepared
@@ -137,7 +135,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         self.rtol = parameters.tolerance(rtol)
         self.max_perturbations = parameters.most_samples(max_perturbations, self.n_perturbations, rtol)
         self.seed = parameters.whole(seed, "seed", least=-(2**63), most=2**63 - 1)
-        reduction = parameters.one_of(reduction, "reduction", REDUCTIONS)
+        reduction = parameters.one_of(reduction, "reduction", ops.REDUCTIONS)
         self.sampling = parameters.one_of(sampling, "sampling", SAMPLINGS)
         self.path_density = parameters.path_density(path_density)
         self.on_error = parameters.one_of(on_error, "on_error", ("raise", "record"))

@@ -8,6 +8,7 @@ on CUDA and ROCm tensors and :mod:`fastshap.reference` elsewhere. This module al
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -22,6 +23,7 @@ from fastshap.errors import BackendUnavailableError, InvalidArgumentError
 from fastshap.reference.segment import STRATEGIES
 
 BACKENDS = ("auto", "triton", "torch")
+REDUCTIONS = ("sum", "abs_mean")
 # Texts of one call, at most: they stand in a dimension of the launch grid.
 MOST_TEXTS = 65_535
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -128,6 +130,7 @@ def _run_perturb(
     padding_side: str,
     backend: str,
 ) -> Tensor:
+    _check_layout(x, token_offsets, row_offsets, alphas.shape[0], length, baseline_tensor)
     if _with_triton(backend, x):
         from fastshap.kernels.perturb import perturb as run
     else:
@@ -185,6 +188,11 @@ def attribute(
 ) -> Tensor:
     """Token scores (T, R, L) in float32 from gradients (T, R, L, D)."""
     _check(x, rows)
+    if reduction not in REDUCTIONS:
+        raise InvalidArgumentError(f"reduction must be one of {', '.join(REDUCTIONS)}; got {reduction!r}.")
+    shape = (rows.alphas.shape[0], rows.length, x.shape[1])
+    if tuple(z.shape) != shape:
+        raise InvalidArgumentError(f"z must have shape {shape}, (R, L, D); got {tuple(z.shape)}.")
     if gradients.ndim != 4 or gradients.shape[1:] != z.shape:
         raise InvalidArgumentError(
             f"gradients must be (T, R, L, D) with z {tuple(z.shape)} behind T; got {tuple(gradients.shape)}."
@@ -223,6 +231,7 @@ def _run_attribute(
     input_x_gradient: bool,
     backend: str,
 ) -> Tensor:
+    _check_layout(x, token_offsets, row_offsets, alphas.shape[0], z.shape[1], baseline_tensor)
     if _with_triton(backend, gradients):
         from fastshap.kernels.attribute import attribute as run
     else:
@@ -266,13 +275,15 @@ def segment_reduce(values: Tensor, members: Tensor, offsets: Tensor, strategy: s
     if strategy not in STRATEGIES:
         raise InvalidArgumentError(f"Unknown strategy {strategy!r}. Choose one of {', '.join(STRATEGIES)}.")
     _together(values, members, offsets)
-    _indices(members=members, offsets=offsets)
-    _increasing(offsets=offsets)
+    _vectors(torch.int64, members=members, offsets=offsets)
+    if not values.is_floating_point():
+        raise InvalidArgumentError(f"values must be of a floating-point dtype; got {values.dtype}.")
     _countable("the number of results", values.shape[0] * (offsets.shape[0] - 1))
     return _segment_reduce(values, members, offsets, strategy, backend)
 
 
 def _run_segment_reduce(values: Tensor, members: Tensor, offsets: Tensor, strategy: str, backend: str) -> Tensor:
+    _check_offsets("offsets", offsets, members.shape[0])
     if _with_triton(backend, values):
         from fastshap.kernels.segment import segment_reduce as run
     else:
@@ -295,6 +306,7 @@ def moments(values: Tensor, *, pairs: bool, backend: str = "auto") -> tuple[Tens
         )
     if values.shape[0] > MOST_TEXTS:
         raise InvalidArgumentError(f"moments takes at most {MOST_TEXTS} targets; got {values.shape[0]}.")
+    _countable("the number of columns", values.shape[2])
     return _moments(values, pairs, backend)
 
 
@@ -351,11 +363,11 @@ def _check(x: Tensor, rows: Rows) -> None:
         raise InvalidArgumentError(f"One call takes at most {MOST_TEXTS} texts; got {texts}. Pass fewer rows a call.")
     _countable("the elements of one row", rows.length * (x.shape[1] + 3))
     _countable("the rows times their length", count * rows.length)
-    _indices(token_offsets=rows.token_offsets, row_offsets=rows.row_offsets, streams=rows.streams, draws=rows.draws)
-    _increasing(token_offsets=rows.token_offsets, row_offsets=rows.row_offsets)
-    for name, tensor in (("alphas", rows.alphas), ("signs", rows.signs)):
-        if tensor.dtype != torch.float32:
-            raise InvalidArgumentError(f"{name} must be float32; got {tensor.dtype}.")
+    offsets = {"token_offsets": rows.token_offsets, "row_offsets": rows.row_offsets}
+    _vectors(torch.int64, **offsets, streams=rows.streams, draws=rows.draws)
+    _vectors(torch.float32, alphas=rows.alphas, signs=rows.signs)
+    if rows.held is not None:
+        _vectors(torch.bool, held=rows.held)
     _together(x, rows.token_offsets, rows.alphas, *(tensor for tensor, _ in expected.values()))
     if rows.padding_side not in ("left", "right"):
         raise InvalidArgumentError(f"padding_side must be 'left' or 'right'; got {rows.padding_side!r}.")
@@ -375,19 +387,34 @@ def _countable(what: str, number: int) -> None:
         )
 
 
-def _indices(**tensors: Tensor) -> None:
+def _vectors(dtype: torch.dtype, **tensors: Tensor) -> None:
+    wanted = str(dtype).removeprefix("torch.")
     for name, tensor in tensors.items():
-        if tensor.dtype != torch.int64 or not tensor.is_contiguous():
+        if tensor.dtype != dtype or not tensor.is_contiguous():
             raise InvalidArgumentError(
-                f"{name} must be contiguous int64; got {tensor.dtype}, strides {tensor.stride()}."
+                f"{name} must be contiguous {wanted}; got {tensor.dtype}, shape {tuple(tensor.shape)}, strides "
+                f"{tensor.stride()}."
             )
 
 
-def _increasing(**offsets: Tensor) -> None:
-    """Checked where it costs no waiting; on a GPU they come from fastshap.batches, as sums of lengths."""
-    for name, tensor in offsets.items():
-        if tensor.device.type == "cpu" and bool((tensor.diff() < 0).any() | (tensor[0] != 0)):
-            raise InvalidArgumentError(f"{name} must begin at 0 and not decrease; got {tensor.tolist()}.")
+def _check_layout(
+    x: Tensor, token_offsets: Tensor, row_offsets: Tensor, rows: int, length: int, baseline: Tensor | None
+) -> None:
+    room = length if baseline is None or baseline.ndim == 1 else min(length, baseline.shape[0])
+    _check_offsets("token_offsets", token_offsets, x.shape[0], room)
+    _check_offsets("row_offsets", row_offsets, rows)
+
+
+def _check_offsets(name: str, offsets: Tensor, end: int, most: int | None = None) -> None:
+    """Values are looked at where that costs no waiting; on a GPU they come from fastshap.batches, as sums of lengths."""
+    if offsets.device.type != "cpu":
+        return
+    values = offsets.tolist()
+    sizes = [after - before for before, after in itertools.pairwise(values)]
+    if values[0] != 0 or values[-1] != end or min(sizes, default=0) < 0:
+        raise InvalidArgumentError(f"{name} must begin at 0, not decrease, and end at {end}; got {values}.")
+    if most is not None and max(sizes, default=0) > most:
+        raise InvalidArgumentError(f"{name} give a text {max(sizes)} tokens, and there is room for {most}.")
 
 
 def _together(*tensors: Tensor) -> None:

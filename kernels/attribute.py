@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .philox import block_normals, call_numbers, has_special_functions
+from .philox import block_normals, call_numbers, has_special_functions, lanes
 
 # How a gradient is weighted.
 BY_NOTHING, BY_DIFFERENCE, BY_POINT = 0, 1, 2
@@ -84,10 +84,11 @@ def attribute_kernel(
     NOISE: tl.constexpr,
     BASELINE: tl.constexpr,  # dimensions of the baseline: 0, 1 or 2
     HELD: tl.constexpr,
-    WIDE: tl.constexpr,  # half precision
     PTX: tl.constexpr,
     FIRST: tl.constexpr,  # D lies in one or two tiles whose sizes are powers of two
     SECOND: tl.constexpr,
+    WIDE_FIRST: tl.constexpr,  # half precision, and eight elements a thread or more
+    WIDE_SECOND: tl.constexpr,
 ):
     """scores[:, the text's rows, one column]."""
     column = tl.program_id(0)
@@ -136,9 +137,9 @@ def attribute_kernel(
         if WEIGHT == 1 and NOISE:
             draw = tl.load(p_draws + row).to(tl.int32)
             if draw != previous:
-                b_noise0 = _noise(position, draw, domain, k0, k1, 0, FIRST, WIDE, PTX)
+                b_noise0 = _noise(position, draw, domain, k0, k1, 0, FIRST, WIDE_FIRST, PTX)
                 if SECOND:
-                    b_noise1 = _noise(position, draw, domain, k0, k1, FIRST, SECOND, WIDE, PTX)
+                    b_noise1 = _noise(position, draw, domain, k0, k1, FIRST, SECOND, WIDE_SECOND, PTX)
             previous = draw
             factor = noise_std * tl.load(p_signs + row)
             b_weight0 = b_way0 - b_noise0 * factor
@@ -209,6 +210,7 @@ def attribute(
     if input_x_gradient:
         weight = BY_DIFFERENCE if reduction == "sum" else BY_POINT
     first, second = tiles(dim)
+    wide, eight = gradients.element_size() == 2, 8 * lanes() * warps(first)
     with torch.cuda.device_of(gradients):
         attribute_kernel[(length, token_offsets.shape[0] - 1)](
             gradients,
@@ -237,10 +239,12 @@ def attribute(
             NOISE=noise_std != 0,
             BASELINE=baseline.ndim if is_tensor else 0,
             HELD=held is not None,
-            WIDE=gradients.element_size() == 2,
             PTX=has_special_functions(),
             FIRST=first,
             SECOND=second,
+            WIDE_FIRST=wide and first >= eight,
+            WIDE_SECOND=wide and second >= eight,
             num_warps=warps(first),
+            enable_fp_fusion=True,
         )
     return scores

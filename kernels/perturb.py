@@ -13,10 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .philox import block_normals, call_numbers, has_special_functions
+from .philox import block_normals, call_numbers, has_special_functions, lanes
 
-# 64 Philox calls, 256 elements, eight a thread of one warp: one access of 128 bits in half precision, two in float32.
-CALLS = 64
+
+def calls(wide: bool) -> int:
+    """Philox calls of a program, so that a lane moves 128 bits at once: of half precision eight elements, of float32 four."""
+    return 128 if wide and lanes() == 64 else 64
 
 
 @triton.jit(do_not_specialize=["length"])
@@ -118,8 +120,8 @@ def perturb(
     z = x.new_empty(alphas.shape[0], length, dim)
     if z.numel() == 0:
         return z
-    is_tensor = isinstance(baseline, Tensor)
-    grid = (triton.cdiv(length * triton.cdiv(dim, 4), CALLS), texts)
+    is_tensor, wide = isinstance(baseline, Tensor), x.element_size() == 2
+    grid = (triton.cdiv(length * triton.cdiv(dim, 4), calls(wide)), texts)
     with torch.cuda.device_of(x):
         perturb_kernel[grid](
             x.contiguous(),
@@ -141,9 +143,10 @@ def perturb(
             BASELINE=baseline.ndim if is_tensor else 0,
             HELD=held is not None,
             FLAT=dim % 4 == 0,
-            WIDE=x.element_size() == 2,
+            WIDE=wide,
             PTX=has_special_functions(),
-            CALLS=CALLS,
+            CALLS=calls(wide),
             num_warps=1,
+            enable_fp_fusion=True,
         )
     return z

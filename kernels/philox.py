@@ -107,6 +107,11 @@ def block_normals(
     return tl.reshape(b_noise, (CALLS * 4,))
 
 
+def lanes() -> int:
+    """Threads of a warp: 64 on AMD's accelerators."""
+    return 64 if torch.version.hip is not None else 32
+
+
 def has_special_functions() -> bool:
     """Whether inline PTX runs here: on NVIDIA GPUs, neither on AMD's nor in Triton's interpreter."""
     return torch.version.cuda is not None and os.environ.get("TRITON_INTERPRET") != "1"

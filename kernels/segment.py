@@ -32,12 +32,14 @@ def segment_kernel(
     group = tl.program_id(0) % groups
     end = tl.load(p_offsets + group + 1)
     count = tl.full((), 0, tl.int32)
-    out = tl.full((), 0.0, p_out.dtype.element_ty)
-    largest = tl.full((), -1.0, p_out.dtype.element_ty)
+    out = tl.full((), 0.0, tl.float32)
+    largest = tl.full((), -1.0, tl.float32)
     for first in range(tl.load(p_offsets + group), end, MEMBERS):
         j = first + tl.arange(0, MEMBERS)
         column = tl.load(p_members + j, mask=j < end, other=0)
-        b_values = tl.load(p_values + target * stride_target + column * stride_column, mask=j < end, other=float("nan"))
+        b_values = tl.load(
+            p_values + target * stride_target + column * stride_column, mask=j < end, other=float("nan")
+        ).to(tl.float32)
         there = b_values == b_values
         some = tl.sum(there.to(tl.int32))
         if STRATEGY <= 1:
@@ -64,8 +66,9 @@ def segment_kernel(
             out = tl.where(better, tl.sum(tl.where(there & (j == chosen), b_values, 0.0)), out)
         count += some
     if STRATEGY == 1:
-        out /= count.to(out.dtype)
-    tl.store(p_out + target * groups + group, tl.where(count > 0, out, float("nan")))
+        out /= count.to(tl.float32)
+    out = tl.where(count > 0, out, float("nan"))
+    tl.store(p_out + target * groups + group, out.to(p_out.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=["samples", "columns"])
@@ -136,6 +139,7 @@ def segment_reduce(values: Tensor, members: Tensor, offsets: Tensor, strategy: s
                 STRATEGY=STRATEGIES.index(strategy),
                 MEMBERS=MEMBERS,
                 num_warps=1,
+                enable_fp_fusion=True,
             )
     return out
 
@@ -143,7 +147,7 @@ def segment_reduce(values: Tensor, members: Tensor, offsets: Tensor, strategy: s
 def moments(values: Tensor, pairs: bool) -> tuple[Tensor, Tensor]:
     """Mean and standard error (T, M) float32 over samples (T, n, M); as fastshap.reference.moments, on one GPU."""
     targets, samples, columns = values.shape
-    mean, error = torch.empty(2, targets, columns, dtype=torch.float32, device=values.device).unbind()
+    mean, error = values.new_empty(targets, columns), values.new_empty(targets, columns)
     if mean.numel():
         with torch.cuda.device_of(values):
             moments_kernel[(triton.cdiv(columns, COLUMNS), targets)](
@@ -158,5 +162,6 @@ def moments(values: Tensor, pairs: bool) -> tuple[Tensor, Tensor]:
                 PAIRS=pairs,
                 COLUMNS=COLUMNS,
                 num_warps=1,
+                enable_fp_fusion=True,
             )
     return mean, error

@@ -11,7 +11,19 @@ PACKAGE = ROOT / "fastshap"
 
 # Each may import only what stands before it. See docs/adr/0002-import-chain.md.
 CHAIN = [
-    *("errors", "version", "locks", "types", "parameters", "kernels", "reference", "ops", "sampling", "batches", "engine"),
+    *(
+        "errors",
+        "version",
+        "locks",
+        "types",
+        "parameters",
+        "kernels",
+        "reference",
+        "ops",
+        "sampling",
+        "batches",
+        "engine",
+    ),
     *(
         "inputs",
         "spelling",

@@ -21,7 +21,7 @@ from operator_cases import (
 )
 
 from fastshap import ops, reference
-from fastshap.errors import BackendUnavailableError
+from fastshap.errors import BackendUnavailableError, InvalidArgumentError
 
 triton = pytest.importorskip("triton")
 
@@ -89,14 +89,9 @@ def test_the_interpreter_suite():
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    counts = dict(re.findall(r"(passed|skipped|failed|error|xfailed)=(\d+)", _counts(done.stdout)))
-    assert set(counts) == {"passed"}, done.stdout
-    assert int(counts["passed"]) >= 700, done.stdout
-
-
-def _counts(output):
-    """The last line of pytest, "3 passed, 2 deselected in 1s", as "passed=3 deselected=2"."""
-    return " ".join(f"{what}={count}" for count, what in re.findall(r"(\d+) (\w+)", output.splitlines()[-1]))
+    passed = re.search(r"^(\d+) passed, \d+ deselected in ", done.stdout, re.MULTILINE)  # nothing skipped
+    assert passed, done.stdout
+    assert int(passed[1]) >= 700
 
 
 @pytest.fixture(autouse=True)
@@ -210,6 +205,24 @@ def test_repeats_and_neighbours_do_not_show(dim, dtype):
             assert torch.equal(scores[:, :, 4 - tokens :], together[:, of_text, :tokens])
 
 
+STRIDED = [
+    {"alphas": lambda t: torch.stack([t, t + 9], -1)[:, 0]},
+    {"signs": lambda t: t[:1].expand_as(t)},
+    {"held": lambda t: torch.stack([t, ~t], -1)[:, 0]},
+]
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("change", STRIDED, ids=lambda change: next(iter(change)))
+def test_strided_vectors_are_right_or_refused(change):
+    x, rows = make([3, 2], [2, 3], 8, held=True)
+    views = dataclasses.replace(rows, **{name: view(getattr(rows, name)) for name, view in change.items()})
+    try:
+        check_perturb(x, views)
+    except InvalidArgumentError as error:
+        assert "contiguous" in str(error)  # noqa: PT017
+
+
 @pytest.mark.interpret
 def test_nothing_to_do():
     for shape in (([2, 1], [0, 0], 8), ([0], [2], 8), ([], [], 8)):
@@ -234,13 +247,13 @@ def test_nothing_to_do():
 def test_float64_is_refused():
     x, rows = make([2], [2], 8, dtype=torch.float64)
     z = ops.perturb(x, rows)
-    empty = torch.zeros(1, dtype=torch.int64)
+    members, offsets = torch.tensor([0]), torch.tensor([0, 1])
     with pytest.raises(BackendUnavailableError, match=r"torch\.float64 on cpu"):
         ops.perturb(x, rows, backend="triton")
     with pytest.raises(BackendUnavailableError, match=r"torch\.float64 on cpu"):
         ops.attribute(z[None], z, x, rows, reduction="sum", input_x_gradient=True, backend="triton")
     with pytest.raises(BackendUnavailableError, match=r"torch\.float64 on cpu"):
-        ops.segment_reduce(x, empty, empty, "sum", backend="triton")
+        ops.segment_reduce(x, members, offsets, "sum", backend="triton")
 
 
 # ---------------------------------------------------------------- segments and samples
@@ -255,11 +268,13 @@ def ragged(targets, columns, seed=0):
     values = torch.randn(targets, columns)
     values[:, 1] = -values[:, 0]
     values[torch.rand(targets, columns) < 0.2] = torch.nan
-    sizes = [0, 2, 1, 0, 31, 32, 33, 70, 3, 0]
-    members = torch.randint(0, columns, (sum(sizes),))
+    sizes = [0, 2, 1, 0, 31, 32, 33, 3, 0, 70]
+    members = torch.randint(5, columns, (sum(sizes),))
     members[:2] = torch.tensor([1, 0])
     members[2] = 2
     values[:, 2] = torch.nan
+    values[:, 3], values[:, 4] = 9, -9
+    members[-60], members[-10] = 4, 3  # equals far apart in the group of 70
     return values, members, torch.tensor([0, *sizes]).cumsum(0)
 
 
@@ -326,7 +341,7 @@ def test_moments(targets, columns, layout, samples, pairs, poisoned):
     torch.manual_seed(samples)
     values = layout(torch.randn(targets, samples, columns) + torch.linspace(-5, 5, columns))
     mean, error = check_moments(values, pairs)
-    assert (2, targets, columns) in poisoned
+    assert poisoned.count((targets, columns)) >= 2
     again = ops.moments(values, pairs=pairs, backend="triton")
     assert torch.equal(torch.stack(again).view(torch.int32), torch.stack((mean, error)).view(torch.int32))
 

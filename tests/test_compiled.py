@@ -1,0 +1,391 @@
+"""The kernels compiled for GPUs that need not be here: each launch compiles lean, none grows beyond the report."""
+
+import itertools
+import json
+import random
+import re
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+
+from bench import sass, static  # noqa: E402
+from bench.compiled import TARGETS, recorded, versions  # noqa: E402
+from bench.static import empty, layout  # noqa: E402
+from fastshap.kernels.attribute import attribute, tiles  # noqa: E402
+from fastshap.kernels.perturb import perturb  # noqa: E402
+from fastshap.kernels.segment import STRATEGIES, moments, segment_reduce  # noqa: E402
+
+pytestmark = pytest.mark.compile_only
+
+# The options of a launch, each with all its values.
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+COMMON = {
+    "dtype": tuple(DTYPES),
+    "side": ("left", "right"),
+    "noise": (0.1, 0.0),
+    "baseline": ("number", "vector fp32", "vector model", "matrix fp32", "matrix model"),
+    "held": (False, True),
+    "ptx": (False, True),  # the launchers': yes on NVIDIA, no on AMD; the portable branch must be fit for both
+    "target": tuple(TARGETS),
+}
+OPTIONS = {
+    "perturb": {**COMMON, "dim": (1, 6, 100, 768, 4096), "shifted": (False, True)},
+    "attribute": {
+        **COMMON,
+        "dim": (1, 8, 100, 384, 768, 1024, 4096, 8192),
+        "weighted": (("sum", True), ("sum", False), ("abs_mean", True), ("abs_mean", False)),
+        "shifted": (False, True),
+        "strided": (False, True),
+    },
+    "segment": {
+        "dtype": tuple(DTYPES),
+        "strategy": STRATEGIES,
+        "strided": (False, True),
+        "target": tuple(TARGETS),
+    },
+    "moments": {"pairs": (False, True), "strided": (False, True), "target": tuple(TARGETS)},
+}
+
+
+def possible(case):
+    return not (case.get("ptx") and case["target"] == "gfx942")
+
+
+def covering(options):
+    """Few cases in which every two values of two options meet."""
+    choice = random.Random(0)
+    names = list(options)
+    left = {
+        pair
+        for one, other in itertools.combinations(names, 2)
+        for pair in itertools.product([(one, v) for v in options[one]], [(other, v) for v in options[other]])
+        if possible({"target": "", **dict(pair)})
+    }
+    cases = []
+    while left:
+        must = dict(min(left, key=repr))
+        tries = [{**{name: choice.choice(options[name]) for name in names}, **must} for _ in range(60)]
+        best = max(filter(possible, tries), key=lambda case: len(left & pairs_of(case)))
+        left -= pairs_of(best)
+        cases.append(best)
+    return cases
+
+
+def pairs_of(case):
+    return set(itertools.combinations(case.items(), 2))
+
+
+def product(options, **fixed):
+    """All cases; ``fixed`` options keep to some values."""
+    options = {**options, **fixed}
+    return filter(
+        possible, (dict(zip(options, values, strict=True)) for values in itertools.product(*options.values()))
+    )
+
+
+def embeddings(count, dim, dtype, shifted):
+    """(count, dim); shifted: a view that begins where 128 bits cannot be read at once."""
+    return empty(count * dim + 1, dtype=dtype)[1:].view(count, dim) if shifted else empty(count, dim, dtype=dtype)
+
+
+def launch_of(kernel, case):
+    """What the launcher asks for in this case: texts of 5 and 7 tokens, 3 and 2 rows."""
+    with recorded(TARGETS[case["target"]]) as launches:
+        if kernel == "segment":
+            values = empty(3, 20, dtype=DTYPES[case["dtype"]])
+            values = empty(20, 3, dtype=DTYPES[case["dtype"]]).t() if case["strided"] else values
+            segment_reduce(values, empty(20), empty(9), case["strategy"])
+        elif kernel == "moments":
+            values = empty(3, 10, 20, dtype=torch.float32)
+            moments(values.transpose(1, 2).contiguous().transpose(1, 2) if case["strided"] else values, case["pairs"])
+        else:
+            dtype, dim = DTYPES[case["dtype"]], case["dim"]
+            baseline = 0.5
+            if case["baseline"] != "number":
+                shape = (7, dim) if "matrix" in case["baseline"] else (dim,)
+                baseline = empty(*shape, dtype=dtype if "model" in case["baseline"] else torch.float32)
+            x = embeddings(12, dim, dtype, case["shifted"])
+            arguments = {
+                **layout(2, 5),
+                "baseline": baseline,
+                "noise_std": case["noise"],
+                "held": empty(12, dtype=torch.bool) if case["held"] else None,
+                "padding_side": case["side"],
+            }
+            if kernel == "perturb":
+                perturb(x, **arguments, length=7)
+            else:
+                gradients = empty(2, 5, 7, dim, dtype=dtype)
+                if case["strided"]:  # rows 3 elements longer than D
+                    gradients = empty(2, 5, 7, dim + 3, dtype=dtype)[..., :dim]
+                reduction, by_input = case["weighted"]
+                z = empty(5, 7, dim, dtype=dtype)
+                attribute(gradients, z, x, **arguments, reduction=reduction, input_x_gradient=by_input)
+    (launch,) = launches
+    return launch.having(PTX=case["ptx"]) if "ptx" in case else launch
+
+
+def check(kernel, case):
+    """Compiles; no local memory, no spills; big tensors are accessed with as many bits at once as can be."""
+    launch = launch_of(kernel, case)
+    binary = launch.compile()
+    assembly = binary.assembly
+    assert binary.local_bytes == 0
+    if launch.target.backend == "cuda":
+        assert ".local" not in assembly
+        assert not re.search(r"\b(STL|LDL)\b", binary.sass)
+        assert ("lg2.approx.ftz.f32" in assembly) == (case.get("ptx", False) and makes_noise(kernel, case))
+    else:
+        assert "scratch_" not in assembly
+        assert re.findall(r"\.vgpr_spill_count:\s*(\d+)", assembly) == ["0"]
+    if kernel in ("perturb", "attribute") and case["dim"] % 16 == 0:
+        widths(kernel, case, launch, assembly)
+
+
+def makes_noise(kernel, case):
+    return case["noise"] != 0 and (kernel == "perturb" or case["weighted"] == ("sum", True))
+
+
+def widths(kernel, case, launch, assembly):
+    """A lane moves 128 bits at once wherever it has as many to move (and the address allows it)."""
+    size, lanes = DTYPES[case["dtype"]].itemsize, launch.target.warp_size * launch.num_warps
+    loads, stores = accesses(launch.target.backend, assembly)
+    if kernel == "perturb":
+        a_lane = 4 * launch.constants["CALLS"] * size // lanes
+        assert set(stores) == {min(16, a_lane)}
+        assert len(stores) >= max(1, a_lane // 16)  # more where the loop over rows is unrolled
+        if not case["shifted"]:
+            assert loads.count(min(16, a_lane)) >= max(1, a_lane // 16)
+        return
+    if case["strided"]:
+        return
+    whole = [tile * size // lanes for tile in tiles(case["dim"]) if tile * size >= 16 * lanes]
+    others = 1 if case["weighted"] == ("abs_mean", True) else 0  # z
+    others += case["weighted"] == ("sum", True) and not case["shifted"]  # x
+    assert loads.count(16) >= sum(a_lane // 16 for a_lane in whole) * (1 + others)
+
+
+def accesses(backend, assembly):
+    """Bytes of every load and every store of global memory by one lane, as they stand in the assembly."""
+    if backend == "cuda":
+        pattern = r"\b{}\.global(?:\.[\w:]+)*?(?:\.v(\d))?\.[bf](\d+)\s"
+        return tuple(
+            [int(count or 1) * int(bits) // 8 for count, bits in re.findall(pattern.format(kind), assembly)]
+            for kind in ("ld", "st")
+        )
+    sizes = {"ubyte": 1, "sbyte": 1, "byte": 1, "ushort": 2, "sshort": 2, "short": 2}
+    sizes |= {"dword": 4, "dwordx2": 8, "dwordx3": 12, "dwordx4": 16}
+    return tuple(
+        [sizes[name] for name in re.findall(rf"\b(?:global|buffer)_{kind}_([su]?[a-z]+?(?:x\d)?)(?:_|\b)", assembly)]
+        for kind in ("load", "store")
+    )
+
+
+def named(case):
+    return " ".join(f"{name}={value}" for name, value in case.items())
+
+
+@pytest.fixture(autouse=True)
+def _fresh_cache(tmp_path, monkeypatch):
+    """What another run compiled is not trusted."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "case"),
+    [
+        pytest.param(kernel, case, id=f"{kernel} {named(case)}")
+        for kernel, options in OPTIONS.items()
+        for case in covering(options)
+    ],
+)
+def test_every_two_options_together(kernel, case):
+    check(kernel, case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    ("kernel", "fixed"),
+    [
+        ("perturb", {"shifted": (False,)}),
+        ("attribute", {"dim": (384,), "shifted": (False,), "strided": (False,)}),
+        ("attribute", {"side": ("right",), "baseline": ("vector model",), "held": (False,)}),
+        ("segment", {}),
+        ("moments", {}),
+    ],
+    ids=("perturb", "attribute by branches", "attribute by sizes", "segment", "moments"),
+)
+def test_all_options_together(kernel, fixed, target):
+    for case in product(OPTIONS[kernel], target=(target,), **fixed):
+        try:
+            check(kernel, case)
+        except Exception as error:
+            raise AssertionError(f"{kernel}: {named(case)}") from error
+
+
+# ---------------------------------------------------------------- the report
+
+IDENTITY = ("kernel", "target", "variant", "dtype", "D", "ptx", "noise", "rows")
+# What may grow until a kernel counts as worse: a factor and a number of registers. Another compiler schedules differently.
+SAME_COMPILER = {"factor": 1.02, "registers": 8, "bytes": 1.001}
+OTHER_COMPILER = {"factor": 1.15, "registers": 32, "bytes": 1.05}
+
+
+@pytest.fixture(scope="module")
+def entries(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        return static.report()
+
+
+@pytest.fixture(scope="module")
+def committed():
+    return json.loads(static.REPORT.read_text())
+
+
+def identity(entry):
+    return tuple(entry[key] for key in IDENTITY)
+
+
+def worse(now, before, slack):
+    """What got worse, in words."""
+    limits = {
+        "instructions_per_element": before["instructions_per_element"] * slack["factor"],
+        "registers": before["registers"] + slack["registers"],
+        "bytes_per_element": before["bytes_per_element"] * slack["bytes"],
+        "shared_bytes": before["shared_bytes"],
+        "local_bytes": before["local_bytes"],
+    }
+    return [f"{key} {now[key]}, was {before[key]}" for key, limit in limits.items() if now[key] > limit]
+
+
+def test_no_kernel_is_worse_than_the_report(entries, committed):
+    slack = SAME_COMPILER if committed["versions"] == versions() else OTHER_COMPILER
+    before = {identity(entry): entry for entry in committed["entries"]}
+    assert len(before) == len(committed["entries"])
+    assert {identity(entry) for entry in entries} == before.keys(), (
+        "write the report again: python -m bench.static --write"
+    )
+    found = {identity(entry): worse(entry, before[identity(entry)], slack) for entry in entries}
+    assert not {key: words for key, words in found.items() if words}
+
+
+@pytest.mark.parametrize("slack", [SAME_COMPILER, OTHER_COMPILER], ids=("same", "other"))
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        ("instructions_per_element", lambda value: value * 1.2),
+        ("registers", lambda value: value + 33),
+        ("bytes_per_element", lambda value: value * 1.06),
+        ("shared_bytes", lambda value: value + 4),
+        ("local_bytes", lambda value: value + 4),
+    ],
+)
+def test_a_worse_kernel_is_found(committed, key, change, slack):
+    for entry in committed["entries"]:
+        assert worse(entry, entry, slack) == []
+        (found,) = worse({**entry, key: change(entry[key])}, entry, slack)
+        assert found.startswith(key)
+
+
+def test_the_targets_hold(entries):
+    """Instructions an element, bytes within 5 % of the least, nothing in local memory."""
+    limits = {("perturb_kernel", False): 44, ("perturb_kernel", True): 36, ("attribute_kernel", False): 50}
+    checked = set()
+    for entry in entries:
+        assert entry["local_bytes"] == 0
+        if entry["kernel"] not in ("perturb_kernel", "attribute_kernel"):
+            continue
+        assert entry["bytes_per_element"] <= 1.05 * entry["least_bytes_per_element"]
+        assert all(kind.endswith("E.128") for kinds in entry["accesses"].values() for kind in kinds)
+        key = entry["kernel"], entry["ptx"]
+        if entry["noise"] == "independent" and key in limits:
+            assert entry["instructions_per_element"] <= limits[key]
+            checked.add((*key, entry["dtype"], entry["D"]))
+    assert checked == {(*key, dtype, dim) for key in limits for dtype in static.DTYPES for dim in static.DIMS}
+
+
+def test_far_below_the_plain_kernel(entries):
+    """Less than half its instructions and bytes, draw for draw."""
+    independent = [entry for entry in entries if entry["noise"] == "independent" and not entry["ptx"]]
+    ours = {(e["dtype"], e["D"]): e for e in independent if e["kernel"] == "perturb_kernel"}
+    plain = {(e["dtype"], e["D"]): e for e in independent if e["kernel"] == "plain_kernel"}
+    assert ours.keys() == plain.keys() == set(itertools.product(static.DTYPES, static.DIMS))
+    for key, entry in ours.items():
+        assert entry["instructions_per_element"] < 0.5 * plain[key]["instructions_per_element"]
+        assert entry["bytes_per_element"] < 0.6 * plain[key]["bytes_per_element"]
+
+
+def test_the_command_prints_a_list_or_a_table(entries, monkeypatch, capsys):
+    monkeypatch.setattr(static, "report", lambda: entries)
+    monkeypatch.setattr("sys.argv", ["static", "--json"])
+    static.main()
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == entries
+    needed = {"kernel", "target", "dtype", "D", "instructions_per_element", "registers", "shared_bytes", "local_bytes"}
+    assert all(needed | {"bytes_per_element"} <= entry.keys() for entry in printed)
+    monkeypatch.setattr("sys.argv", ["static"])
+    static.main()
+    assert len(capsys.readouterr().out.splitlines()) == len(entries) + 2
+
+
+# ---------------------------------------------------------------- reading machine code
+
+
+def code(*lines):
+    """SASS in nvdisasm's manner: labels as they are, instructions with addresses."""
+    return "\n".join(
+        line if line.endswith(":") else f"        /*{16 * k:04x}*/   {line} ;" for k, line in enumerate(lines)
+    )
+
+
+LOOP = code(
+    "LDC.64 R2, c[0x0][0x218]",
+    "@P1 EXIT",
+    ".L_x_0:",
+    "LDG.E.64 R4, desc[UR4][R2.64]",
+    "@P0 BRA `(.L_x_1)",
+    "IADD3 R2, P2, R2, 0x8, RZ",
+    ".L_x_1:",
+    "STG.E desc[UR4][R8.64], R4",
+    "@P3 BRA `(.L_x_0)",
+    "EXIT",
+).replace("LDC.64 R2", "LDC.64 R8, c[0x0][0x210] ;\n        /*1000*/  LDC.64 R2")
+
+
+def test_blocks_loops_and_skipped_blocks():
+    flow = sass.blocks(LOOP)
+    (loop,) = sass.loops(flow)
+    assert [len(block.instructions) for block in flow] == [3, 2, 1, 2, 1]
+    assert (loop.header, loop.blocks) == (1, {1, 2, 3})
+    assert sass.always(flow, loop) == {1, 3}
+    assert sass.pieces(flow, {0, 2, 3}) == [{0}, {2, 3}]
+
+
+def test_whose_memory_is_accessed():
+    found = sass.accesses(sass.blocks(LOOP), {0: "p_out", 8: "p_in"})
+    assert sorted(found.values()) == ["p_in", "p_out"]
+    with pytest.raises(ValueError, match="unknown origin"):
+        sass.accesses(sass.blocks(LOOP), {8: "p_in"})
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("CALL.REL.NOINC `(.L_x_0)", "EXIT"),
+        ("BRX R2 -0x10", "EXIT"),
+        (),
+    ],
+)
+def test_what_cannot_be_followed_is_refused(lines):
+    with pytest.raises(ValueError):
+        sass.blocks(code(*lines))
+
+
+def test_a_loop_with_two_entries_is_refused():
+    lines = ("@P0 BRA `(.L_x_1)", ".L_x_0:", "MOV R1, R2", ".L_x_1:", "MOV R2, R1", "@P1 BRA `(.L_x_0)", "EXIT")
+    with pytest.raises(ValueError, match="two entries"):
+        sass.loops(sass.blocks(code(*lines)))
