@@ -22,6 +22,7 @@ import torch
 import transformers
 
 from bench.models import Subject, subject
+from fastshap.sampling import _towards_baseline
 
 RESULTS = Path(__file__).parent / "results"
 REPLICATES = 400
@@ -196,11 +197,10 @@ def towards_baseline(width: float) -> Design:
 
     def design(rng: np.random.Generator, r: int, n: int, k: int) -> Draw:
         t, noise, side, _ = antithetic(rng, r, n, k)
-        alphas = (1 + width * np.tan(t * np.pi / 2 - np.arctan(1 / width))) / (1 + width**2)
-        alphas = np.clip(alphas, 0, 1)
-        return alphas, noise, side, np.pi / (2 * width) * ((1 - alphas) ** 2 + (width * alphas) ** 2)
+        alphas, weights = _towards_baseline(t, width)
+        return alphas, noise, side, weights
 
-    design.__doc__ = f"Antithetic, path density as of an input of length 1 that shrinks to noise of length {width}."
+    design.__doc__ = f"Antithetic, with the library's path_density={width}."
     return design
 
 
@@ -217,13 +217,12 @@ DESIGNS: dict[str, Design] = {
     "baseline 2": dense_at_baseline(2.0),
     "input 1.5": dense_at_input(1.5),
     "density 0.1": towards_baseline(0.1),
-    "density 0.15": towards_baseline(0.15),
-    "density 0.2": towards_baseline(0.2),
     "density 0.3": towards_baseline(0.3),
+    "density 1": towards_baseline(1.0),
 }
 
 
-CALLS_FOR = ("iid", "antithetic", "mirrored", "density 0.1", "density 0.15", "density 0.2", "density 0.3")
+CALLS_FOR = ("iid", "antithetic", "mirrored", "density 0.1", "density 0.3", "density 1")
 
 
 def errors(values: np.ndarray, design: Design, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -43,8 +43,8 @@ def draw_samples(
     Args:
         sampling: "iid": uniform path positions, independent noise. "antithetic": one uniform position in each of n equal
             strata; samples 2k and 2k + 1 carry the same noise with opposite signs, an odd last one its own.
-        path_density: None: positions uniform. w: as of the density proportional to 1 / ((1 - a)^2 + (w a)^2), that is strata of
-            equal probability and weights that keep the expectation (docs/adr/0007).
+        path_density: None: positions uniform. w: of the density proportional to ((1 - a)^2 + (w a)^2)^(-3/2), that is strata of
+            equal probability, and weights that keep the expectation (docs/adr/0007).
     """
     stream = (*text_key(seed, input_ids), round_)
     uniform = _path_uniforms(stream, n)
@@ -62,10 +62,12 @@ def draw_samples(
 
 
 def _towards_baseline(uniform: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of density q(a) = c / ((1 - a)^2 + (w a)^2) from uniform ones, by its inverse distribution, and 1 / q(a)."""
-    alphas = (1 + width * np.tan(uniform * math.pi / 2 - math.atan(1 / width))) / (1 + width**2)
+    """Positions of density q(a) = c ((1 - a)^2 + (w a)^2)^(-3/2) from uniform ones, by its inverse, and 1 / q(a)."""
+    size = 1 + width**2
+    slope = ((1 + width) * uniform - 1) / math.sqrt(size)
+    alphas = (1 + width * slope / np.sqrt(1 - slope**2)) / size
     alphas = alphas.clip(np.finfo(np.float32).tiny, 1)
-    return alphas, math.pi / (2 * width) * ((1 - alphas) ** 2 + (width * alphas) ** 2)
+    return alphas, (1 + width) / width**2 * ((1 - alphas) ** 2 + (width * alphas) ** 2) ** 1.5
 
 
 def _path_uniforms(stream: tuple[int, int, int], n: int) -> np.ndarray:

@@ -51,7 +51,7 @@ def test_weights_keep_the_expectation_under_a_density(sampling, width):
     for power in (0, 1, 2, 3):
         terms = weights * alphas**power
         assert abs(terms.mean() - 1 / (power + 1)) < 5 * terms.std() / len(alphas) ** 0.5
-    expected = np.pi / (2 * width) * ((1 - alphas) ** 2 + (width * alphas) ** 2)
+    expected = (1 + width) / width**2 * ((1 - alphas) ** 2 + (width * alphas) ** 2) ** 1.5
     np.testing.assert_allclose(weights, expected, rtol=1e-4)
 
 
