@@ -188,7 +188,8 @@ def info() -> None:
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)
         typer.echo(f"device cuda:{i}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
-    typer.echo("backend torch (this version has no Triton operators yet)")
+    with_triton = torch.cuda.is_available() and _version("triton") != "not installed"
+    typer.echo(f"backend {'triton' if with_triton else 'torch (Triton needs its package and a CUDA or ROCm device)'}")
     typer.echo(f"\ndefault model: {DEFAULT_MODEL_PATH}\n")
     card = (DEFAULT_MODEL_PATH / "README.md").read_text(encoding="utf-8")
     typer.echo(card.split("\n---\n", 1)[-1].strip())  # without its front matter

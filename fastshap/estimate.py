@@ -75,16 +75,12 @@ class Running:
     def meets(self, rtol: float) -> bool:
         """Whether every standard error is at most ``rtol`` of its target's largest absolute score.
 
-        Few rounds may lie close together by chance, so the spread within rounds has to agree.
+        Few rounds may lie close together by chance: their spread decides from the fifth on, and that within each before.
         """
         scores = self.grouping.reduce(self.tokens)
-        most = rtol * scores.abs().nan_to_num().amax(1, keepdim=True)
-        error = self.standard_error()
-        small = error <= most
-        if self.rounds >= LEAST_ROUNDS:
-            within = self._within()
-            small &= (within <= most) | within.isnan()  # rounds of fewer than four samples say nothing of themselves
-        return bool((small | scores.isnan()).all())
+        largest = scores.abs().nan_to_num().amax(1, keepdim=True)
+        error = self._between() if self.rounds > LEAST_ROUNDS else self._within()
+        return bool(((error <= rtol * largest) | scores.isnan()).all())
 
 
 def error_between(rounds: Tensor) -> Tensor:
