@@ -38,8 +38,8 @@ def estimates(
     """(rounds, L): the means of so many independent rounds of n samples."""
     samples = [draw_samples(7, item.input_ids.tolist(), n, sampling, round_) for round_ in rounds]
     with engine.frozen(subject_.model):
-        found = engine.token_scores(subject_.model, [item] * len(samples), samples, forward, settings)
-    return np.stack([scores[0].mean(0).numpy() for scores in found])
+        found = dict(engine.token_scores(subject_.model, [item] * len(samples), samples, forward, settings))
+    return np.stack([found[i][0].mean(0).numpy() for i in range(len(samples))])
 
 
 def measure(subject_: Subject, noise_std: float, reference: int) -> dict[str, Any]:

@@ -143,8 +143,8 @@ def batches(
     samples: Sequence[Samples],
     settings: Settings,
     device: torch.device,
-) -> Iterator[Batch]:
-    """The calls one by one, sent to the device many at a time."""
+) -> Iterator[list[Batch]]:
+    """The calls in groups, the inputs of each group sent to the device together."""
     if isinstance(settings.baseline, Tensor):
         settings = dataclasses.replace(settings, baseline=settings.baseline.to(device))
     waiting = iter(calls)
@@ -152,8 +152,10 @@ def batches(
         cargo = _Cargo()
         described = [_describe(pieces, items, samples, settings, cargo) for pieces in ahead]
         tensors = cargo.send(device)
-        for pieces, numbers in zip(ahead, described, strict=True):
-            yield _batch(pieces, {name: tensors[number] for name, number in numbers.items()}, settings)
+        yield [
+            _batch(pieces, {name: tensors[number] for name, number in numbers.items()}, settings)
+            for pieces, numbers in zip(ahead, described, strict=True)
+        ]
 
 
 def columns(tokens: int, length: int, padding_side: str) -> slice:

@@ -2,7 +2,7 @@
 
 Rows of many texts share a model call, and one backward pass per target runs for a whole call. Between two calls run the lookup
 of the embeddings, ``fastshap::perturb``, what the task takes from the model's output, and ``fastshap::attribute``: nothing
-waits for the device until all calls are done.
+is sent, and nothing waits for the device, within a group of calls (fastshap.batches).
 """
 
 from __future__ import annotations
@@ -26,21 +26,25 @@ _Result = TypeVar("_Result")
 
 def token_scores(
     model: nn.Module, items: Sequence[Item], samples: Sequence[Samples], forward: Forward, settings: Settings
-) -> list[Tensor]:
-    """The scores of every target, sample and token: (T, n, L) float32 for each item, on the model's device."""
-    parts: list[list[Tensor]] = [[] for _ in items]
-    for pieces, scores in _run(
-        model, items, samples, settings, lambda batch: _batch_scores(model, batch, forward, settings)
-    ):
-        row = 0
-        for piece in pieces:
-            count = piece.hi - piece.lo
-            there = columns(len(items[piece.item].input_ids), scores[0].shape[-1], settings.padding_side)
-            here = [score[:, row : row + count, there] for score in scores]
-            parts[piece.item].append(here[0] if len(here) == 1 else torch.cat(here))
-            row += count
-    # A text's samples are put together before anything is summed, so that the order never depends on the batches.
-    return [part[0] if len(part) == 1 else torch.cat(part, 1) for part in parts]
+) -> Iterator[tuple[int, Tensor]]:
+    """The scores of every target, sample and token, as items are complete: its number, and (T, n, L) float32 on the device."""
+    parts: dict[int, list[Tensor]] = {}
+    for done in _run(model, items, samples, settings, lambda batch: _batch_scores(model, batch, forward, settings)):
+        complete = []
+        for pieces, scores in done:
+            row = 0
+            for piece in pieces:
+                count = piece.hi - piece.lo
+                there = columns(len(items[piece.item].input_ids), scores[0].shape[-1], settings.padding_side)
+                here = [score[:, row : row + count, there] for score in scores]
+                parts.setdefault(piece.item, []).append(here[0] if len(here) == 1 else torch.cat(here))
+                row += count
+                if piece.hi == len(samples[piece.item].alphas):
+                    complete.append(piece.item)
+        for item in complete:
+            # A text's samples are put together before anything is summed, so that the order never depends on the batches.
+            part = parts.pop(item)
+            yield item, part[0].contiguous() if len(part) == 1 else torch.cat(part, 1)
 
 
 def evaluate(
@@ -51,13 +55,13 @@ def evaluate(
     def values(batch: Batch) -> Tensor:
         with torch.no_grad():
             _, z = _points(model, batch, settings)
-            return forward(_with_embeddings(batch, z))
+            return forward(_with_embeddings(batch, z)).clone()  # a model may write its next output to the same place
 
     parts: list[list[Tensor]] = [[] for _ in items]
-    found = list(_run(model, items, samples, settings, values))
-    for (pieces, _), result in zip(found, to_host([result for _, result in found]), strict=True):
-        for piece, part in zip(pieces, result.split([p.hi - p.lo for p in pieces]), strict=True):
-            parts[piece.item].append(part)
+    for done in _run(model, items, samples, settings, values):
+        for (pieces, _), result in zip(done, to_host([result for _, result in done]), strict=True):
+            for piece, part in zip(pieces, result.split([p.hi - p.lo for p in pieces]), strict=True):
+                parts[piece.item].append(part)
     return [torch.cat(part) for part in parts]
 
 
@@ -67,38 +71,51 @@ def _run(
     samples: Sequence[Samples],
     settings: Settings,
     run: Callable[[Batch], _Result],
-) -> list[tuple[Sequence[Piece], _Result]]:
-    """Runs one call after another; a call that does not fit into the device's memory is run as two of half the rows."""
-    done: list[tuple[Sequence[Piece], _Result]] = []
+) -> Iterator[list[tuple[Sequence[Piece], _Result]]]:
+    """Runs one call after another, and hands on the results of those whose inputs were sent together.
+
+    A call that does not fit into the device's memory is run as two of half the rows.
+    """
     device = device_of(model)
-    with torch.inference_mode(False):
-        for call in batches(planned(items, samples, settings), items, samples, settings, device):
-            waiting = [call]
+    groups = batches(planned(items, samples, settings), items, samples, settings, device)
+    while True:
+        done: list[tuple[Sequence[Piece], _Result]] = []
+        # Not around the yield: the caller's mode is the caller's. What is sent may be needed for a backward pass.
+        with torch.inference_mode(False):
+            waiting = next(groups, [])[::-1]
             while waiting:
                 batch = waiting.pop()
                 try:
-                    result = run(batch)
+                    done.append((batch.pieces, run(batch)))
+                    continue
                 except torch.OutOfMemoryError:
                     if len(batch.rows.alphas) == 1:
                         raise
-                else:
-                    done.append((batch.pieces, result))
-                    continue
                 # Here, where nothing keeps the failed call's tensors alive.
-                waiting += reversed(list(batches(halves(batch.pieces), items, samples, settings, device)))
-    return done
+                for group in batches(halves(batch.pieces)[::-1], items, samples, settings, device):
+                    waiting += group
+        if not done:
+            return
+        yield done
 
 
 def _batch_scores(model: nn.Module, batch: Batch, forward: Forward, settings: Settings) -> list[Tensor]:
     """(1, R, L) for each target."""
-    scores = []
+    scores: list[Tensor] = []
+    once = _backward_only_once(model)
+    targets = batch.call.targets.shape[1]
     with torch.no_grad():
         x, z = _points(model, batch, settings)
-        with torch.enable_grad():
-            outputs = forward(_with_embeddings(batch, z.requires_grad_())).unbind(1)
-        for i, output in enumerate(outputs):
+        call = _with_embeddings(batch, z.requires_grad_())
+        outputs: Sequence[Tensor] = ()
+        for i in range(targets):
+            if once or not outputs:
+                with torch.enable_grad():
+                    outputs = forward(call).unbind(1)
             # Rows do not mix, so one pass gives every row's gradient.
-            (gradient,) = torch.autograd.grad(output, z, grad_outputs=_ones(output), retain_graph=i + 1 < len(outputs))
+            (gradient,) = torch.autograd.grad(
+                outputs[i], z, grad_outputs=_ones(outputs[i]), retain_graph=not once and i + 1 < targets
+            )
             score = ops.attribute(
                 gradient[None],
                 z.detach(),
@@ -113,6 +130,11 @@ def _batch_scores(model: nn.Module, batch: Batch, forward: Forward, settings: Se
     return scores
 
 
+def _backward_only_once(model: nn.Module) -> bool:
+    """Whether torch.compile made part of the model: its graphs give their buffers away in the backward pass."""
+    return any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules())
+
+
 def _points(model: Any, batch: Batch, settings: Settings) -> tuple[Tensor, Tensor]:
     """The embeddings x (M, D) and the perturbed points z (R, L, D)."""
     x = model.get_input_embeddings()(batch.input_ids)
@@ -123,12 +145,13 @@ def _with_embeddings(batch: Batch, z: Tensor) -> Call:
     return dataclasses.replace(batch.call, inputs={"inputs_embeds": z, **batch.call.inputs})
 
 
-_ONE: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+_ONE: dict[tuple[torch.dtype, torch.device, int], Tensor] = {}
 
 
 def _ones(like: Tensor) -> Tensor:
     """Ones in the shape of ``like``, without an operator after the first time."""
-    key = like.dtype, like.device
+    stream = torch.cuda.current_stream(like.device).cuda_stream if like.is_cuda else 0
+    key = like.dtype, like.device, stream
     if key not in _ONE:
         _ONE[key] = torch.ones((), dtype=like.dtype, device=like.device)
     return _ONE[key].expand(like.shape)

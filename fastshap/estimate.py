@@ -75,11 +75,13 @@ class Running:
     def meets(self, rtol: float) -> bool:
         """Whether every standard error is at most ``rtol`` of its target's largest absolute score.
 
-        Few rounds may lie close together by chance: their spread decides from the fifth on, and that within each before.
+        Four rounds may lie close together by chance: the spread within each has to agree.
         """
         scores = self.grouping.reduce(self.tokens)
         largest = scores.abs().nan_to_num().amax(1, keepdim=True)
-        error = self._between() if self.rounds > LEAST_ROUNDS else self._within()
+        error = self.standard_error()
+        if self.rounds == LEAST_ROUNDS:
+            error = torch.maximum(error, self._within())
         return bool(((error <= rtol * largest) | scores.isnan()).all())
 
 

@@ -73,10 +73,9 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         reduction: "sum" is signed and additive, as the paper means it; "abs_mean" is what interpreto computes, unsigned.
         sampling: "antithetic" (stratified path positions, pairs of opposite noise: fewer samples for the same error) or
             "iid" (independent draws, what the peers do).
-        path_density: None draws path positions uniformly. A number w draws them denser towards the baseline, in proportion to
-            1 / ((1 - a)^2 + (w a)^2), and weights the samples so that the expectation stays: for models that scale their
-            input to one size first (SmolLM2 and other Llamas), at little noise; noise_std over the size of an embedding's
-            elements is a good w, and half of it better still where noise is small.
+        path_density: None draws path positions uniformly. A number w draws them in proportion to
+            ((1 - a)^2 + (w a)^2)^(-3/2), and weights the samples so that the expectation stays: 1 puts more in the middle of
+            the path, less more towards the baseline. Which is best depends on model and noise (docs/adr/0007).
         seed: any integer of 64 bits.
         rtol: None, or go on in independent rounds of ``n_perturbations`` samples until every standard error is at most this
             fraction of the largest absolute score of the text and target. Finished texts leave the batch.
@@ -200,12 +199,12 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         active = list(range(len(items)))
         while active:
             samples = [self._samples(prepared[i], running[i].rounds) for i in active]
-            scored = engine.token_scores(
+            found: list[list[Tensor]] = [[] for _ in active]
+            for k, scores in engine.token_scores(
                 self.model, [items[i] for i in active], samples, self.task.scores, self._settings
-            )
-            summaries = to_host(
-                [part for i, scores in zip(active, scored, strict=True) for part in running[i].summary(scores)]
-            )
+            ):
+                found[k] = running[active[k]].summary(scores)
+            summaries = to_host([part for parts in found for part in parts])
             for k, i in enumerate(active):
                 running[i].add(self.n_perturbations, *summaries[2 * k : 2 * k + 2])
             active = [i for i in active if not self._finished(running[i])]

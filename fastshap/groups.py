@@ -85,10 +85,11 @@ class Grouping:
     def reduce_samples(self, samples: Tensor) -> Tensor:
         """Token scores of every sample (T, n, L) to (t, n, G), for a linear strategy."""
         targets, n, _ = samples.shape
-        scores = self._reduce(samples.flatten(0, 1), self.members).unflatten(0, (targets, n))  # (T, n, G)
+        scores = self._reduce(samples.flatten(0, 1), self.members, self.backend).unflatten(0, (targets, n))  # (T, n, G)
         if self.generates:
-            flat = self._reduce(scores.flatten(1).T, self._target_members).T  # (t, n G)
-            scores = flat.unflatten(1, scores.shape[1:]).masked_fill(self._hidden[:, None].to(scores.device), torch.nan)
+            flat = self._reduce(scores.flatten(1).T, self._target_members, self.backend).T  # (t, n G)
+            hidden = to_device(self._hidden.numpy(), scores.device)
+            scores = flat.unflatten(1, scores.shape[1:]).masked_fill(hidden[:, None], torch.nan)
         return scores
 
     def select(self, tokens: Tensor, companions: Tensor) -> Tensor:
@@ -112,8 +113,9 @@ class Grouping:
             total[rows] += tokens[rows, member[0] :].masked_fill(~shown[member[0] :], 0).sum(1)
         return self.reduce_targets(total)
 
-    def _reduce(self, values: Tensor, members: list[list[int]]) -> Tensor:
-        return ops.segment_reduce(values, *_flat(members, values.device), self.strategy, backend=self.backend)
+    def _reduce(self, values: Tensor, members: list[list[int]], backend: str = "torch") -> Tensor:
+        """On the host unless a backend is named."""
+        return ops.segment_reduce(values, *_flat(members, values.device), self.strategy, backend=backend)
 
     def _select(self, values: Tensor, companions: Tensor, members: list[list[int]]) -> Tensor:
         reduced = self._reduce(values, members)

@@ -7,6 +7,7 @@ import torch
 
 import fastshap
 from fastshap.batches import plan
+from fastshap.estimate import Running
 
 
 def rows_of(calls):
@@ -177,3 +178,34 @@ def test_out_of_memory_with_a_single_row_is_told(bert_pair):
     finally:
         handle.remove()
     assert all(p.requires_grad for p in bert_pair[0].parameters())
+
+
+def test_compiled_models_of_several_targets(bert_pair, texts):
+    """A compiled graph can be walked back once only."""
+    model, tokenizer = bert_pair
+    expected = fastshap.GradientShap(model, tokenizer, batch_size=40)(texts[:2], "all")
+    compiled = torch.compile(model, backend="aot_eager", dynamic=True)
+    outputs = fastshap.GradientShap(compiled, tokenizer, batch_size=40)(texts[:2], "all")
+    for ours, theirs in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(ours.attributions, theirs.attributions)
+
+
+def test_scores_are_handed_on_group_by_group(bert_pair, texts, monkeypatch):
+    """However many texts there are, the scores of a few calls are on the device at once."""
+    explainer = fastshap.GradientShap(*bert_pair, batch_size=16)
+    expected = explainer(texts, 1)
+    monkeypatch.setattr("fastshap.batches._CALLS_AHEAD", 2)
+    calls, seen = [], []
+    original = Running.summary
+
+    def summary(self, scores):
+        seen.append(len(calls))
+        return original(self, scores)
+
+    monkeypatch.setattr(Running, "summary", summary)
+    handle = bert_pair[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    outputs = explainer(texts, 1)
+    handle.remove()
+    assert len(seen) == len(texts)
+    assert sorted(set(seen)) == [2, 4, 5]  # 8 texts of 10 rows are 5 calls
+    assert all(torch.equal(a.attributions, b.attributions) for a, b in zip(outputs, expected, strict=True))

@@ -93,7 +93,7 @@ def large_tensors(elements):
     gc.collect()
     found = {}
     for thing in gc.get_objects():
-        if issubclass(type(thing), torch.Tensor) and type(thing) is not torch.nn.Parameter:
+        if type(thing) is torch.Tensor and thing.device.type == "cpu":
             storage = thing.untyped_storage()
             if storage.nbytes() >= elements * thing.element_size():
                 found[storage.data_ptr()] = tuple(thing.shape)
