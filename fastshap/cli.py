@@ -85,7 +85,7 @@ def explain(
     reduction: Annotated[str, typer.Option(help="sum (signed, additive) or abs_mean (as interpreto).")] = "sum",
     sampling: Annotated[str, typer.Option(help="antithetic or iid.")] = "antithetic",
     path_density: Annotated[
-        float | None, typer.Option(help="Path positions denser towards the baseline; see the documentation.")
+        float | None, typer.Option(help="Density of the path positions, 1 say; none is uniform.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same numbers.")] = 0,
     rtol: Annotated[

@@ -27,9 +27,12 @@ _Result = TypeVar("_Result")
 def token_scores(
     model: nn.Module, items: Sequence[Item], samples: Sequence[Samples], forward: Forward, settings: Settings
 ) -> Iterator[tuple[int, Tensor]]:
-    """The scores of every target, sample and token, as items are complete: its number, and (T, n, L) float32 on the device."""
+    """The scores of every target, sample and token, as items are complete: number and (T, n, L) float32 on the device."""
     parts: dict[int, list[Tensor]] = {}
-    for done in _run(model, items, samples, settings, lambda batch: _batch_scores(model, batch, forward, settings)):
+    once = _backward_only_once(model)
+    for done in _run(
+        model, items, samples, settings, lambda batch: _batch_scores(model, batch, forward, settings, once)
+    ):
         complete = []
         for pieces, scores in done:
             row = 0
@@ -99,10 +102,9 @@ def _run(
         yield done
 
 
-def _batch_scores(model: nn.Module, batch: Batch, forward: Forward, settings: Settings) -> list[Tensor]:
-    """(1, R, L) for each target."""
+def _batch_scores(model: nn.Module, batch: Batch, forward: Forward, settings: Settings, once: bool) -> list[Tensor]:
+    """(1, R, L) for each target, from one forward pass, or from one each where it can be walked back only ``once``."""
     scores: list[Tensor] = []
-    once = _backward_only_once(model)
     targets = batch.call.targets.shape[1]
     with torch.no_grad():
         x, z = _points(model, batch, settings)
