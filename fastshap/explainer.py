@@ -75,7 +75,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             "iid" (independent draws, what the peers do).
         path_density: None draws path positions uniformly. A number w draws them in proportion to
             ((1 - a)^2 + (w a)^2)^(-3/2), and weights the samples so that the expectation stays: 1 puts more in the
-            middle of the path, smaller numbers more near the baseline. Which is best depends on model and noise (docs/adr/0007).
+            middle of the path, smaller numbers more near the baseline. Which is best depends on model and noise
+            (docs/adr/0007).
         seed: any integer of 64 bits.
         rtol: None, or go on in independent rounds of ``n_perturbations`` samples until every standard error is at most this
             fraction of the largest absolute score of the text and target. Finished texts leave the batch.
