@@ -24,6 +24,7 @@ import fastshap
 from bench.models import Subject, subject
 from fastshap import engine
 from fastshap.batches import Item, Settings
+from fastshap.budget import Budget
 from fastshap.sampling import draw_samples
 
 RESULT = Path(__file__).parent / "results" / "library_error.json"
@@ -38,7 +39,9 @@ def estimates(
     """(rounds, L): the means of so many independent rounds of n samples."""
     samples = [draw_samples(7, item.input_ids.tolist(), n, sampling, round_) for round_ in rounds]
     with engine.frozen(subject_.model):
-        found = dict(engine.token_scores(subject_.model, [item] * len(samples), samples, forward, settings))
+        budget = Budget(128, engine.device_of(subject_.model))
+        groups = engine.token_scores([subject_.model], [item] * len(samples), samples, forward, settings, budget)
+        found = dict(scored for group in groups for scored in group)
     return np.stack([found[i][0].mean(0).numpy() for i in range(len(samples))])
 
 
@@ -48,7 +51,7 @@ def measure(subject_: Subject, noise_std: float, reference: int) -> dict[str, An
     outputs = explainer(subject_.texts)
     table: dict[str, Any] = {}
     for kind, reduction in REDUCTIONS.items():
-        settings = dataclasses.replace(explainer._settings, reduction=reduction, batch_size=128)
+        settings = dataclasses.replace(explainer._settings, reduction=reduction)
         square_errors: dict[tuple[str, int], list[float]] = {}
         own: list[float] = []
         for output in outputs:

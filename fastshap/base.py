@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import cycle, islice, repeat
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -20,6 +21,16 @@ if TYPE_CHECKING:
 # doubles them, so that its first results are there soon.
 _WINDOW = 1024
 _FIRST_WINDOW = 32
+
+_T = TypeVar("_T")
+
+
+class _Window(NamedTuple):
+    """Some texts, with their targets, and the number of the first."""
+
+    texts: list[Any]
+    targets: list[Any] | None
+    start: int
 
 
 class AttributionExplainer:
@@ -100,7 +111,37 @@ class AttributionExplainer:
         options: Mapping[str, Any],
         size: int,
     ) -> Iterator[AttributionOutput]:
-        """``each`` holds the targets of one text after the other; without it ``targets`` serve every text."""
+        """``each`` holds the targets of one text after the other; without it ``targets`` serve every text.
+
+        While the model runs on one window, the next is tokenised.
+        """
+        seen: dict[Any, Any] = {}
+        waiting: list[Future[Any]] = []
+        with ThreadPoolExecutor(1, "fastshap-tokeniser") as pool:
+
+            def tokenised(window: _Window) -> tuple[_Window, Callable[[], Any]]:
+                arguments = window.texts, window.targets, options
+                if window.start == 0:
+                    return window, lambda: self.task.tokenised(*arguments)
+                waiting[:] = [pool.submit(self.task.tokenised, *arguments)]
+                return window, waiting[0].result
+
+            def windows() -> Iterator[_Window]:
+                read = self._windows(texts, each, targets, size)
+                while True:
+                    wait(waiting)  # the caller's code, which may use the tokenizer, comes next
+                    for window in read:
+                        yield window
+                        break
+                    else:
+                        return
+
+            for window, result in _one_ahead(map(tokenised, windows())):
+                outputs = self._explain_window(result(), window.targets, window.start, options, seen)
+                wait(waiting)  # for the same reason
+                yield from outputs
+
+    def _windows(self, texts: Iterator[Any], each: Iterator[Any] | None, targets: Any, size: int) -> Iterator[_Window]:
         start = 0
         while window := list(islice(texts, size)):
             given = targets if each is None else list(islice(each, len(window)))
@@ -108,17 +149,46 @@ class AttributionExplainer:
                 raise InvalidArgumentError(
                     f"There are only {start + len(given)} targets for more texts; give one for each text, or one class for all."
                 )
-            part = self.task.split_targets(given, len(window))
-            yield from self._explain_window(window, part, start, options)
+            yield _Window(window, self.task.split_targets(given, len(window)), start)
             start += len(window)
             size = min(2 * size, _WINDOW)
         if each is not None and not isinstance(targets, repeat | cycle) and next(each, None) is not None:
             raise InvalidArgumentError(f"There are {start} texts but more targets; give one for each text.")
 
     def _explain_window(
-        self, texts: Sequence[Any], targets: Sequence[Any] | None, first: int, options: Mapping[str, Any]
+        self,
+        tokenised: Any,
+        targets: Sequence[Any] | None,
+        first: int,
+        options: Mapping[str, Any],
+        seen: dict[Any, Any],
     ) -> list[AttributionOutput]:
+        """One output a text. ``tokenised`` is the task's; ``seen`` is kept between the windows of one call."""
         raise NotImplementedError
+
+
+def _one_ahead(entries: Iterator[_T]) -> Iterator[_T]:
+    """The same entries, each of them taken before the one ahead of it is handed out, but for the first two.
+
+    So the first results wait for nothing more. An error in taking one waits until those before it were handed out.
+    """
+    failed: list[Exception] = []
+
+    def taken() -> list[_T]:
+        try:
+            return list(islice(entries, 1))
+        except Exception as error:
+            failed.append(error)
+            return []
+
+    yield from taken()
+    current = taken()
+    while current:
+        following = taken()
+        yield from current
+        current = following
+    if failed:
+        raise failed[0]
 
 
 def _are_strings(model_inputs: Any) -> bool:

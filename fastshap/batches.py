@@ -1,15 +1,14 @@
 """Rows to model calls: which rows share a call, and all that calls need, sent to the device together.
 
-Every text asks for n rows (perturbed copies). Texts are sorted by number of targets and length and cut into calls of at most
-``batch_size`` rows. What calls need beside the embeddings is laid out on the host for many calls at a time and sent in three
-copies, so that nothing is left to send between one call and the next.
+Every text asks for n rows (perturbed copies). Texts are sorted by number of scores and length and cut into calls. What calls
+need beside the embeddings is laid out on the host for many calls at a time and sent in three copies, so that nothing is left
+to send between one call and the next. A call whose rows are of one length has no attention mask, where the model does without.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,25 +16,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastshap.budget import Budget
 from fastshap.ops import MOST_TEXTS, Rows
 from fastshap.sampling import Samples
 
-# Tokens of one model call under batch_size="auto", padding included.
-_TOKENS_PER_CALL = 2048
-# Calls whose inputs are sent together.
-_CALLS_AHEAD = 64
 # Kernels read fastest from addresses that are multiples of 16 bytes, and are compiled once where all are.
 _ALIGNMENT = 16
 
 
 @dataclass(frozen=True)
 class Item:
-    """One text to explain: L tokens, T targets. All on the CPU."""
+    """One text to explain: L tokens, T targets, t scores to differentiate. All on the CPU."""
 
     input_ids: Tensor  # (L,) int64
     targets: Tensor  # (T,) int64
     special: Tensor  # (L,) bool
     extra: dict[str, Tensor]  # (L,) each: further inputs of the model
+    joined: Tensor | None = None  # (t, T) float32: the scores as sums over targets; None: one a target, t = T
+
+    @property
+    def scores(self) -> int:
+        """t."""
+        return len(self.targets if self.joined is None else self.joined)
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,10 @@ class Settings:
     reduction: str
     input_x_gradient: bool
     perturb_special_tokens: bool
-    batch_size: int | str
     backend: str
     padding_side: str = "right"
     equal_lengths: bool = False  # only texts of one length share a call
+    maskless: bool = False  # rows of one length need no attention mask
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,16 @@ class Piece:
 class Call:
     """What one model call gets; the task turns it into scores (R, T)."""
 
-    inputs: dict[str, Tensor]  # inputs_embeds (R, L, D), attention_mask (R, L), position_ids where needed, extra inputs
+    inputs: dict[
+        str, Tensor
+    ]  # inputs_embeds (R, L, D), attention_mask (R, L) and position_ids where needed, extra inputs
     targets: Tensor  # (R, T) int64
     row: Tensor  # (R, 1) int64: 0 .. R
-    before: Tensor  # (R, T) int64: where a text ends in its targets, the column before each of them
+    before: (
+        Tensor  # (R, T) int64: where a text ends in its targets, the column before each, counted from the end: -L .. -1
+    )
+    kept: int  # columns at the end that ``before`` asks for
+    joined: Tensor | None  # (R, t, T) float32, as for an item
 
 
 @dataclass(frozen=True)
@@ -84,41 +92,54 @@ class Batch:
 
 
 def plan(
-    lengths: Sequence[int], targets: Sequence[int], rows: Sequence[int], batch_size: int | str, equal_lengths: bool
+    lengths: Sequence[int],
+    scores: Sequence[int],
+    rows: Sequence[int],
+    budget: Budget,
+    equal_lengths: bool,
+    backward: bool = True,
 ) -> Iterator[list[Piece]]:
-    """Cuts the rows of all items into calls: one number of targets a call, longest first, so that padding stays small."""
-    order = sorted(range(len(lengths)), key=lambda i: (targets[i], lengths[i]), reverse=True)
+    """Cuts the rows of all items into calls: one number of scores a call, longest first, so that padding stays small.
+
+    ``backward``: whether the calls keep what a backward pass takes.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (scores[i], lengths[i]), reverse=True)
     call: list[Piece] = []
-    room = 0
+    room = taken = 0
     first = -1
     for item in order:
         lo = 0
         while lo < rows[item]:
             mixed = first >= 0 and (
-                targets[item] != targets[first] or (equal_lengths and lengths[item] != lengths[first])
+                scores[item] != scores[first] or (equal_lengths and lengths[item] != lengths[first])
             )
-            if room == 0 or mixed or len(call) == MOST_TEXTS:
+            # Better a smaller call than one with padding, or with a part of a text, where it is large enough.
+            differs = lengths[item] != lengths[first] or rows[item] - lo > room - taken
+            mixed |= differs and budget.is_enough(taken, lengths[first])
+            if room == taken or mixed or len(call) == MOST_TEXTS:
                 if call:
                     yield call
-                call, first = [], item
-                # Pairs of samples share their noise, so an even number is kept where "auto" is free to choose.
-                room = batch_size if isinstance(batch_size, int) else max(2, _TOKENS_PER_CALL // lengths[item] // 2 * 2)
-            hi = min(lo + room, rows[item])
+                call, first, taken = [], item, 0
+                room = budget.rows(lengths[item], backward)
+            hi = min(lo + room - taken, rows[item])
             call.append(Piece(item, lo, hi))
-            room -= hi - lo
+            taken += hi - lo
             lo = hi
     if call:
         yield call
 
 
-def planned(items: Sequence[Item], samples: Sequence[Samples], settings: Settings) -> Iterator[list[Piece]]:
-    """The calls for all samples of all items."""
+def planned(
+    items: Sequence[Item], samples: Sequence[Samples], settings: Settings, budget: Budget, backward: bool
+) -> Iterator[list[Piece]]:
+    """The calls for all samples of all items; see :func:`plan`."""
     return plan(
         [len(item.input_ids) for item in items],
-        [len(item.targets) for item in items],
+        [item.scores for item in items],
         [len(sample.alphas) for sample in samples],
-        settings.batch_size,
+        budget,
         settings.equal_lengths,
+        backward,
     )
 
 
@@ -137,25 +158,23 @@ def halves(pieces: Sequence[Piece]) -> tuple[list[Piece], list[Piece]]:
     return first, second
 
 
-def batches(
-    calls: Iterable[Sequence[Piece]],
+def loaded(
+    calls: Sequence[Sequence[Piece]],
     items: Sequence[Item],
     samples: Sequence[Samples],
     settings: Settings,
     device: torch.device,
-) -> Iterator[list[Batch]]:
-    """The calls in groups, the inputs of each group sent to the device together."""
+) -> list[Batch]:
+    """What the calls need, sent to the device together."""
     if isinstance(settings.baseline, Tensor):
         settings = dataclasses.replace(settings, baseline=settings.baseline.to(device))
-    waiting = iter(calls)
-    while ahead := list(itertools.islice(waiting, _CALLS_AHEAD)):
-        cargo = _Cargo()
-        described = [_describe(pieces, items, samples, settings, cargo) for pieces in ahead]
-        tensors = cargo.send(device)
-        yield [
-            _batch(pieces, {name: tensors[number] for name, number in numbers.items()}, settings)
-            for pieces, numbers in zip(ahead, described, strict=True)
-        ]
+    cargo = _Cargo()
+    described = [_describe(pieces, items, samples, settings, cargo) for pieces in calls]
+    tensors = cargo.send(device)
+    return [
+        _batch(pieces, length, kept, {name: tensors[number] for name, number in numbers.items()}, settings)
+        for pieces, (length, kept, numbers) in zip(calls, described, strict=True)
+    ]
 
 
 def columns(tokens: int, length: int, padding_side: str) -> slice:
@@ -211,24 +230,31 @@ class _Cargo:
 
 def _describe(
     pieces: Sequence[Piece], items: Sequence[Item], samples: Sequence[Samples], settings: Settings, cargo: _Cargo
-) -> dict[str, int]:
-    """Loads what one call needs; where it lies in the cargo."""
+) -> tuple[int, int, dict[str, int]]:
+    """Loads what one call needs; its L, the columns at its end that are asked for, and where all lies in the cargo."""
     texts = [items[piece.item] for piece in pieces]
     drawn = [(samples[piece.item], slice(piece.lo, piece.hi)) for piece in pieces]
     lengths = [len(text.input_ids) for text in texts]
     counts = [piece.hi - piece.lo for piece in pieces]
-    rows, length, targets = sum(counts), max(lengths), len(texts[0].targets)
+    rows, length, targets = sum(counts), max(lengths), max(len(text.targets) for text in texts)
     mask = np.zeros((rows, length), np.int64)
     extra = {name: np.zeros_like(mask) for text in texts for name in text.extra}
-    before = np.zeros((rows, targets), np.int64)
+    # A text of fewer targets asks for its last token's again, and its scores leave that out.
+    wanted, before = np.zeros((2, rows, targets), np.int64)
+    joins = any(text.joined is not None for text in texts)
+    joined = np.zeros((rows, texts[0].scores, targets) if joins else 0, np.float32)
     row = 0
     for text, count in zip(texts, counts, strict=True):
         here, there = slice(row, row + count), columns(len(text.input_ids), length, settings.padding_side)
+        own = len(text.targets)
         mask[here, there] = 1
         for name, values in extra.items():
             if name in text.extra:
                 values[here, there] = text.extra[name].numpy()
-        before[here] = there.stop - targets - 1 + np.arange(targets)
+        wanted[here, :own] = text.targets.numpy()
+        before[here] = there.stop - length - own - 1 + np.minimum(np.arange(targets), own - 1)
+        if joins:
+            joined[here, :, :own] = np.eye(own, dtype=np.float32) if text.joined is None else text.joined.numpy()
         row += count
     arrays = {
         "input_ids": np.concatenate([text.input_ids.numpy() for text in texts]),
@@ -238,29 +264,26 @@ def _describe(
         "streams": np.array([sample.stream for sample, _ in drawn], np.int64),
         "draws": np.concatenate([sample.draws[part] for sample, part in drawn]),
         "signs": np.concatenate([sample.signs[part] for sample, part in drawn]),
-        "targets": np.concatenate(
-            [text.targets.numpy()[None].repeat(count, 0) for text, count in zip(texts, counts, strict=True)]
-        ),
+        "targets": wanted,
         "row": np.arange(rows)[:, None],
         "before": before,
-        "attention_mask": mask,
     }
-    arrays |= {f"extra {name}": values for name, values in extra.items()}
-    if settings.padding_side == "left":
-        arrays["position_ids"] = (mask.cumsum(1) - 1).clip(0)
+    arrays |= {f"input {name}": values for name, values in extra.items()}
+    if not settings.maskless or min(lengths) < length:
+        arrays["input attention_mask"] = mask
+        if settings.padding_side == "left":
+            arrays["input position_ids"] = (mask.cumsum(1) - 1).clip(0)
+    if joins:
+        arrays["joined"] = joined
     if not settings.perturb_special_tokens:
         arrays["held"] = np.concatenate([text.special.numpy() for text in texts])
     weights = np.concatenate([sample.weights[part] for sample, part in drawn])
     if (weights != 1).any():
         arrays["weights"] = weights
-    return {name: cargo.add(array) for name, array in arrays.items()}
+    return length, int(-before.min()), {name: cargo.add(array) for name, array in arrays.items()}
 
 
-def _batch(pieces: Sequence[Piece], sent: dict[str, Tensor], settings: Settings) -> Batch:
-    inputs = {name.removeprefix("extra "): tensor for name, tensor in sent.items() if name.startswith("extra ")}
-    inputs["attention_mask"] = sent["attention_mask"]
-    if "position_ids" in sent:
-        inputs["position_ids"] = sent["position_ids"]
+def _batch(pieces: Sequence[Piece], length: int, kept: int, sent: dict[str, Tensor], settings: Settings) -> Batch:
     layout: dict[str, Any] = {name: sent[name] for name in ("token_offsets", "row_offsets", "alphas", "streams")}
     rows = Rows(
         **layout,
@@ -269,9 +292,9 @@ def _batch(pieces: Sequence[Piece], sent: dict[str, Tensor], settings: Settings)
         baseline=settings.baseline,
         noise_std=settings.noise_std,
         held=sent.get("held"),
-        length=sent["attention_mask"].shape[1],
+        length=length,
         padding_side=settings.padding_side,
     )
-    return Batch(
-        pieces, sent["input_ids"], rows, Call(inputs, sent["targets"], sent["row"], sent["before"]), sent.get("weights")
-    )
+    inputs = {name.removeprefix("input "): tensor for name, tensor in sent.items() if name.startswith("input ")}
+    call = Call(inputs, sent["targets"], sent["row"], sent["before"], kept, sent.get("joined"))
+    return Batch(pieces, sent["input_ids"], rows, call, sent.get("weights"))

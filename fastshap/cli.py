@@ -102,7 +102,7 @@ def explain(
         bool, typer.Option("--return-convergence-delta", help="How far the scores are from adding up.")
     ] = False,
     batch_size: Annotated[str, typer.Option(help="Perturbed rows of one model call at most, or auto.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="Where to run, such as cpu or cuda:0.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where to run, such as cpu, cuda:0, or auto for all GPUs.")] = None,
     backend: Annotated[str, typer.Option(help="auto, torch or triton.")] = "auto",
     on_error: Annotated[
         str, typer.Option(help="record: say so and go on with the next text; raise: stop at the first.")

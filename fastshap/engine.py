@@ -1,67 +1,101 @@
 """Batches to gradients to token scores. Knows no task and no tokenizer.
 
-Rows of many texts share a model call, and one backward pass per target runs for a whole call. Between two calls run the lookup
-of the embeddings, ``fastshap::perturb``, what the task takes from the model's output, and ``fastshap::attribute``: nothing
-is sent, and nothing waits for the device, within a group of calls (fastshap.batches).
+Rows of many texts share a model call, and one backward pass per score runs for a whole call, or for a few scores together where
+calls are small. Between two calls run the lookup of the embeddings, ``fastshap::perturb``, what the task takes from the model's
+output, and ``fastshap::attribute``: nothing is sent, and nothing waits for the device, within a group of calls
+(fastshap.batches). Several copies of a model take groups from one queue, each in a thread of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import itertools
+import queue
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fastshap import ops
-from fastshap.batches import Batch, Call, Item, Piece, Settings, batches, columns, halves, planned, to_host
+from fastshap.batches import Batch, Call, Item, Piece, Settings, columns, halves, loaded, planned, to_host
+from fastshap.budget import Budget
 from fastshap.locks import lock_of
 from fastshap.sampling import Samples
 
-Forward = Callable[[Call], Tensor]
+Forward = Callable[[Any, Call], Tensor]  # of a model
 _Result = TypeVar("_Result")
+_Done = list[tuple[Sequence[Piece], _Result]]
+
+# Calls whose inputs are sent together: many, so that sending is rare; fewer where several devices share them out.
+_CALLS_AHEAD = 64
+_CALLS_AHEAD_OF_EACH = 8
+# Tokens times scores up to which scores share a backward pass: measured on a CPU, where larger calls are slower so
+# (docs/adr/0009). Not measured on a GPU.
+_TOKENS_TOGETHER = {"cpu": 512}
+_TOKENS_TOGETHER_ON_A_GPU = 4096
 
 
 def token_scores(
-    model: nn.Module, items: Sequence[Item], samples: Sequence[Samples], forward: Forward, settings: Settings
-) -> Iterator[tuple[int, Tensor]]:
-    """The scores of every target, sample and token, as items are complete: number and (T, n, L) float32 on the device."""
+    models: Sequence[nn.Module],
+    items: Sequence[Item],
+    samples: Sequence[Samples],
+    forward: Forward,
+    settings: Settings,
+    budget: Budget,
+) -> Iterator[list[tuple[int, Tensor]]]:
+    """Every score's share of every sample and token, as items are complete: their numbers and (t, n, L) float32.
+
+    They lie on the device of the first of ``models``, which are equal.
+    """
     parts: dict[int, list[Tensor]] = {}
-    once = _backward_only_once(model)
+    device = device_of(models[0])
     for done in _run(
-        model, items, samples, settings, lambda batch: _batch_scores(model, batch, forward, settings, once)
+        models,
+        items,
+        samples,
+        settings,
+        budget,
+        lambda model, batch: _batch_scores(model, batch, forward, settings, budget),
+        backward=True,
     ):
         complete = []
         for pieces, scores in done:
             row = 0
+            scores = scores.to(device)
             for piece in pieces:
                 count = piece.hi - piece.lo
-                there = columns(len(items[piece.item].input_ids), scores[0].shape[-1], settings.padding_side)
-                here = [score[:, row : row + count, there] for score in scores]
-                parts.setdefault(piece.item, []).append(here[0] if len(here) == 1 else torch.cat(here))
+                there = columns(len(items[piece.item].input_ids), scores.shape[-1], settings.padding_side)
+                parts.setdefault(piece.item, []).append(scores[:, row : row + count, there])
                 row += count
                 if piece.hi == len(samples[piece.item].alphas):
                     complete.append(piece.item)
-        for item in complete:
-            # A text's samples are put together before anything is summed, so that the order never depends on the batches.
-            part = parts.pop(item)
-            yield item, part[0].contiguous() if len(part) == 1 else torch.cat(part, 1)
+        # A text's samples are put together before anything is summed, so that the order never depends on the batches.
+        whole = [(item, parts.pop(item)) for item in complete]
+        yield [(item, part[0] if len(part) == 1 else torch.cat(part, 1)) for item, part in whole]
 
 
 def evaluate(
-    model: nn.Module, items: Sequence[Item], samples: Sequence[Samples], forward: Forward, settings: Settings
+    models: Sequence[nn.Module],
+    items: Sequence[Item],
+    samples: Sequence[Samples],
+    forward: Forward,
+    settings: Settings,
+    budget: Budget,
 ) -> list[Tensor]:
     """What ``forward`` gives for every row, without gradients: (rows, ...) on the CPU for each item."""
 
-    def values(batch: Batch) -> Tensor:
+    def values(model: nn.Module, batch: Batch) -> Tensor:
         with torch.no_grad():
             _, z = _points(model, batch, settings)
-            return forward(_with_embeddings(batch, z)).clone()  # a model may write its next output to the same place
+            return _joined(forward(model, _with_embeddings(batch, z)), batch).clone()  # a model may write there again
 
     parts: list[list[Tensor]] = [[] for _ in items]
-    for done in _run(model, items, samples, settings, values):
+    for done in _run(models, items, samples, settings, budget, values, backward=False):
         for (pieces, _), result in zip(done, to_host([result for _, result in done]), strict=True):
             for piece, part in zip(pieces, result.split([p.hi - p.lo for p in pieces]), strict=True):
                 parts[piece.item].append(part)
@@ -69,57 +103,103 @@ def evaluate(
 
 
 def _run(
-    model: nn.Module,
+    models: Sequence[nn.Module],
     items: Sequence[Item],
     samples: Sequence[Samples],
     settings: Settings,
-    run: Callable[[Batch], _Result],
-) -> Iterator[list[tuple[Sequence[Piece], _Result]]]:
-    """Runs one call after another, and hands on the results of those whose inputs were sent together.
+    budget: Budget,
+    run: Callable[[nn.Module, Batch], _Result],
+    backward: bool,
+) -> Iterator[_Done[_Result]]:
+    """Runs one call after another, and hands on the results of those whose inputs were sent together, in order."""
+    calls = planned(items, samples, settings, budget, backward)
+    most = _CALLS_AHEAD if len(models) == 1 else _CALLS_AHEAD_OF_EACH
+    groups = iter(lambda: list(itertools.islice(calls, most if budget.measured or not backward else 1)), [])
 
-    A call that does not fit into the device's memory is run as two of half the rows.
-    """
+    def group_done(model: nn.Module, group: list[list[Piece]]) -> _Done[_Result]:
+        return _group_done(model, group, items, samples, settings, budget, run)
+
+    if len(models) == 1:
+        yield from (group_done(models[0], group) for group in groups)
+    else:
+        yield from _shared_out(models, groups, group_done)
+
+
+def _shared_out(
+    models: Sequence[nn.Module],
+    groups: Iterator[list[list[Piece]]],
+    group_done: Callable[[nn.Module, list[list[Piece]]], _Done[_Result]],
+) -> Iterator[_Done[_Result]]:
+    """Whichever model is free takes the next group."""
+    free: queue.SimpleQueue[nn.Module] = queue.SimpleQueue()
+    for model in models:
+        free.put(model)
+    modes = {device_of(model).type for model in models}
+    autocast = [(kind, torch.get_autocast_dtype(kind)) for kind in modes if torch.is_autocast_enabled(kind)]
+
+    def work(group: list[list[Piece]]) -> _Done[_Result]:
+        model = free.get()
+        try:
+            with contextlib.ExitStack() as stack:
+                for kind, dtype in autocast:  # the caller's, which threads do not inherit
+                    stack.enter_context(torch.autocast(kind, dtype))
+                return group_done(model, group)
+        finally:
+            free.put(model)
+
+    pool = ThreadPoolExecutor(len(models))
+    waiting: deque[Future[_Done[_Result]]] = deque()
+    try:
+        for group in groups:
+            waiting.append(pool.submit(work, group))
+            if len(waiting) > 2 * len(models):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _group_done(
+    model: nn.Module,
+    group: list[list[Piece]],
+    items: Sequence[Item],
+    samples: Sequence[Samples],
+    settings: Settings,
+    budget: Budget,
+    run: Callable[[nn.Module, Batch], _Result],
+) -> _Done[_Result]:
+    """The results of some calls. One that does not fit into the device's memory is run as two of half the rows."""
     device = device_of(model)
-    groups = batches(planned(items, samples, settings), items, samples, settings, device)
-    while True:
-        done: list[tuple[Sequence[Piece], _Result]] = []
-        # Not around the yield: the caller's mode is the caller's. What is sent may be needed for a backward pass.
-        with torch.inference_mode(False):
-            waiting = next(groups, [])[::-1]
-            while waiting:
-                batch = waiting.pop()
+    done: _Done[_Result] = []
+    # What is sent may be needed for a backward pass.
+    with torch.inference_mode(False):
+        waiting = loaded(group, items, samples, settings, device)[::-1]
+        while waiting:
+            batch = waiting.pop()
+            rows, length = len(batch.rows.alphas), batch.rows.length
+            if budget.fits(rows, length):
                 try:
-                    done.append((batch.pieces, run(batch)))
+                    done.append((batch.pieces, run(model, batch)))
                     continue
                 except torch.OutOfMemoryError:
-                    if len(batch.rows.alphas) == 1:
+                    if rows == 1:
                         raise
-                # Here, where nothing keeps the failed call's tensors alive.
-                for group in batches(halves(batch.pieces)[::-1], items, samples, settings, device):
-                    waiting += group
-        if not done:
-            return
-        yield done
+                    budget.shrink(rows, length)
+            # Here, where nothing keeps the failed call's tensors alive.
+            waiting += loaded(halves(batch.pieces)[::-1], items, samples, settings, device)
+    return done
 
 
-def _batch_scores(model: nn.Module, batch: Batch, forward: Forward, settings: Settings, once: bool) -> list[Tensor]:
-    """(1, R, L) for each target, from one forward pass, or from one each where it can be walked back only ``once``."""
-    scores: list[Tensor] = []
-    targets = batch.call.targets.shape[1]
+def _batch_scores(model: nn.Module, batch: Batch, forward: Forward, settings: Settings, budget: Budget) -> Tensor:
+    """(t, R, L), from one forward pass, or from several where it can be walked back only once."""
     with torch.no_grad():
         x, z = _points(model, batch, settings)
         call = _with_embeddings(batch, z.requires_grad_())
-        outputs: Sequence[Tensor] = ()
-        for i in range(targets):
-            if once or not outputs:
-                with torch.enable_grad():
-                    outputs = forward(call).unbind(1)
-            # Rows do not mix, so one pass gives every row's gradient.
-            (gradient,) = torch.autograd.grad(
-                outputs[i], z, grad_outputs=_ones(outputs[i]), retain_graph=not once and i + 1 < targets
-            )
+        scores: list[Tensor] = []
+        for gradients in _gradients(model, call, z, forward, batch, budget):
             score = ops.attribute(
-                gradient[None],
+                gradients,
                 z.detach(),
                 x,
                 batch.rows,
@@ -127,12 +207,57 @@ def _batch_scores(model: nn.Module, batch: Batch, forward: Forward, settings: Se
                 input_x_gradient=settings.input_x_gradient,
                 backend=settings.backend,
             )
-            del gradient  # so that the next one finds room
+            del gradients  # so that the next one finds room
             scores.append(score if batch.weights is None else score.mul_(batch.weights[:, None]))
-    return scores
+        return scores[0] if len(scores) == 1 else torch.cat(scores)
 
 
-def _backward_only_once(model: nn.Module) -> bool:
+def _gradients(
+    model: nn.Module, call: Call, z: Tensor, forward: Forward, batch: Batch, budget: Budget
+) -> Iterator[Tensor]:
+    """(scores of a chunk, R, L, D), one chunk after the other. Rows do not mix, so one pass gives every row's gradient."""
+
+    def outputs_of() -> Tensor:
+        with torch.enable_grad(), budget.watch(model, z):
+            return _joined(forward(model, call), batch)
+
+    outputs = outputs_of()  # (R, t)
+    count = outputs.shape[1]
+    once = count > 1 and backward_only_once(model)
+    limit = _TOKENS_TOGETHER.get(z.device.type, _TOKENS_TOGETHER_ON_A_GPU)
+    chunk = max(1, min(count, limit // (z.shape[0] * z.shape[1])))
+    lo = 0
+    if chunk > 1 and not once and budget.together:
+        try:
+            for lo in range(0, count, chunk):
+                yield _together(outputs, z, lo, min(lo + chunk, count))
+            return
+        except torch.OutOfMemoryError:
+            budget.together = False  # fewer rows would only bring more scores together
+            raise
+        except Exception:  # an operator that cannot be batched; whatever else is wrong shows below
+            budget.together = False
+    for i in range(lo, count):
+        if once and i > lo:
+            outputs = outputs_of()
+        with torch.enable_grad():
+            one = outputs.unbind(1)[i]
+        yield torch.autograd.grad(one, z, grad_outputs=_ones(one), retain_graph=not once and i + 1 < count)[0][None]
+
+
+def _together(outputs: Tensor, z: Tensor, lo: int, hi: int) -> Tensor:
+    """(hi - lo, R, L, D), of scores that share a backward pass."""
+    wanted = _unit_vectors(outputs, lo, hi)[:, None].expand(-1, len(z), -1)
+    return torch.autograd.grad(outputs, z, grad_outputs=wanted, retain_graph=True, is_grads_batched=True)[0]
+
+
+def _joined(outputs: Tensor, batch: Batch) -> Tensor:
+    """Scores (R, t) from those of targets (R, T)."""
+    joined = batch.call.joined
+    return outputs if joined is None else torch.bmm(joined.to(outputs.dtype), outputs.unsqueeze(2)).squeeze(2)
+
+
+def backward_only_once(model: nn.Module) -> bool:
     """Whether torch.compile made part of the model: its graphs give their buffers away in the backward pass."""
     return any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules())
 
@@ -147,16 +272,31 @@ def _with_embeddings(batch: Batch, z: Tensor) -> Call:
     return dataclasses.replace(batch.call, inputs={"inputs_embeds": z, **batch.call.inputs})
 
 
-_ONE: dict[tuple[torch.dtype, torch.device, int], Tensor] = {}
-
-
 def _ones(like: Tensor) -> Tensor:
     """Ones in the shape of ``like``, without an operator after the first time."""
-    stream = torch.cuda.current_stream(like.device).cuda_stream if like.is_cuda else 0
-    key = like.dtype, like.device, stream
-    if key not in _ONE:
-        _ONE[key] = torch.ones((), dtype=like.dtype, device=like.device)
-    return _ONE[key].expand(like.shape)
+    return _constant(torch.ones, (), like.dtype, like.device, _stream(like)).expand(like.shape)
+
+
+def _unit_vectors(like: Tensor, lo: int, hi: int) -> Tensor:
+    """(hi - lo, t), rows of the unit matrix for ``like`` (R, t), without an operator after the first time."""
+    return _constant(_rows_of_eye, (lo, hi, like.shape[1]), like.dtype, like.device, _stream(like))
+
+
+def _rows_of_eye(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    lo, hi, size = shape
+    rows = torch.zeros(hi - lo, size, dtype=dtype, device=device)
+    rows.diagonal(lo).fill_(1)
+    return rows
+
+
+@functools.lru_cache(maxsize=256)
+def _constant(make: Any, shape: Any, dtype: torch.dtype, device: torch.device, stream: int) -> Tensor:
+    tensor: Tensor = make(shape, dtype=dtype, device=device)
+    return tensor
+
+
+def _stream(like: Tensor) -> int:
+    return torch.cuda.current_stream(like.device).cuda_stream if like.is_cuda else 0
 
 
 def device_of(model: Any) -> torch.device:

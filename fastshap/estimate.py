@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastshap import ops
-from fastshap.groups import Grouping
+from fastshap.groups import Grouping, reduce_samples
 from fastshap.reference.moments import LEAST_SAMPLES
 
 # Fewer rounds tell nothing worth reporting.
 LEAST_ROUNDS = 4
+
+
+class Summary(NamedTuple):
+    """One round of a text's samples."""
+
+    tokens: Tensor  # (T, L) mean
+    error: Tensor  # (t, G) standard error, or (T, L) for order strategies
+    groups: Tensor | None  # (t, G) mean, where the strategy is linear
 
 
 class Running:
@@ -22,26 +32,16 @@ class Running:
         self.grouping = grouping
         self.sampling = sampling
         self._samples = 0  # of each round
-        self._means: list[Tensor] = []  # (T, L) of each round
-        self._errors: list[Tensor] = []  # (t, G) of each round; (T, L) for order strategies
+        self._rounds: list[Summary] = []
 
-    def summary(self, scores: Tensor) -> list[Tensor]:
-        """What :meth:`add` takes of a round's token scores (T, n, L), on their device."""
-        pairs, backend = self.sampling == "antithetic", self.grouping.backend
-        mean, error = ops.moments(scores, pairs=pairs, backend=backend)
-        if self.grouping.linear:
-            _, error = ops.moments(self.grouping.reduce_samples(scores), pairs=pairs, backend=backend)
-        return [mean, error]
-
-    def add(self, samples: int, mean: Tensor, error: Tensor) -> None:
+    def add(self, samples: int, summary: Summary) -> None:
         """A round of so many samples, on the CPU."""
         self._samples = samples
-        self._means.append(mean)
-        self._errors.append(error)
+        self._rounds.append(summary)
 
     @property
     def rounds(self) -> int:
-        return len(self._means)
+        return len(self._rounds)
 
     @property
     def samples(self) -> int:
@@ -50,7 +50,17 @@ class Running:
     @property
     def tokens(self) -> Tensor:
         """(T, L) mean over all samples."""
-        return torch.stack(self._means).mean(0)
+        return _mean([summary.tokens for summary in self._rounds])
+
+    @property
+    def attributions(self) -> Tensor:
+        """(t, G)."""
+        groups = self._groups()
+        return _mean(groups).clone() if groups else self.grouping.reduce(self.tokens)
+
+    def _groups(self) -> list[Tensor]:
+        """(t, G) of each round, where the strategy is linear."""
+        return [summary.groups for summary in self._rounds if summary.groups is not None]
 
     @property
     def freedom(self) -> int:
@@ -62,11 +72,14 @@ class Running:
 
     def _within(self) -> Tensor:
         """From the spread within each round."""
-        return self._reported(torch.stack(self._errors).square().sum(0).sqrt() / self.rounds)
+        errors = [summary.error for summary in self._rounds]
+        if len(errors) == 1:
+            return self._reported(errors[0].clone())
+        return self._reported(torch.stack(errors).square().sum(0).sqrt() / len(errors))
 
     def _between(self) -> Tensor:
         """From the spread between rounds."""
-        means = [self.grouping.reduce(mean) for mean in self._means] if self.grouping.linear else self._means
+        means = self._groups() or [summary.tokens for summary in self._rounds]
         return self._reported(error_between(torch.stack(means)))
 
     def _reported(self, error: Tensor) -> Tensor:
@@ -77,12 +90,45 @@ class Running:
 
         Four rounds may lie close together by chance: the spread within each has to agree.
         """
-        scores = self.grouping.reduce(self.tokens)
+        scores = self.attributions
         largest = scores.abs().nan_to_num().amax(1, keepdim=True)
         error = self.standard_error()
         if self.rounds == LEAST_ROUNDS:
             error = torch.maximum(error, self._within())
         return bool(((error <= rtol * largest) | scores.isnan()).all())
+
+
+def summaries(running: Sequence[Running], scores: Sequence[Tensor]) -> list[Summary]:
+    """What :meth:`Running.add` takes of each text's token scores (T, n, L), on their device.
+
+    Texts of one number of targets are summarised by the same operators.
+    """
+    alike: dict[Any, list[int]] = {}
+    for i, (one, score) in enumerate(zip(running, scores, strict=True)):
+        grouping = one.grouping
+        alone = i if grouping.linear and not grouping.keeps_targets else -1
+        alike.setdefault((len(score), grouping.linear, alone), []).append(i)
+    found: dict[int, Summary] = {}
+    for members in alike.values():
+        pairs, backend = running[members[0]].sampling == "antithetic", running[members[0]].grouping.backend
+        groupings = [running[i].grouping for i in members]
+        together = torch.cat([scores[i] for i in members], 2)
+        lengths = [scores[i].shape[2] for i in members]
+        mean, error = ops.moments(together, pairs=pairs, backend=backend)
+        means = mean.split(lengths, 1)
+        if not groupings[0].linear:
+            for i, tokens, wrong in zip(members, means, error.split(lengths, 1), strict=True):
+                found[i] = Summary(tokens, wrong, None)
+            continue
+        grouped, error = ops.moments(reduce_samples(groupings, together), pairs=pairs, backend=backend)
+        counts = [len(grouping.members) for grouping in groupings]
+        of_each = zip(members, means, error.split(counts, 1), grouped.split(counts, 1), strict=True)
+        found |= {i: Summary(*one) for i, *one in of_each}
+    return [found[i] for i in range(len(running))]
+
+
+def _mean(rounds: list[Tensor]) -> Tensor:
+    return rounds[0] if len(rounds) == 1 else torch.stack(rounds).mean(0)
 
 
 def error_between(rounds: Tensor) -> Tensor:

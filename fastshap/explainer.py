@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,8 +13,10 @@ import torch
 from torch import Tensor
 
 from fastshap import engine, ops, parameters
+from fastshap.adjoint import check_linear_layers
 from fastshap.base import AttributionExplainer, MultitaskExplainerMixin
 from fastshap.batches import Item, Settings, to_host
+from fastshap.budget import Budget
 from fastshap.errors import (
     FastshapError,
     InvalidArgumentError,
@@ -21,10 +24,11 @@ from fastshap.errors import (
     TruncationWarning,
     UnsupportedModelError,
 )
-from fastshap.estimate import Running
+from fastshap.estimate import Running, Summary, summaries
 from fastshap.groups import Grouping
 from fastshap.output import AttributionOutput
-from fastshap.sampling import SAMPLINGS, Samples, draw_samples
+from fastshap.replicas import Replicas, version_of
+from fastshap.sampling import SAMPLINGS, Samples, draw_all
 from fastshap.tasks import Prepared, takes
 from fastshap.text import Encoded
 from fastshap.types import (
@@ -41,10 +45,15 @@ if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 
+# Texts whose scores one call of an explainer remembers, in case they come again.
+_REMEMBERED = 2048
+
+
 class _Scored(NamedTuple):
     prepared: Prepared
+    grouping: Grouping
     running: Running
-    delta: Tensor | None  # (T,)
+    delta: Tensor | None  # (T,), or (t,) where the targets' scores were joined
 
 
 class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
@@ -60,13 +69,18 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         model: a ``*ForSequenceClassification`` or a causal language model that takes ``inputs_embeds``. It is used in
             evaluation mode and comes back as it was.
         tokenizer: its tokenizer.
-        batch_size: perturbed rows of one model call, at most; "auto" keeps to a fixed number of tokens.
+        batch_size: perturbed rows of one model call, at most; "auto" takes what is fastest on a CPU, and what the free memory
+            holds on a GPU. Calls that run out of memory are halved, and later ones stay as small.
         granularity: ALL_TOKENS, TOKEN, WORD, PART_SENTENCE or SENTENCE; a member or its name.
         granularity_aggregation_strategy: MEAN, MAX, MIN, SUM, SIGNED_MAX, FIRST or LAST of a group's token scores; ignored
             for ALL_TOKENS and TOKEN. SUM keeps the result additive.
-        device: where the method runs: the model is moved there once, now. None leaves it where it is.
+        device: where the method runs: the model is moved there once, now. None leaves it where it is. "auto" takes all GPUs of
+            this machine, or the CPU where there is none; a list names the devices to use. The model moves to the first
+            one, and copies on the others share its work.
         inference_mode: LOGITS, SOFTMAX, LOG_SOFTMAX, or a callable from logits to scores of the same shape.
-        input_x_gradient: multiply the gradient by the input (minus the baseline, for "sum") before it is aggregated.
+        input_x_gradient: multiply the gradient by the input (minus the baseline, for "sum") before it is aggregated. False
+            with "sum" gives zeros but for rounding for models that normalise each embedding first, as BERT's LayerNorm does:
+            such a gradient's elements add up to nothing; "abs_mean" shows its size.
         n_perturbations: samples a text (of one round, where rtol is given).
         baseline: the reference embedding: None (zero), a number, a Tensor (D,) or (L, D).
         noise_std: standard deviation of the normal noise added to the baseline.
@@ -106,7 +120,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         batch_size: int | str = 4,
         granularity: Granularity | str = Granularity.WORD,
         granularity_aggregation_strategy: GranularityAggregationStrategy | str = GranularityAggregationStrategy.MEAN,
-        device: torch.device | str | None = None,
+        device: torch.device | str | Sequence[torch.device | str] | None = None,
         inference_mode: Callable[[Tensor], Tensor] | str = InferenceModes.LOGITS,
         input_x_gradient: bool = True,
         n_perturbations: int = 10,
@@ -156,31 +170,37 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
                 f"The tokenizer knows {len(tokenizer)} tokens and the model {known}: it is another model's, or its files are "
                 "missing beside the model's. Load the one that the model was trained with."
             )
-        device = parameters.device(device)
-        if device is not None:
-            model.to(device)  # type: ignore[arg-type]
+        devices = parameters.devices(device)
+        if devices:
+            model.to(devices[0])  # type: ignore[arg-type]
+        self._replicas = Replicas(model, devices[1:])
+        self._budget = Budget(parameters.batch_size(batch_size), engine.device_of(model))
         self._settings = Settings(
             noise_std=parameters.noise(noise_std),
             baseline=parameters.baseline(baseline, width),
             reduction=reduction,
             input_x_gradient=input_x_gradient,
             perturb_special_tokens=parameters.flag(perturb_special_tokens, "perturb_special_tokens"),
-            batch_size=parameters.batch_size(batch_size),
             backend=backend,
         )
         self._tried = False
         self._truncation_warned = False
 
     def _explain_window(
-        self, texts: Sequence[Any], targets: Sequence[Any] | None, first: int, options: Mapping[str, Any]
+        self,
+        tokenised: Any,
+        targets: Sequence[Any] | None,
+        first: int,
+        options: Mapping[str, Any],
+        seen: dict[Any, Any],
     ) -> list[AttributionOutput]:
         with engine.frozen(self.model), torch.inference_mode(False):
-            prepared = self.task.prepare(texts, targets, self._predict, options)
+            prepared = self.task.prepare(tokenised, targets, self._predict, options)
             prepared = [self._with_fitting_baseline(one) for one in prepared]
             self._raise_first(prepared, first)
             good = [one for one in prepared if isinstance(one, Prepared)]
             self._warn_of_truncation(good)
-            scored = iter(self._score(good))
+            scored = iter(self._score(good, seen))
             results = [next(scored) if isinstance(one, Prepared) else one for one in prepared]
             self._raise_first(results, first)
             return [
@@ -188,41 +208,62 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
                 for result in results
             ]
 
-    def _score(self, prepared: Sequence[Prepared]) -> list[_Scored | FastshapError]:
-        if not prepared:
-            return []
-        self._try_model(prepared[0].encoded)
-        items = [_item(one.encoded, one.targets) for one in prepared]
-        running = [
-            Running(Grouping(one.encoded, self.granularity, self._strategy, self._settings.backend), self.sampling)
-            for one in prepared
+    def _score(self, prepared: Sequence[Prepared], seen: dict[Any, Any]) -> list[_Scored | FastshapError]:
+        """``seen`` holds what was computed before, under what decides it: a text that comes again is not computed again."""
+        joins = self._settings.reduction == "sum"
+        groupings = [
+            Grouping(one.encoded, self.granularity, self._strategy, self._settings.backend, joins) for one in prepared
         ]
-        active = list(range(len(items)))
-        while active:
-            samples = [self._samples(prepared[i], running[i].rounds) for i in active]
-            found: list[list[Tensor]] = [[] for _ in active]
-            for k, scores in engine.token_scores(
-                self.model, [items[i] for i in active], samples, self.task.scores, self._settings
-            ):
-                found[k] = running[active[k]].summary(scores)
-            summaries = to_host([part for parts in found for part in parts])
-            for k, i in enumerate(active):
-                running[i].add(self.n_perturbations, *summaries[2 * k : 2 * k + 2])
-            active = [i for i in active if not self._finished(running[i])]
-        deltas = self._deltas(prepared, items, running) if self.return_convergence_delta else [None] * len(items)
+        version = hash(tuple(version_of(self.model)))
+        keys = [(version, *_identity(one, grouping)) for one, grouping in zip(prepared, groupings, strict=True)]
+        new: dict[Any, int] = {}
+        for i, key in enumerate(keys):
+            if key not in seen:
+                new.setdefault(key, i)
+        found = dict(zip(new, self._computed([(prepared[i], groupings[i]) for i in new.values()]), strict=True))
+        found |= {key: seen.pop(key) for key in keys if key in seen}
+        seen |= found  # the most recent last
+        for key in list(seen)[: max(0, len(seen) - _REMEMBERED)]:
+            del seen[key]
         return [
-            _Scored(one, its, delta)
-            if bool(its.tokens.isfinite().all()) and (delta is None or bool(delta.isfinite().all()))
+            _Scored(one, grouping, *found[key])
+            if bool(found[key][0].tokens.isfinite().all())
+            and (found[key][1] is None or bool(found[key][1].isfinite().all()))
             else NonFiniteError(
                 "The model's scores or gradients are NaN or infinite for this text. Look for damaged weights, for overflow in "
                 "half precision (load the model in float32 or bfloat16), or for a baseline or noise_std of enormous size."
             )
-            for one, its, delta in zip(prepared, running, deltas, strict=True)
+            for one, grouping, key in zip(prepared, groupings, keys, strict=True)
         ]
 
-    def _samples(self, prepared: Prepared, round_: int) -> Samples:
-        ids, n = prepared.encoded.input_ids, self.n_perturbations
-        return draw_samples(self.seed, ids, n, self.sampling, round_, self.path_density)
+    def _computed(self, texts: Sequence[tuple[Prepared, Grouping]]) -> list[tuple[Running, Tensor | None]]:
+        """Scores, and convergence deltas where they are wanted."""
+        if not texts:
+            return []
+        self._try_model(texts[0][0].encoded)
+        models = self._replicas.models()
+        items = [_item(one.encoded, one.targets, grouping.joined) for one, grouping in texts]
+        running = [Running(grouping, self.sampling) for _, grouping in texts]
+        active = list(range(len(items)))
+        while active:
+            samples = self._samples([texts[i][0] for i in active], running[active[0]].rounds)
+            found: dict[int, Summary] = {}
+            for scored in engine.token_scores(
+                models, [items[i] for i in active], samples, self.task.scores, self._settings, self._budget
+            ):
+                ours = [active[k] for k, _ in scored]
+                of_each = summaries([running[i] for i in ours], [scores for _, scores in scored])
+                found |= zip(ours, of_each, strict=True)
+            for i, summary in _on_host(found).items():
+                running[i].add(self.n_perturbations, summary)
+            active = [i for i in active if not self._finished(running[i])]
+        if not self.return_convergence_delta:
+            return [(its, None) for its in running]
+        return list(zip(running, self._deltas(models, [one for one, _ in texts], items, running), strict=True))
+
+    def _samples(self, prepared: Sequence[Prepared], round_: int) -> list[Samples]:
+        ids = [one.encoded.input_ids for one in prepared]
+        return draw_all(self.seed, ids, self.n_perturbations, self.sampling, round_, self.path_density)
 
     def _finished(self, running: Running) -> bool:
         if self.rtol is None or not bool(running.tokens.isfinite().all()) or running.meets(self.rtol):
@@ -230,16 +271,23 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         return running.samples + self.n_perturbations > self.max_perturbations
 
     def _deltas(
-        self, prepared: Sequence[Prepared], items: Sequence[Item], running: Sequence[Running]
-    ) -> list[Tensor | None]:
-        """(T,) for each text: the sum of its token scores minus (F(x) - mean F(b_i)) over the samples of all rounds."""
+        self,
+        models: Sequence[torch.nn.Module],
+        prepared: Sequence[Prepared],
+        items: Sequence[Item],
+        running: Sequence[Running],
+    ) -> list[Tensor]:
+        """(T,) or (t,) for each text: the sum of its token scores minus (F(x) - mean F(b_i)) over the samples of all rounds."""
         last = max(its.rounds for its in running)
         baselines: list[list[Tensor]] = [[] for _ in items]
         at_text: list[Tensor] = [torch.zeros(0, device="cpu")] * len(items)
         for round_ in range(last):
             some = [i for i in range(len(items)) if running[i].rounds > round_]
-            ends = [_endpoints(self._samples(prepared[i], round_), with_text=round_ == 0) for i in some]
-            values = engine.evaluate(self.model, [items[i] for i in some], ends, self.task.scores, self._settings)
+            drawn = self._samples([prepared[i] for i in some], round_)
+            ends = [_endpoints(samples, with_text=round_ == 0) for samples in drawn]
+            values = engine.evaluate(
+                models, [items[i] for i in some], ends, self.task.scores, self._settings, self._budget
+            )
             for i, value in zip(some, values, strict=True):
                 if round_ == 0:
                     at_text[i], value = value[-1], value[:-1]
@@ -250,11 +298,12 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         ]
 
     def _try_model(self, encoded: Encoded) -> None:
-        """Once, on the first text: whether the model can be explained at all, and where padding may stand."""
+        """Once, on the first text: whether the model can be explained at all, and how rows may share a call."""
         if not self._tried:
-            side = self.task.padding(encoded)
+            check_linear_layers(self.model)
+            side, maskless = self.task.layout(encoded)
             self._settings = dataclasses.replace(
-                self._settings, padding_side=side or "right", equal_lengths=side is None
+                self._settings, padding_side=side or "right", equal_lengths=side is None, maskless=maskless
             )
             self._tried = True
 
@@ -263,17 +312,19 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         if not encoded:
             return []
         self._try_model(encoded[0])
-        items = [_item(one, torch.zeros(1, dtype=torch.int64, device="cpu")) for one in encoded]
+        different = {(*one.input_ids, *itertools.chain(*one.extra.values())): one for one in encoded}
+        items = [_item(one, torch.zeros(1, dtype=torch.int64, device="cpu")) for one in different.values()]
         here = Samples((0, 0, 0), np.zeros(1, np.float32), np.zeros(1, np.int64), *np.ones((2, 1), np.float32))
         plain = dataclasses.replace(self._settings, noise_std=0.0, baseline=0.0)
-        values = engine.evaluate(self.model, items, [here] * len(items), forward, plain)
-        return [value[0] for value in values]
+        values = engine.evaluate(self._replicas.models(), items, [here] * len(items), forward, plain, self._budget)
+        found = dict(zip(different, values, strict=True))
+        return [found[(*one.input_ids, *itertools.chain(*one.extra.values()))][0] for one in encoded]
 
     def _output(self, scored: _Scored) -> AttributionOutput:
-        prepared, running, delta = scored
-        grouping, tokens = running.grouping, running.tokens
+        prepared, grouping, running, delta = scored
+        tokens = running.tokens
         return AttributionOutput(
-            attributions=grouping.reduce(tokens),
+            attributions=running.attributions,
             elements=grouping.elements,
             model_inputs_to_explain=_model_inputs(prepared.encoded),
             targets=prepared.targets,
@@ -282,7 +333,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             standard_error=running.standard_error(),
             degrees_of_freedom=running.freedom,
             unassigned=grouping.unassigned(tokens),
-            convergence_delta=None if delta is None else grouping.reduce_targets(delta),
+            convergence_delta=None if delta is None else grouping.reduce_targets(delta).clone(),
             truncated=prepared.encoded.truncated,
             converged=None if self.rtol is None else running.meets(self.rtol),
             **self._provenance() | {"n_perturbations": running.samples, "rounds": running.rounds},
@@ -347,12 +398,35 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             )
 
 
-def _item(encoded: Encoded, targets: Tensor) -> Item:
+def _on_host(summaries: Mapping[int, Summary]) -> dict[int, Summary]:
+    flat = to_host([tensor for summary in summaries.values() for tensor in summary if tensor is not None])
+    waiting = iter(flat)
+    return {
+        i: Summary(*(None if tensor is None else next(waiting) for tensor in summary))  # type: ignore[arg-type]
+        for i, summary in summaries.items()
+    }
+
+
+def _identity(prepared: Prepared, grouping: Grouping) -> tuple[Any, ...]:
+    """What decides a text's scores, beside the model and the explainer's settings."""
+    encoded = prepared.encoded
+    return (
+        tuple(encoded.input_ids),
+        tuple(encoded.special),
+        encoded.prompt_length,
+        tuple((name, *values) for name, values in encoded.extra.items()),
+        tuple(prepared.targets.tolist()),
+        tuple(map(tuple, grouping.members)),
+    )
+
+
+def _item(encoded: Encoded, targets: Tensor, joined: Tensor | None = None) -> Item:
     return Item(
         input_ids=torch.tensor(encoded.input_ids, device="cpu"),
         targets=targets,
         special=torch.tensor(encoded.special, device="cpu"),
         extra={name: torch.tensor(values, device="cpu") for name, values in encoded.extra.items()},
+        joined=joined,
     )
 
 

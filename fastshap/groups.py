@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import re
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -35,7 +36,11 @@ class Grouping:
     """The elements of one text, and what turns token scores into theirs.
 
     T targets and L tokens become t targets and G elements. For a generation the targets are the target's own elements, and
-    an element is hidden from those that it is part of or that it follows.
+    an element is hidden from those that it is part of or that it follows. Where the caller ``joins`` the targets' scores by
+    ``joined`` before it takes gradients, the token scores that it brings have t rows, not T.
+
+    Attributes:
+        joined: (t, T) float32, what makes sums or means of the targets; None where the caller cannot or need not join them.
     """
 
     def __init__(
@@ -44,12 +49,14 @@ class Grouping:
         granularity: Granularity,
         strategy: GranularityAggregationStrategy,
         backend: str = "auto",
+        joins: bool = False,
     ) -> None:
         self.encoded = encoded
         self.strategy = strategy.value
         self.backend = backend
         self.members, self.elements = groups(encoded, granularity)
         self.generates = encoded.prompt_length < len(encoded)
+        self.joined = self._as_sums() if joins else None
 
     @property
     def linear(self) -> bool:
@@ -62,7 +69,18 @@ class Grouping:
 
     @cached_property
     def _target_members(self) -> list[list[int]]:
+        if self.joined is not None:
+            return [[i] for i in range(len(self._mine))]
         return [[i - self.encoded.prompt_length for i in member] for member in self._mine]
+
+    def _as_sums(self) -> Tensor | None:
+        targets = len(self.encoded) - self.encoded.prompt_length
+        if not self.generates or not self.linear or len(self._mine) == targets:
+            return None
+        joined = torch.zeros(len(self._mine), targets, device="cpu")
+        for row, member in zip(joined, self._mine, strict=True):
+            row[[i - self.encoded.prompt_length for i in member]] = 1 / len(member) if self.strategy == "mean" else 1
+        return joined
 
     @cached_property
     def _hidden(self) -> Tensor:
@@ -82,15 +100,13 @@ class Grouping:
             scores = self._reduce(scores.T, self._target_members).T.masked_fill(self._hidden, torch.nan)
         return scores.contiguous()
 
-    def reduce_samples(self, samples: Tensor) -> Tensor:
-        """Token scores of every sample (T, n, L) to (t, n, G), for a linear strategy."""
-        targets, n, _ = samples.shape
-        scores = self._reduce(samples.flatten(0, 1), self.members, self.backend).unflatten(0, (targets, n))  # (T, n, G)
-        if self.generates:
-            flat = self._reduce(scores.flatten(1).T, self._target_members, self.backend).T  # (t, n G)
-            hidden = to_device(self._hidden.numpy(), scores.device)
-            scores = flat.unflatten(1, scores.shape[1:]).masked_fill(hidden[:, None], torch.nan)
-        return scores
+    @property
+    def keeps_targets(self) -> bool:
+        """Whether each of the targets that the caller's token scores are for is reported as it is."""
+        if not self.generates or self.joined is not None:
+            return True
+        targets = len(self.encoded) - self.encoded.prompt_length
+        return self._target_members == [[i] for i in range(targets)]
 
     def select(self, tokens: Tensor, companions: Tensor) -> Tensor:
         """The companions (T, L) of the token that an order strategy selects for each group, (t, G)."""
@@ -106,11 +122,12 @@ class Grouping:
 
     def unassigned(self, tokens: Tensor) -> Tensor:
         """(t,): the total of what no visible element shows."""
-        shown = torch.zeros(len(self.encoded), dtype=torch.bool, device="cpu")
-        shown[[i for member in self.members for i in member]] = True
-        total = tokens[:, ~shown].sum(1)  # (T,)
+        shown = {i for member in self.members for i in member}
+        others = [i for i in range(len(self.encoded)) if i not in shown]
+        total = tokens[:, others].sum(1)  # (T,)
         for member, rows in zip(self._mine, self._target_members, strict=True) if self.generates else ():
-            total[rows] += tokens[rows, member[0] :].masked_fill(~shown[member[0] :], 0).sum(1)
+            later = [i for i in range(member[0], len(self.encoded)) if i in shown]
+            total[rows] += tokens[rows][:, later].sum(1)
         return self.reduce_targets(total)
 
     def _reduce(self, values: Tensor, members: list[list[int]], backend: str = "torch") -> Tensor:
@@ -126,6 +143,28 @@ class Grouping:
             column = torch.tensor(member, device="cpu")[torch.from_numpy(at)]
             out[:, g] = companions.gather(1, column[:, None])[:, 0].where(~reduced[:, g].isnan(), torch.nan)
         return out
+
+
+def reduce_samples(groupings: Sequence[Grouping], samples: Tensor) -> Tensor:
+    """Token scores of every sample (T, n, M), the texts' tokens side by side, to (t, n, G) likewise.
+
+    For linear strategies. Several texts at once must be alike in t, and keep their targets.
+    """
+    first, (targets, n, _) = groupings[0], samples.shape
+    starts = itertools.accumulate((len(grouping.encoded) for grouping in groupings), initial=0)
+    members = [
+        [start + i for i in member]
+        for grouping, start in zip(groupings, starts, strict=False)
+        for member in grouping.members
+    ]
+    scores = first._reduce(samples.flatten(0, 1), members, first.backend).unflatten(0, (targets, n))  # (T, n, G)
+    if not first.generates:
+        return scores
+    if not first.keeps_targets:
+        flat = first._reduce(scores.flatten(1).T, first._target_members, first.backend).T  # (t, n G)
+        scores = flat.unflatten(1, scores.shape[1:])
+    hidden = torch.cat([grouping._hidden for grouping in groupings], 1)
+    return scores.masked_fill(to_device(hidden.numpy(), scores.device)[:, None], torch.nan)
 
 
 def _flat(members: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:

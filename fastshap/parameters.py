@@ -84,16 +84,29 @@ def flag(value: Any, name: str) -> bool:
     return bool(value)
 
 
-def device(value: Any) -> torch.device | None:
-    """A device that is here, or None."""
+def devices(value: Any) -> list[torch.device]:
+    """Devices that are here; none for None. "auto" is every GPU, or the CPU."""
     if value is None:
-        return None
+        return []
+    if isinstance(value, str) and value == "auto":
+        value = [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
+    if not isinstance(value, list | tuple):
+        value = [value]
+    if not value:
+        raise InvalidArgumentError("device is an empty list; name at least one device, or pass None.")
+    return [_device(one) for one in value]
+
+
+def _device(value: Any) -> torch.device:
     try:
         wanted = torch.device(value)
+        if wanted.type == "meta":
+            raise ValueError("tensors on it have no values")
         torch.empty(0, device=wanted)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise InvalidArgumentError(
-            f"device must be None or a device of this machine, such as 'cpu' or 'cuda:0'; got {value!r} ({error})."
+            "device must be None, 'auto', or a device of this machine, such as 'cpu' or 'cuda:0', or a list of these; got "
+            f"{value!r} ({error})."
         ) from None
     return wanted
 

@@ -46,19 +46,32 @@ def draw_samples(
         path_density: None: positions uniform. w: of the density proportional to ((1 - a)^2 + (w a)^2)^(-3/2), that is strata of
             equal probability, and weights that keep the expectation (docs/adr/0007).
     """
-    stream = (*text_key(seed, input_ids), round_)
-    uniform = _path_uniforms(stream, n)
+    return draw_all(seed, [input_ids], n, sampling, round_, path_density)[0]
+
+
+def draw_all(
+    seed: int,
+    texts: Sequence[Sequence[int]],
+    n: int,
+    sampling: str,
+    round_: int = 0,
+    path_density: float | None = None,
+) -> list[Samples]:
+    """:func:`draw_samples` of many texts at once, given by their token ids."""
+    streams = [(*text_key(seed, input_ids), round_) for input_ids in texts]
+    alphas = _path_uniforms(streams, n)
     index = np.arange(n)
     if sampling == "antithetic":
-        alphas = (index + uniform) / n
+        alphas = (index + alphas) / n
         draws, signs = index // 2, 1.0 - 2.0 * (index % 2)
     else:
-        alphas, draws, signs = uniform, index, np.ones(n)
-    weights = np.ones(n)
+        draws, signs = index, np.ones(n)
+    weights = np.ones_like(alphas)
     if path_density is not None:
         alphas, weights = _towards_baseline(alphas, path_density)
     alphas = np.minimum(alphas, _BELOW_ONE).astype(np.float32)
-    return Samples(stream, alphas, draws.astype(np.int64), signs.astype(np.float32), weights.astype(np.float32))
+    draws, signs, weights = draws.astype(np.int64), signs.astype(np.float32), weights.astype(np.float32)
+    return [Samples(stream, alphas[i], draws, signs, weights[i]) for i, stream in enumerate(streams)]
 
 
 def _towards_baseline(uniform: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:
@@ -70,15 +83,15 @@ def _towards_baseline(uniform: np.ndarray, width: float) -> tuple[np.ndarray, np
     return alphas, (1 + width) / width**2 * ((1 - alphas) ** 2 + (width * alphas) ** 2) ** 1.5
 
 
-def _path_uniforms(stream: tuple[int, int, int], n: int) -> np.ndarray:
-    """(n,) float64 in (0, 1): word i % 4 of call i // 4, its upper 23 bits and a half, exact in float32."""
-    k0, k1, round_ = (torch.tensor([value], device="cpu") for value in stream)
-    call = torch.arange(-(-n // 4), device="cpu")
+def _path_uniforms(streams: Sequence[tuple[int, int, int]], n: int) -> np.ndarray:
+    """(texts, n) float64 in (0, 1): word i % 4 of call i // 4, its upper 23 bits and a half, exact in float32."""
+    k0, k1, round_ = torch.tensor(streams, device="cpu")[:, None].unbind(2)  # (texts, 1)
+    call = torch.arange(-(-n // 4), device="cpu")[None]
     counter = (
         call,
-        torch.tensor([n], device="cpu"),
-        torch.zeros(1, dtype=torch.int64, device="cpu"),
+        torch.tensor([[n]], device="cpu"),
+        torch.zeros(1, 1, dtype=torch.int64, device="cpu"),
         (round_ << 8) | PATH_DOMAIN,
     )
-    words = torch.stack(torch.broadcast_tensors(*philox4x32(counter, (k0, k1))), dim=-1).flatten()[:n]
+    words = torch.stack(torch.broadcast_tensors(*philox4x32(counter, (k0, k1))), dim=-1).flatten(1)[:, :n]
     return ((words >> 9).double().numpy() + 0.5) * 2.0**-23

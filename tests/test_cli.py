@@ -181,7 +181,7 @@ def on_a_terminal(command, environment, stdout=True):
 
 
 def test_bars_only_on_a_terminal(tmp_path):
-    (tmp_path / "texts").write_text("fine film\n" * 300)
+    (tmp_path / "texts").write_text("".join(f"fine film {i}\n" for i in range(300)))
     command = [*COMMAND, "--json", "--n-perturbations", "40", "--file", str(tmp_path / "texts")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
     assert done.stderr == ""

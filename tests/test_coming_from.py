@@ -52,7 +52,7 @@ def deterministic(pair, **options):
 
 def ours_at(pair, monkeypatch, **options):
     at = Samples((0, 0, 0), np.full(1, 0.375, np.float32), np.zeros(1, np.int64), *np.ones((2, 1), np.float32))
-    monkeypatch.setattr("fastshap.explainer.draw_samples", lambda *arguments: at)
+    monkeypatch.setattr("fastshap.explainer.draw_all", lambda seed, texts, *others: [at] * len(texts))
     options = {"reduction": "abs_mean", "baseline": 1e-6, "noise_std": 0.0, "n_perturbations": 1} | options
     return GradientShap(*pair, **options)(TEXT, 1)[0].attributions
 
@@ -70,7 +70,7 @@ def i_call(pair, monkeypatch):
 
 def i_batch_size(pair, monkeypatch):
     rows = {"ours": 0, "theirs": 0}
-    texts = [TEXT] * 6
+    texts = [f"{word} {TEXT}" for word in ("one", "two", "three", "four", "five", "six")]
     for name, explainer in (
         ("ours", GradientShap(*pair, batch_size=30, n_perturbations=10)),
         ("theirs", theirs(pair, batch_size=30, n_perturbations=10)),

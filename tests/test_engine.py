@@ -7,7 +7,10 @@ import torch
 
 import fastshap
 from fastshap.batches import plan
-from fastshap.estimate import Running
+from fastshap.budget import Budget
+from fastshap.estimate import summaries
+
+CPU = torch.device("cpu")
 
 
 def rows_of(calls):
@@ -17,7 +20,7 @@ def rows_of(calls):
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 7, 100, "auto"])
 def test_plan_holds_every_row_once_and_keeps_to_the_batch_size(batch_size):
     lengths, targets, rows = [5, 9, 5, 300, 9, 2], [1, 1, 2, 1, 2, 1], [10, 3, 4, 7, 1, 10]
-    calls = list(plan(lengths, targets, rows, batch_size, equal_lengths=False))
+    calls = list(plan(lengths, targets, rows, Budget(batch_size, CPU), equal_lengths=False))
     seen = sorted((piece.item, i) for call in calls for piece in call for i in range(piece.lo, piece.hi))
     assert seen == [(item, i) for item in range(6) for i in range(rows[item])]
     for call in calls:
@@ -29,7 +32,7 @@ def test_plan_holds_every_row_once_and_keeps_to_the_batch_size(batch_size):
 
 
 def test_plan_with_equal_lengths_never_pads():
-    calls = list(plan([5, 9, 5, 9], [1] * 4, [3] * 4, 4, equal_lengths=True))
+    calls = list(plan([5, 9, 5, 9], [1] * 4, [3] * 4, Budget(4, CPU), equal_lengths=True))
     assert all(len({[5, 9, 5, 9][piece.item] for piece in call}) == 1 for call in calls)
     assert sum(rows_of(calls)) == 12
 
@@ -58,14 +61,15 @@ def counted(bert_pair, monkeypatch):
 @pytest.mark.parametrize("batch_size", [4, 10, 40, 240])
 def test_no_row_is_backpropagated_twice(bert_pair, texts, counted, batch_size):
     explainer = fastshap.GradientShap(*bert_pair, batch_size=batch_size)
-    explainer(texts * 3, 1)
+    explainer([f"{word} {text}" for word in ("a", "the", "film") for text in texts], 1)
     needed = len(texts) * 3 * 10
     assert sum(counted["forward"]) == sum(counted["backward"]) == needed
     assert len(counted["backward"]) == len(counted["forward"]) == -(-needed // batch_size)
     assert max(counted["forward"]) <= batch_size
 
 
-def test_one_backward_for_each_call_and_target(bert_pair, texts, counted):
+def test_one_backward_for_each_call_and_target(bert_pair, texts, counted, monkeypatch):
+    monkeypatch.setattr("fastshap.engine._TOKENS_TOGETHER", {"cpu": 0})
     fastshap.GradientShap(*bert_pair, batch_size=16)(texts, torch.tensor([[0, 1, 2]] * len(texts)))
     assert len(counted["backward"]) == 3 * len(counted["forward"])
 
@@ -194,18 +198,18 @@ def test_scores_are_handed_on_group_by_group(bert_pair, texts, monkeypatch):
     """However many texts there are, the scores of a few calls are on the device at once."""
     explainer = fastshap.GradientShap(*bert_pair, batch_size=16)
     expected = explainer(texts, 1)
-    monkeypatch.setattr("fastshap.batches._CALLS_AHEAD", 2)
+    monkeypatch.setattr("fastshap.engine._CALLS_AHEAD", 2)
     calls, seen = [], []
-    original = Running.summary
 
-    def summary(self, scores):
-        seen.append(len(calls))
-        return original(self, scores)
+    def watched(running, scores):
+        seen.append((len(calls), len(running)))
+        return summaries(running, scores)
 
-    monkeypatch.setattr(Running, "summary", summary)
+    monkeypatch.setattr("fastshap.explainer.summaries", watched)
     handle = bert_pair[0].register_forward_pre_hook(lambda *_: calls.append(1))
     outputs = explainer(texts, 1)
     handle.remove()
-    assert len(seen) == len(texts)
-    assert sorted(set(seen)) == [2, 4, 5]  # 8 texts of 10 rows are 5 calls
-    assert all(torch.equal(a.attributions, b.attributions) for a, b in zip(outputs, expected, strict=True))
+    assert [done for done, _ in seen] == [2, 4, 5]  # 8 texts of 10 rows are 5 calls
+    assert sum(count for _, count in seen) == len(texts)
+    for ours, right in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(ours.attributions, right.attributions)

@@ -105,11 +105,11 @@ def test_rounds_are_independent_and_averaged(bert_pair, monkeypatch):
     options = {"n_perturbations": 6, "granularity_aggregation_strategy": "sum"}
     (together,) = GradientShap(*bert_pair, rtol=1e-9, max_perturbations=30, **options)("not good at all", 1)
     assert (together.rounds, together.n_perturbations, together.converged) == (5, 30, False)
-    from fastshap.sampling import draw_samples
+    from fastshap.sampling import draw_all
 
     rounds = []
     for k in range(5):
-        monkeypatch.setattr("fastshap.explainer.draw_samples", lambda *a, k=k: draw_samples(*a[:4], k))
+        monkeypatch.setattr("fastshap.explainer.draw_all", lambda *a, k=k: draw_all(*a[:4], k))
         rounds.append(GradientShap(*bert_pair, **options)("not good at all", 1)[0].attributions)
     rounds = torch.stack(rounds)
     torch.testing.assert_close(together.attributions, rounds.mean(0), atol=1e-5, rtol=1e-5)

@@ -13,6 +13,7 @@ PACKAGE = ROOT / "fastshap"
 CHAIN = [
     *(
         "errors",
+        "adjoint",
         "version",
         "locks",
         "types",
@@ -21,8 +22,10 @@ CHAIN = [
         "reference",
         "ops",
         "sampling",
+        "budget",
         "batches",
         "engine",
+        "replicas",
     ),
     *(
         "inputs",

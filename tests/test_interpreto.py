@@ -24,18 +24,19 @@ def replay(monkeypatch):
     def install(lengths, dim):
         torch.manual_seed(7)
         draws = [(torch.randn(N, length, dim), torch.rand(N, 1, 1).flatten().numpy()) for length in lengths]
-        order = iter(range(len(draws)))
 
-        def draw_samples(seed, input_ids, n, sampling, round_, path_density):
-            text = next(order)
-            assert len(input_ids) == lengths[text]
-            return Samples((text, 0, 0), draws[text][1], np.arange(n), *np.ones((2, n), np.float32))
+        def draw_all(seed, texts, n, sampling, round_, path_density):
+            assert [len(input_ids) for input_ids in texts] == lengths
+            return [
+                Samples((text, 0, 0), draws[text][1], np.arange(n), *np.ones((2, n), np.float32))
+                for text in range(len(texts))
+            ]
 
         def normals(streams, draw, positions, width):
             rows = zip(streams[:, 0].tolist(), draw.tolist(), positions.tolist(), strict=True)
             return torch.stack([draws[text][0][i, p] for text, i, p in rows]).clone()
 
-        monkeypatch.setattr("fastshap.explainer.draw_samples", draw_samples)
+        monkeypatch.setattr("fastshap.explainer.draw_all", draw_all)
         monkeypatch.setattr("fastshap.reference.rows.normals", normals)
 
     return install

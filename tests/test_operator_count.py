@@ -79,8 +79,13 @@ def test_four_operators_between_model_calls(bert_pair, llama_pair, task, mode, m
     forwards = sum("perturb" in stretch for stretch in between) + 1
     assert forwards == len(TEXTS) * 8 // 4
     names = {name for stretch in between for name in stretch}
-    scoring = {"gather"} if task == "classification" else {"index"} | ({"gather"} if mode == "softmax" else set())
-    scoring |= {"_softmax"} if mode == "softmax" else set()
+    scoring = {
+        # A target's own logits are made inside the model; the scores of a word's tokens are joined by one product.
+        ("classification", "logits"): {"gather"},
+        ("classification", "softmax"): {"_softmax", "gather"},
+        ("generation", "logits"): {"bmm"},
+        ("generation", "softmax"): {"index", "_softmax", "gather", "bmm"},
+    }[task, mode]
     assert names == {"embedding", "perturb", "attribute"} | scoring
     for stretch in between:
         assert len(stretch) <= 4
@@ -123,6 +128,7 @@ def test_z_and_one_gradient_are_all_that_is_large(bert_pair, monkeypatch):
 
 def test_one_gradient_at_a_time(bert_pair, monkeypatch):
     """The gradient of one target is gone before the next target's is made."""
+    monkeypatch.setattr("fastshap.engine._TOKENS_TOGETHER", {"cpu": 0})
     explainer = fastshap.GradientShap(*bert_pair, batch_size=30, n_perturbations=30)
     grad, alive, made = torch.autograd.grad, [], []
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastshap.batches import plan
+from fastshap.budget import Budget
 from fastshap.groups import _SENTENCE_END, _abbreviates
 from fastshap.reference import segment_reduce
 from fastshap.sampling import draw_samples
@@ -51,7 +52,7 @@ def test_segments_against_plain_python(case):
 def test_plans_hold_every_row_once(items, batch_size, equal):
     lengths, targets, rows = (list(column) for column in zip(*items, strict=True))
     seen = []
-    for call in plan(lengths, targets, rows, batch_size, equal):
+    for call in plan(lengths, targets, rows, Budget(batch_size, torch.device("cpu")), equal):
         assert batch_size == "auto" or sum(piece.hi - piece.lo for piece in call) <= batch_size
         assert len({targets[piece.item] for piece in call}) == 1
         assert not equal or len({lengths[piece.item] for piece in call}) == 1

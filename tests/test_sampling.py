@@ -1,5 +1,7 @@
 """Both samplings follow their definitions and have the right expectation."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -77,8 +79,10 @@ def test_small_n_has_the_expectation_of_large_n(bert_pair, n, path_density, redu
     def runs(sampling, n, count, density=None):
         samples = [draw_samples(seed, ids, n, sampling, path_density=density) for seed in range(count)]
         with engine.frozen(model):
-            scored = engine.token_scores(model, [item] * count, samples, explainer.task.scores, explainer._settings)
-            scores = [scores.mean(1) for _, scores in sorted(scored, key=lambda pair: pair[0])]
+            scored = engine.token_scores(
+                [model], [item] * count, samples, explainer.task.scores, explainer._settings, explainer._budget
+            )
+            scores = [scores.mean(1) for _, scores in sorted(itertools.chain(*scored), key=lambda pair: pair[0])]
         return torch.cat(scores).double()  # (count, L)
 
     reference = runs("iid", 1, 6000)

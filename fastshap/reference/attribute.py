@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastshap.reference.rows import Span, baseline_of, block_noise, blocks, promoted
+from fastshap.reference.rows import Even, Span, baseline_of, block_noise, blocks, even, promoted
 
 _SMALLEST_ALPHA = 2.0**-7
 
@@ -53,6 +53,12 @@ def attribute(
     """
     targets, rows, length, dim = gradients.shape
     scores = torch.zeros(targets, rows, length, dtype=torch.float32, device=gradients.device)
+    layout = even(token_offsets, row_offsets, length, draws)
+    if layout is not None:
+        differs = input_x_gradient and reduction == "sum"
+        noise = (streams, signs, baseline, noise_std, held) if differs else None
+        _fill(scores, gradients, z, x, layout, alphas, noise, reduction, input_x_gradient)
+        return scores
     for block in blocks(token_offsets, row_offsets, length, dim, padding_side):
         factors: list[Tensor | None] = [None] * len(block)
         if input_x_gradient and reduction == "sum":
@@ -124,3 +130,61 @@ def _rows_below(alphas: Tensor, span: Span) -> list[int]:
 
 def _row_span(span: Span, row: int) -> Span:
     return Span(span.text, span.tokens, slice(row, row + 1), span.columns)
+
+
+def _fill(
+    scores: Tensor,
+    gradients: Tensor,
+    z: Tensor,
+    x: Tensor,
+    layout: Even,
+    alphas: Tensor,
+    noise: tuple[Tensor, Tensor, float | Tensor, float, Tensor | None] | None,
+    reduction: str,
+    input_x_gradient: bool,
+) -> None:
+    """The same for texts of one length, many at once. ``noise``: what x - b takes, where it is the factor."""
+    dim = x.shape[1]
+    for part in layout.parts(dim):
+        here = slice(part.start * layout.rows, part.stop * layout.rows)
+        factor, divisor = promoted(z[here]), None
+        if noise is not None:
+            own = promoted(x[part.start * layout.tokens : part.stop * layout.tokens]).view(-1, layout.tokens, dim)
+            alpha = alphas[here]
+            coarse = z.dtype in (torch.float16, torch.bfloat16)
+            again = torch.ones_like(alpha, dtype=torch.bool) if coarse else alpha < _SMALLEST_ALPHA
+            chosen = again.nonzero().flatten()
+            exact = _exact(own[chosen // layout.rows], chosen + here.start, layout, *noise)
+            if coarse:
+                factor = exact
+            else:
+                factor = (own[:, None] - factor.view(-1, layout.rows, layout.tokens, dim)).flatten(0, 1)
+                factor.index_copy_(0, chosen, exact)
+                divisor = alpha.masked_fill(again, 1)[:, None]
+        for target in range(len(gradients)):
+            product = promoted(gradients[target, here])
+            if input_x_gradient:
+                product = product * factor
+            score = product.sum(-1) if reduction == "sum" else product.abs().mean(-1)
+            scores[target, here] = score if divisor is None else score / divisor
+
+
+def _exact(
+    own: Tensor,
+    rows: Tensor,
+    layout: Even,
+    streams: Tensor,
+    signs: Tensor,
+    baseline: float | Tensor,
+    noise_std: float,
+    held: Tensor | None,
+) -> Tensor:
+    """x - b of some rows of the call (m,), whose embeddings are ``own`` (m, L, D)."""
+    _, tokens, dim = own.shape
+    base = promoted(baseline) if isinstance(baseline, Tensor) else baseline
+    difference = own - (base[:tokens] if isinstance(base, Tensor) and base.ndim == 2 else base)
+    if noise_std and len(rows):
+        difference -= layout.noise_of(rows, streams, dim).mul_(noise_std * signs[rows, None, None])
+    if held is not None:
+        difference *= ~held.view(-1, tokens)[rows // layout.rows, :, None]
+    return difference

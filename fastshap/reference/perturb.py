@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastshap.reference.rows import baseline_of, block_noise, blocks, promoted
+from fastshap.reference.rows import Even, baseline_of, block_noise, blocks, even, promoted
 
 
 def perturb(
@@ -49,17 +49,67 @@ def perturb(
     """
     dim = x.shape[1]
     z = x.new_zeros(alphas.shape[0], length, dim)
+    layout = even(token_offsets, row_offsets, length, draws)
+    if layout is not None:
+        _fill(z, x, layout, alphas, streams, signs, baseline, noise_std, held)
+        return z
     for block in blocks(token_offsets, row_offsets, length, dim, padding_side):
         noise = block_noise(block, streams, draws, signs, dim) if noise_std else [None] * len(block)
         for span, e in zip(block, noise, strict=True):
             alpha = alphas[span.rows, None, None]
-            own = promoted(x[span.tokens])
-            point = own * (1 - alpha)
+            own, point = promoted(x[span.tokens]), z[span.rows, span.columns]
             base = baseline_of(span, baseline)
-            point.addcmul_(alpha, base) if isinstance(base, Tensor) else point.add_(alpha * base)
+            # Straight into z where it has the precision to compute in.
+            there = point if point.dtype == own.dtype else torch.empty_like(point, dtype=own.dtype)
+            torch.mul(own, 1 - alpha, out=there)
+            if isinstance(base, Tensor):
+                there.addcmul_(alpha, base)
+            elif base:
+                there.add_(alpha * base)
             if e is not None:
-                point.add_(e.mul_(alpha * noise_std))
+                there.add_(e.mul_(alpha * noise_std))
             if held is not None:
-                point = torch.where(held[span.tokens, None], own, point)
-            z[span.rows, span.columns] = point.to(z.dtype)
+                torch.where(held[span.tokens, None], own, there, out=there)
+            if there is not point:
+                point.copy_(there)
     return z
+
+
+def _fill(
+    z: Tensor,
+    x: Tensor,
+    layout: Even,
+    alphas: Tensor,
+    streams: Tensor,
+    signs: Tensor,
+    baseline: float | Tensor,
+    noise_std: float,
+    held: Tensor | None,
+) -> None:
+    """The same for texts of one length, many at once."""
+    dim, rows, tokens, distinct = x.shape[1], layout.rows, layout.tokens, len(layout.draws)
+    base = promoted(baseline)[:tokens] if isinstance(baseline, Tensor) and baseline.ndim == 2 else baseline
+    for part in layout.parts(dim):
+        texts = part.stop - part.start
+        here = slice(part.start * rows, part.stop * rows)
+        own = promoted(x[part.start * tokens : part.stop * tokens]).view(texts, 1, tokens, dim)
+        point, alpha = z[here].view(texts, rows, tokens, dim), alphas[here].view(texts, rows, 1, 1)
+        there = point if point.dtype == own.dtype else torch.empty_like(point, dtype=own.dtype)
+        torch.mul(own, 1 - alpha, out=there)
+        if isinstance(base, Tensor):
+            there.addcmul_(alpha, promoted(base))
+        elif base:
+            there.add_(alpha * base)
+        if noise_std:
+            e = layout.noise(streams, part, dim)
+            scale = alpha * noise_std * signs[here].view(texts, rows, 1, 1)
+            if layout.in_pairs:
+                paired = there.view(texts, distinct, 2, tokens, dim)
+                paired.addcmul_(e.unsqueeze(2), scale.view(texts, distinct, 2, 1, 1))
+            else:
+                there.addcmul_(e if distinct == rows else e[:, layout.member], scale)
+        if held is not None:
+            kept = held[part.start * tokens : part.stop * tokens].view(texts, 1, tokens, 1)
+            torch.where(kept, own, there, out=there)
+        if there is not point:
+            point.copy_(there)

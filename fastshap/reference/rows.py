@@ -20,6 +20,63 @@ _BLOCK_ELEMENTS = 1 << 19
 
 
 @dataclass(frozen=True)
+class Even:
+    """N texts of L tokens each, all with the same n draws: z is (N, n, L, D), and whole calls are computed at once."""
+
+    texts: int
+    rows: int  # n
+    tokens: int  # L
+    member: Tensor  # (n,) int64: which of the distinct draws a row takes
+    draws: Tensor  # (distinct,) int64
+
+    def parts(self, dim: int) -> Iterator[slice]:
+        """Texts, so many at a time that the working set stays bounded."""
+        step = max(1, _BLOCK_ELEMENTS // max(1, self.rows * self.tokens * dim))
+        return (slice(lo, min(lo + step, self.texts)) for lo in range(0, self.texts, step))
+
+    def noise(self, streams: Tensor, part: slice, dim: int) -> Tensor:
+        """e of the distinct draws, (texts, distinct, L, D) float32, without signs."""
+        texts, distinct = part.stop - part.start, len(self.draws)
+        rows = texts * distinct
+        e = normals(
+            streams[part].repeat_interleave(distinct * self.tokens, 0),
+            self.draws.repeat_interleave(self.tokens).repeat(texts),
+            torch.arange(self.tokens, device=streams.device).repeat(rows),
+            dim,
+        )
+        return e.reshape(texts, distinct, self.tokens, dim)
+
+    def noise_of(self, rows: Tensor, streams: Tensor, dim: int) -> Tensor:
+        """e of some rows of the call (m,), (m, L, D) float32, without signs."""
+        draws = self.draws[self.member[rows % self.rows]]
+        e = normals(
+            streams[rows // self.rows].repeat_interleave(self.tokens, 0),
+            draws.repeat_interleave(self.tokens),
+            torch.arange(self.tokens, device=rows.device).repeat(len(rows)),
+            dim,
+        )
+        return e.reshape(len(rows), self.tokens, dim)
+
+    @property
+    def in_pairs(self) -> bool:
+        """Whether rows 2k and 2k + 1 share a draw, and no others do."""
+        return self.rows == 2 * len(self.draws) and bool((self.member[::2] == self.member[1::2]).all())
+
+
+def even(token_offsets: Tensor, row_offsets: Tensor, length: int, draws: Tensor) -> Even | None:
+    """The call as an :class:`Even` one, if it is."""
+    tokens, rows = token_offsets.diff(), row_offsets.diff()
+    texts, count = len(rows), len(draws) // max(1, len(rows))
+    if not texts or not count or bool((tokens != length).any()) or bool((rows != count).any()):
+        return None
+    first = draws[:count]
+    if bool((draws.view(texts, count) != first).any()):
+        return None
+    distinct, member = torch.unique_consecutive(first, return_inverse=True)
+    return Even(texts, count, length, member, distinct)
+
+
+@dataclass(frozen=True)
 class Span:
     """Some rows of one text."""
 

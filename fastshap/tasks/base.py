@@ -7,7 +7,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,13 @@ class Prepared:
 Predict = Callable[[list[Encoded], Forward], list[Tensor]]
 
 
+class Layout(NamedTuple):
+    """How rows of several texts may share a model call."""
+
+    padding_side: str | None  # None: only rows of one length may
+    maskless: bool  # rows of one length need no attention mask
+
+
 class Task(ABC):
     """Turns texts and targets into what the engine works on, and model outputs into scores (R, T)."""
 
@@ -55,16 +62,24 @@ class Task(ABC):
         self.seed = seed
 
     @abstractmethod
-    def prepare(
-        self, sources: Sequence[Any], targets: Sequence[Any] | None, predict: Predict, options: Mapping[str, Any]
-    ) -> list[Prepared | FastshapError]:
-        """Tokenised texts with their targets; what is wrong with a text stands in its place.
+    def tokenised(self, sources: Sequence[Any], targets: Sequence[Any] | None, options: Mapping[str, Any]) -> Any:
+        """What :meth:`prepare` goes on with. This much does not run the model, and may be done in another thread.
 
         Args:
             sources: one entry a text, from :func:`fastshap.inputs.sources`.
             targets: one entry a text, from :meth:`split_targets`, or None.
-            predict: runs the model on unperturbed texts and returns what a forward gives, one row a text.
             options: how a model that generates its targets does so.
+        """
+
+    @abstractmethod
+    def prepare(
+        self, tokenised: Any, targets: Sequence[Any] | None, predict: Predict, options: Mapping[str, Any]
+    ) -> list[Prepared | FastshapError]:
+        """Tokenised texts with their targets; what is wrong with a text stands in its place.
+
+        Args:
+            tokenised: from :meth:`tokenised`, of the same targets and options.
+            predict: runs the model on unperturbed texts and returns what a forward gives, one row a text.
         """
 
     @abstractmethod
@@ -105,13 +120,17 @@ class Task(ABC):
             )
         return scores
 
-    @abstractmethod
     def raw_logits(self, **inputs: Tensor) -> Tensor:
         """The model's logits, (R, classes) or (R, L, V)."""
+        return self.logits_of(self.model, inputs)
 
     @abstractmethod
-    def scores(self, call: Call) -> Tensor:
-        """The targets' scores (R, T) of one model call, after the inference mode."""
+    def logits_of(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
+        """The logits of the model, or of a copy of it."""
+
+    @abstractmethod
+    def scores(self, model: Any, call: Call) -> Tensor:
+        """The targets' scores (R, T) of one call of the model, or of a copy of it, after the inference mode."""
 
     def encode(self, sources: Sequence[Any], **options: Any) -> list[Encoded | FastshapError]:
         """Tokenised texts; what is wrong with a text stands in its place, token ids unknown to the model too."""
@@ -184,11 +203,8 @@ class Task(ABC):
             return False  # whether the model runs at all is for the trial to say
 
     @torch.no_grad()
-    def padding(self, encoded: Encoded) -> str | None:
-        """Tries the model on one text: where may padding stand without changing what it computes?
-
-        Returns:
-            "right", "left", or None where only texts of one length may share a call.
+    def layout(self, encoded: Encoded) -> Layout:
+        """Tries the model on one text: where may padding stand, and the mask be missing, without changing what it computes?
 
         Raises:
             UnsupportedModelError: the model cannot be run on ``inputs_embeds``, or computes something else from them.
@@ -225,6 +241,18 @@ class Task(ABC):
                 "classifies may take the end-of-text token for padding: give it a padding token of its own."
             )
         self.check_model(x, inputs, ours)
+        return Layout(self._padding(x, inputs, ours), self._maskless(x, inputs, ours))
+
+    def _maskless(self, x: Tensor, inputs: dict[str, Tensor], ours: Tensor) -> bool:
+        bare = {name: value for name, value in inputs.items() if name != "attention_mask"}
+        try:
+            return near(self.raw_logits(inputs_embeds=x, **bare), ours)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:
+            return False
+
+    def _padding(self, x: Tensor, inputs: dict[str, Tensor], ours: Tensor) -> str | None:
         for side in ("right", "left"):
             if side == "left" and not takes(self.model, "position_ids"):
                 continue
@@ -260,13 +288,17 @@ def takes(model: nn.Module, name: str) -> bool:
     return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-def near(ours: Tensor, theirs: Tensor) -> bool:
-    """Equal but for rounding, as a share of the largest; NaN anywhere is left for the explanation itself to report."""
+def near(ours: Tensor, theirs: Tensor, closely: bool = False) -> bool:
+    """Equal but for rounding, as a share of the largest; NaN of theirs is left for the explanation itself to report."""
     if ours.shape != theirs.shape:
         return False
     tolerance = 1e-3 if ours.dtype in (torch.float32, torch.float64) else 5e-2
-    difference = (ours - theirs).float().abs().max()
-    return not bool(difference > tolerance * theirs.float().abs().max() + 1e-7)
+    if closely:
+        tolerance /= 10
+    ours, theirs = ours.float(), theirs.float()
+    same = (ours == theirs) | theirs.isnan()  # infinities have no difference
+    largest = theirs.abs().where(theirs.isfinite(), 0).max()
+    return bool((same | ((ours - theirs).abs() <= tolerance * largest + 1e-7)).all())
 
 
 def _positions(model: nn.Module) -> int | None:

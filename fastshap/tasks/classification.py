@@ -39,24 +39,28 @@ class ClassificationTask(Task):
         config: Any = self.model.config
         return [str(config.id2label.get(i, i)) for i in range(config.num_labels)]
 
-    def raw_logits(self, **inputs: Tensor) -> Tensor:
-        return self.model(**inputs).logits
+    def logits_of(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
+        logits: Tensor = model(**inputs).logits
+        return logits
 
     def check_model(self, x: Tensor, inputs: dict[str, Tensor], logits: Tensor) -> None:
         """Any classifier will do."""
 
-    def logits(self, call: Call) -> Tensor:
+    def logits(self, model: Any, call: Call) -> Tensor:
         """(R, classes), before the inference mode."""
-        with _padding_token_named(self.model.config):
-            return self.raw_logits(**call.inputs)
+        with _padding_token_named(model.config):
+            return self.logits_of(model, call.inputs)
 
-    def scores(self, call: Call) -> Tensor:
-        return self.transformed(self.logits(call)).gather(1, call.targets)
+    def scores(self, model: Any, call: Call) -> Tensor:
+        return self.transformed(self.logits(model, call)).to(call.targets.device).gather(1, call.targets)
+
+    def tokenised(self, sources: Sequence[Any], targets: Sequence[Any] | None, options: Mapping[str, Any]) -> Any:
+        return self.encode(sources, max_length=self.max_length())
 
     def prepare(
-        self, sources: Sequence[Any], targets: Sequence[Any] | None, predict: Predict, options: Mapping[str, Any]
+        self, tokenised: Any, targets: Sequence[Any] | None, predict: Predict, options: Mapping[str, Any]
     ) -> list[Prepared | FastshapError]:
-        encoded = [self._readable(one) for one in self.encode(sources, max_length=self.max_length())]
+        encoded = [self._readable(one) for one in tokenised]
         if targets is None:
             chosen = iter(predict([e for e in encoded if isinstance(e, Encoded)], self.logits))
             targets = [

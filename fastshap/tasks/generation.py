@@ -14,16 +14,18 @@ from torch import Tensor
 
 from fastshap import parameters
 from fastshap.batches import Call
-from fastshap.engine import device_of
+from fastshap.engine import backward_only_once, device_of
 from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError, UnsupportedModelError
 from fastshap.inputs import KINDS, Tokens, sources
 from fastshap.sampling import text_key
 from fastshap.spelling import read
 from fastshap.tasks.base import Predict, Prepared, Task, near, takes, unwrapped
+from fastshap.tasks.heads import Way, described, full_logits, kept_logits, target_logits
 from fastshap.text import Encoded, after, continuation, join, without_ending
 from fastshap.types import InferenceModes, ModelTask
 
 _NEW_TOKENS = 20
+_TRIED = 8  # tokens, at least, on which the ways to the logits are compared
 _sampling = threading.Lock()
 # Scripts that put no space between words, by the beginnings of their characters' Unicode names.
 _UNSPACED = ("CJK", "IDEOGRAPHIC", "FULLWIDTH", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
@@ -34,13 +36,16 @@ class GenerationTask(Task):
 
     class_endings = ("ForCausalLM", "LMHeadModel")
     model_task = ModelTask.GENERATION
+    _way: Way = staticmethod(full_logits)  # until the model has been tried
+    _tried_head: Any = None  # what the output layer was then
 
     @cached_property
     def _options(self) -> dict[str, Any]:
         return {"use_cache": False} if takes(self.model, "use_cache") else {}
 
-    def raw_logits(self, **inputs: Tensor) -> Tensor:
-        return self.model(**inputs, **self._options).logits
+    def logits_of(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
+        logits: Tensor = model(**inputs, **self._options).logits
+        return logits
 
     def check_model(self, x: Tensor, inputs: dict[str, Tensor], logits: Tensor) -> None:
         """A causal model's logits do not depend on later tokens."""
@@ -52,22 +57,70 @@ class GenerationTask(Task):
                 "predict the next one. Load an encoder as a decoder (is_decoder=True in its configuration), or use a causal "
                 "language model."
             )
+        self._way, self._tried_head = self._shortest_way(x, inputs), described(self.model)
 
-    def scores(self, call: Call) -> Tensor:
-        logits = self.raw_logits(**call.inputs)  # (R, L, V)
+    def _shortest_way(self, x: Tensor, inputs: dict[str, Tensor]) -> Way:
+        """The way to the targets' logits that computes least, of those that give what the full logits hold."""
+        if backward_only_once(self.model):
+            return full_logits  # a compiled graph is made for one way
+        # A short text is repeated, so that there are columns that are asked for and columns that are not.
+        length = min(max(_TRIED, x.shape[1]), self.max_length() or _TRIED)
+        x, *values = (_repeated(one, length) for one in (x, *inputs.values()))
+        inputs = dict(zip(inputs, values, strict=True))
+        count = (length - 1) // 2
+        if count == 0:
+            return full_logits
+        vocabulary = next(self.model.get_input_embeddings().parameters()).shape[0]
+        # As in a call to come, the last column predicts nothing.
+        targets = torch.linspace(vocabulary - 1, 0, count, device=x.device).long()[None]
+        row, before = torch.zeros_like(targets[:1, :1]), torch.arange(-count - 1, -1, device=x.device)[None]
+        call = Call({"inputs_embeds": x, **inputs}, targets, row, before, count + 1, None)
+        ways = [kept_logits, full_logits] if takes(self.model, "logits_to_keep") else [full_logits]
+        if self.inference_mode is InferenceModes.LOGITS:
+            ways = [target_logits, *ways]
+        right = self._picked(full_logits(self.model, call, self._options), call)
+        for way in ways:
+            try:
+                ours = self._picked(way(self.model, call, self._options), call)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:
+                continue
+            if near(ours, right, closely=True):
+                return way
+        return full_logits
+
+    def _picked(self, logits: Tensor, call: Call) -> Tensor:
+        """The targets' scores (R, T)."""
+        logits = logits.to(call.targets.device)
+        if logits.ndim == 2:  # the targets' own
+            return logits
         if self.inference_mode is InferenceModes.LOGITS:
             return logits[call.row, call.before, call.targets]
         values = self.transformed(logits[call.row, call.before])  # (R, T, V)
         return values.gather(2, call.targets[..., None]).squeeze(2)
 
+    def scores(self, model: Any, call: Call) -> Tensor:
+        way = self._way if described(model) == self._tried_head else full_logits
+        return self._picked(way(model, call, self._options), call)
+
+    def tokenised(self, sources: Sequence[Any], targets: Sequence[Any] | None, options: Mapping[str, Any]) -> Any:
+        if targets is None:
+            return sources, self._with_room(sources, self._prompts(sources), options)
+        return self._with_targets(sources, targets)
+
     def prepare(
-        self, sources: Sequence[Any], targets: Sequence[Any] | None, predict: Predict, options: Mapping[str, Any]
+        self, tokenised: Any, targets: Sequence[Any] | None, predict: Predict, options: Mapping[str, Any]
     ) -> list[Prepared | FastshapError]:
         if targets is None:
-            prompts = self._with_room(sources, self._prompts(sources), options)
+            sources, prompts = tokenised
             generated = [self._generated(prompt, options) for prompt in prompts]
             endings = self.encode(generated, max_length=None)
             return [self._prepared(*one) for one in zip(sources, prompts, endings, strict=True)]
+        found: list[Prepared | FastshapError] = tokenised
+        return found
+
+    def _with_targets(self, sources: Sequence[Any], targets: Sequence[Any]) -> list[Prepared | FastshapError]:
         texts = [isinstance(s, str) and isinstance(t, str) for s, t in zip(sources, targets, strict=True)]
         sources = [_stripped(s) if both else s for s, both in zip(sources, texts, strict=True)]
         prompts = self._prompts(sources)
@@ -258,6 +311,12 @@ class GenerationTask(Task):
         if len(each) != count:
             raise InvalidArgumentError(f"There are {count} inputs but {len(each)} targets; give one for each input.")
         return each
+
+
+def _repeated(values: Tensor, length: int) -> Tensor:
+    """(1, L, ...) cut or repeated to so many columns."""
+    times = -(-length // values.shape[1])
+    return torch.cat([values] * times, 1)[:, :length]
 
 
 def _stripped(prompt: str) -> str:

@@ -1,0 +1,95 @@
+"""How many rows a model call takes: what the user asked for, what runs fastest, and what fits into memory."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+# Tokens of one model call under batch_size="auto", padding included. CPU: measured (docs/adr/0009). GPU: enough to fill it.
+_TOKENS = {"cpu": 2048}
+_TOKENS_ON_A_GPU = 32_768
+# The rest is for what the backward pass needs beside what the forward pass kept.
+_SHARE_OF_FREE_MEMORY = 0.5
+_PROBE = 2  # rows of the call that shows how much memory a token takes
+
+
+class Budget:
+    """The rows of each call; it learns from the first call, and from calls that did not fit.
+
+    Args:
+        batch_size: rows at most, or "auto".
+        device: where the calls run. On a GPU "auto" fills the free memory, by what the first call keeps for its backward
+            pass; texts come longest first, so later ones take no more a token.
+    """
+
+    def __init__(self, batch_size: int | str, device: torch.device) -> None:
+        self._batch_size = batch_size
+        self._device = device
+        self._fitting: int | None = None  # tokens, once a call did not fit
+        self.together = True  # scores of one small call may share a backward pass; False once a model could not
+        self._tokens = _TOKENS.get(device.type, _TOKENS_ON_A_GPU)
+        self.measured = batch_size != "auto" or free_memory(device) is None
+
+    def rows(self, length: int, backward: bool = True) -> int:
+        """Rows of a call whose longest text has so many tokens; ``backward``: whether it keeps what a backward pass takes."""
+        if isinstance(self._batch_size, int):
+            rows = self._batch_size
+        elif backward and not self.measured:
+            rows = _PROBE
+        else:
+            rows = max(_PROBE, self._tokens // length)
+        if self._fitting is not None:
+            rows = min(rows, max(1, self._fitting // length))
+        # Pairs of samples share their noise, so an even number is kept where there is a choice.
+        return rows if rows == 1 or isinstance(self._batch_size, int) else rows // 2 * 2
+
+    def is_enough(self, rows: int, length: int) -> bool:
+        """Whether a call of this size runs about as fast a token as a full one; never where the user said how many rows."""
+        return self._batch_size == "auto" and 2 * rows * length >= self._tokens
+
+    def fits(self, rows: int, length: int) -> bool:
+        """Whether no call of this size has failed; a single row is always tried."""
+        return self._fitting is None or rows == 1 or rows * length <= self._fitting
+
+    def shrink(self, rows: int, length: int) -> None:
+        """A call of this size did not fit."""
+        fitting = max(1, rows // 2) * length
+        self._fitting = fitting if self._fitting is None else min(self._fitting, fitting)
+
+    @contextlib.contextmanager
+    def watch(self, model: nn.Module, z: Tensor) -> Iterator[None]:
+        """Around the first forward pass, of the points z (R, L, D): how much of the free memory a token takes."""
+        free = None if self.measured else free_memory(self._device)
+        if free is None:
+            yield
+            return
+        weights = {
+            tensor.untyped_storage().data_ptr() for tensor in itertools.chain(model.parameters(), model.buffers())
+        }
+        kept: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if tensor.device.type == self._device.type and storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            yield
+        rows, length, _ = z.shape
+        # Beside what is kept: z, and the gradients of two activations of its size.
+        per_token = (sum(kept.values()) + 3 * z.nbytes) / (rows * length)
+        self._tokens = max(1, min(self._tokens, int(_SHARE_OF_FREE_MEMORY * free / per_token)))
+        self.measured = True
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be had, those that PyTorch holds unused included; None where memory sets no bound."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
