@@ -17,6 +17,9 @@ from transformers import (
 
 import fastshap
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # as many processes as cores are at work already
+
 SENTENCES = [
     "A gorgeous, witty film, but the ending is dull.",
     "not good at all",
