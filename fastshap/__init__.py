@@ -7,12 +7,17 @@ from fastshap.errors import (
     FastshapError,
     InvalidArgumentError,
     InvalidTypeError,
+    MissingPackageError,
     NonFiniteError,
     TruncationWarning,
     UnsupportedModelError,
 )
 from fastshap.explainer import GradientShap
+from fastshap.files import read_jsonl, read_parquet, to_arrow, write_html, write_jsonl, write_parquet
 from fastshap.output import AttributionOutput
+from fastshap.provenance import Provenance
+from fastshap.reproduction import Reproduction, reproduce
+from fastshap.summary import Lean, Summary, summarize
 from fastshap.types import Granularity, GranularityAggregationStrategy, InferenceModes, ModelTask
 from fastshap.version import __version__
 
@@ -27,11 +32,24 @@ __all__ = [
     "InferenceModes",
     "InvalidArgumentError",
     "InvalidTypeError",
+    "Lean",
+    "MissingPackageError",
     "ModelTask",
     "MultitaskExplainerMixin",
     "NonFiniteError",
+    "Provenance",
+    "Reproduction",
+    "Summary",
     "TruncationWarning",
     "UnsupportedModelError",
     "__version__",
     "load_default_model",
+    "read_jsonl",
+    "read_parquet",
+    "reproduce",
+    "summarize",
+    "to_arrow",
+    "write_html",
+    "write_jsonl",
+    "write_parquet",
 ]

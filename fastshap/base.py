@@ -137,7 +137,7 @@ class AttributionExplainer:
                         return
 
             for window, result in _one_ahead(map(tokenised, windows())):
-                outputs = self._explain_window(result(), window.targets, window.start, options, seen)
+                outputs = self._explain_window(window.texts, result(), window.targets, window.start, options, seen)
                 wait(waiting)  # for the same reason
                 yield from outputs
 
@@ -157,13 +157,17 @@ class AttributionExplainer:
 
     def _explain_window(
         self,
+        texts: Sequence[Any],
         tokenised: Any,
         targets: Sequence[Any] | None,
         first: int,
         options: Mapping[str, Any],
         seen: dict[Any, Any],
     ) -> list[AttributionOutput]:
-        """One output a text. ``tokenised`` is the task's; ``seen`` is kept between the windows of one call."""
+        """One output a text. ``texts`` are as they came in, ``tokenised`` is the task's.
+
+        ``seen`` is kept between the windows of one call.
+        """
         raise NotImplementedError
 
 

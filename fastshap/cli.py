@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import platform
 import re
 import sys
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -108,6 +110,9 @@ def explain(
         str, typer.Option(help="record: say so and go on with the next text; raise: stop at the first.")
     ] = "record",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a text, and nothing else.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page to look at in a browser, instead of printing the words.")
+    ] = None,
 ) -> None:
     """Explains texts: each word with what it adds to the score of the predicted label (or of --target).
 
@@ -157,12 +162,24 @@ def explain(
     except FastshapError as error:
         _fail(str(error))
     failed = False
+
+    def results() -> Iterator[tuple[AttributionOutput, str | None]]:
+        """Each output with what the model predicts, printed where it is to be."""
+        nonlocal failed
+        for text, output in zip(wanted_texts, _with_bar(outputs, len(wanted_texts)), strict=True):
+            failed = failed or output.error is not None
+            prediction = None if output.error is not None else _prediction(explainer, output)
+            if as_json or html is None:
+                _print(text, output, prediction, as_json)
+            yield output, _caption(prediction)
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)  # each result says so itself
         try:
-            for text, output in zip(wanted_texts, _with_bar(outputs, len(wanted_texts)), strict=True):
-                failed = failed or output.error is not None
-                _print(text, output, None if output.error is not None else _prediction(explainer, output), as_json)
+            if html is None:
+                deque(results(), maxlen=0)
+            else:
+                _write_page(results(), html)
         except FastshapError as error:
             # A text's own error names the text; any other concerns the model or the options.
             _fail(str(error), 1 if str(error).startswith("Text ") else 2)
@@ -297,10 +314,20 @@ def _why_not_loaded(model: str, error: Exception) -> str:
     )
 
 
+def _write_page(results: Iterator[tuple[AttributionOutput, str | None]], path: Path) -> None:
+    from fastshap.files import write_html
+
+    outputs, captions = itertools.tee(results)
+    count = write_html((one for one, _ in outputs), path, captions=(caption for _, caption in captions))
+    typer.echo(f"fastshap: {count} {'text' if count == 1 else 'texts'} written to {path}", err=True)
+
+
 def _prediction(explainer: Any, output: AttributionOutput) -> dict[str, Any] | None:
     """The most probable label and its probability, for a classifier of two classes or more."""
     import torch
 
+    if output.probability is not None:
+        return {"label": output.target_names[0], "probability": output.probability}
     labels = getattr(explainer.task, "labels", [])
     if len(labels) < 2:
         return None
@@ -309,16 +336,21 @@ def _prediction(explainer: Any, output: AttributionOutput) -> dict[str, Any] | N
     inputs = {name: given[name].to(explainer.model.device) for name in names if name in given}
     with torch.no_grad():
         logits = explainer.model(**inputs).logits[0].float()
-    independent = explainer.model.config.problem_type == "multi_label_classification"
-    probabilities = logits.sigmoid() if independent else logits.softmax(-1)
+    probabilities = explainer.task.probabilities(logits)
     best = int(probabilities.argmax())
     return {"label": labels[best], "probability": float(probabilities[best])}
+
+
+def _caption(prediction: dict[str, Any] | None) -> str | None:
+    return (
+        None if prediction is None else f"predicted {prediction['label']}, probability {prediction['probability']:.3f}"
+    )
 
 
 def _print(text: str, output: AttributionOutput, prediction: dict[str, Any] | None, as_json: bool) -> None:
     if as_json:
         unicode = (sys.stdout.encoding or "").lower().startswith("utf")
-        typer.echo(json.dumps({"text": text, "prediction": prediction} | output.to_dict(), ensure_ascii=not unicode))
+        typer.echo(json.dumps(output.to_dict() | {"prediction": prediction}, ensure_ascii=not unicode))
         return
     from rich.console import Console
     from rich.text import Text
@@ -327,8 +359,8 @@ def _print(text: str, output: AttributionOutput, prediction: dict[str, Any] | No
 
     console = Console(highlight=False)
     console.print(Text(printable(text), style="italic"))
-    if prediction is not None:
-        console.print(Text(f"predicted {prediction['label']}, probability {prediction['probability']:.3f}"))
+    if caption := _caption(prediction):
+        console.print(Text(printable(caption)))
     show(output, console)
     console.print()
 

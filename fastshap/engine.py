@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import itertools
 import queue
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,7 +34,8 @@ _Done = list[tuple[Sequence[Piece], _Result]]
 
 # Calls whose inputs are sent together: many, so that sending is rare; fewer where several devices share them out.
 _CALLS_AHEAD = 64
-_CALLS_AHEAD_OF_EACH = 8
+_CALLS_AHEAD_OF_EACH = {"cpu": 1}
+_CALLS_AHEAD_OF_EACH_GPU = 8
 # Tokens times scores up to which scores share a backward pass: measured on a CPU, where larger calls are slower so
 # (docs/adr/0009). Not measured on a GPU.
 _TOKENS_TOGETHER = {"cpu": 512}
@@ -113,7 +115,9 @@ def _run(
 ) -> Iterator[_Done[_Result]]:
     """Runs one call after another, and hands on the results of those whose inputs were sent together, in order."""
     calls = planned(items, samples, settings, budget, backward)
-    most = _CALLS_AHEAD if len(models) == 1 else _CALLS_AHEAD_OF_EACH
+    most = _CALLS_AHEAD
+    if len(models) > 1:
+        most = _CALLS_AHEAD_OF_EACH.get(device_of(models[0]).type, _CALLS_AHEAD_OF_EACH_GPU)
     groups = iter(lambda: list(itertools.islice(calls, most if budget.measured or not backward else 1)), [])
 
     def group_done(model: nn.Module, group: list[list[Piece]]) -> _Done[_Result]:
@@ -147,17 +151,44 @@ def _shared_out(
         finally:
             free.put(model)
 
-    pool = ThreadPoolExecutor(len(models))
     waiting: deque[Future[_Done[_Result]]] = deque()
-    try:
+    with _pool(models) as pool:
         for group in groups:
             waiting.append(pool.submit(work, group))
             if len(waiting) > 2 * len(models):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+@contextlib.contextmanager
+def _pool(models: Sequence[nn.Module]) -> Iterator[ThreadPoolExecutor]:
+    """A thread for each model. Those on a CPU share its cores with the caller's thread, which gets its own back afterwards."""
+    on_cpu = sum(device_of(model).type == "cpu" for model in models)
+    usual = torch.get_num_threads()
+    share = max(1, usual // max(1, on_cpu))
+    ready = threading.Barrier(len(models) + 1)
+
+    def start() -> None:
+        torch.set_num_threads(share)
+        torch.get_num_threads()  # otherwise the thread's first operator would ask what is set by then
+        ready.wait()
+
+    pool = ThreadPoolExecutor(len(models), initializer=start)
+    try:
+        for _ in models:
+            pool.submit(ready.wait)
+        ready.wait()
+        torch.set_num_threads(share)
+        # What threads get that begin from now on, the user's say.
+        keeper = threading.Thread(target=torch.set_num_threads, args=(usual,))
+        keeper.start()
+        keeper.join()
+        ready.wait()
+        yield pool
     finally:
         pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(usual)
 
 
 def _group_done(

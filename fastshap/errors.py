@@ -29,5 +29,9 @@ class BackendUnavailableError(FastshapError, RuntimeError):
     """The backend that was asked for by name cannot run here."""
 
 
+class MissingPackageError(FastshapError, ImportError):
+    """A package that only some uses need is not installed. The message says how to install it."""
+
+
 class TruncationWarning(UserWarning):
     """Texts were longer than the model takes and were cut. The outputs concerned have ``truncated=True``."""

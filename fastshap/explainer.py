@@ -27,10 +27,12 @@ from fastshap.errors import (
 from fastshap.estimate import Running, Summary, summaries
 from fastshap.groups import Grouping
 from fastshap.output import AttributionOutput
-from fastshap.replicas import Replicas, version_of
+from fastshap.provenance import Provenance, provenance_of, version_of
+from fastshap.record import Record
+from fastshap.replicas import Replicas, side_by_side
 from fastshap.sampling import SAMPLINGS, Samples, draw_all
 from fastshap.tasks import Prepared, takes
-from fastshap.text import Encoded
+from fastshap.text import EXTRA, Encoded
 from fastshap.types import (
     Granularity,
     GranularityAggregationStrategy,
@@ -39,12 +41,13 @@ from fastshap.types import (
     inference_mode_of,
     member_of,
 )
-from fastshap.version import __version__
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 
+# Tokens of all rows from which two threads are faster on a CPU than one (docs/adr/0009).
+_ENOUGH_TOKENS = 1 << 14
 # Texts whose scores one call of an explainer remembers, in case they come again.
 _REMEMBERED = 2048
 
@@ -183,11 +186,13 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             perturb_special_tokens=parameters.flag(perturb_special_tokens, "perturb_special_tokens"),
             backend=backend,
         )
+        self._provenance = Provenance()
         self._tried = False
         self._truncation_warned = False
 
     def _explain_window(
         self,
+        texts: Sequence[Any],
         tokenised: Any,
         targets: Sequence[Any] | None,
         first: int,
@@ -200,27 +205,64 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             self._raise_first(prepared, first)
             good = [one for one in prepared if isinstance(one, Prepared)]
             self._warn_of_truncation(good)
-            scored = iter(self._score(good, seen))
+            scored = iter(self._score(good, [self._grouping(one.encoded) for one in good], seen))
             results = [next(scored) if isinstance(one, Prepared) else one for one in prepared]
             self._raise_first(results, first)
+            self._provenance = provenance_of(self.model, self.tokenizer, engine.device_of(self.model))
             return [
-                self._failed(result) if isinstance(result, FastshapError) else self._output(result)
-                for result in results
+                self._failed(result, text if isinstance(text, str) else "")
+                if isinstance(result, FastshapError)
+                else self._output(result)
+                for result, text in zip(results, texts, strict=True)
             ]
 
-    def _score(self, prepared: Sequence[Prepared], seen: dict[Any, Any]) -> list[_Scored | FastshapError]:
-        """``seen`` holds what was computed before, under what decides it: a text that comes again is not computed again."""
+    def _repeat(self, record: Record) -> AttributionOutput:
+        """Computes an output again: the same tokens, elements, targets and number of rounds, by this explainer's settings."""
+        generates = record.model_task is ModelTask.GENERATION
+        given = {name: value[0].tolist() for name, value in record.model_inputs_to_explain.items()}
+        ids = given["input_ids"]
+        encoded = Encoded(
+            text=record.text,
+            input_ids=ids,
+            special=[bool(flag) for flag in given["special_tokens_mask"]],
+            offsets=[(start, end) for start, end in given["offset_mapping"]],
+            tokens=[""] * len(ids),
+            words=[None] * len(ids),
+            truncated=record.truncated,
+            prompt_length=len(ids) - (len(record.targets) if generates else 0),
+            extra={name: given[name] for name in EXTRA if name in given},
+        )
+        prepared = Prepared(encoded, record.targets, record.target_names, record.probability)
+        grouping = self._grouping(encoded, (record.element_tokens, record.elements))
+        with engine.frozen(self.model), torch.inference_mode(False):
+            self._raise_first([self.task.unknown(ids)], 0)
+            scored = self._score([prepared], [grouping], {}, record.rounds)
+            self._raise_first(scored, 0)
+            self._provenance = provenance_of(self.model, self.tokenizer, engine.device_of(self.model))
+            return self._output(scored[0])  # type: ignore[arg-type]  # errors were raised
+
+    def _grouping(self, encoded: Encoded, given: tuple[list[list[int]], list[str]] | None = None) -> Grouping:
         joins = self._settings.reduction == "sum"
-        groupings = [
-            Grouping(one.encoded, self.granularity, self._strategy, self._settings.backend, joins) for one in prepared
-        ]
+        return Grouping(encoded, self.granularity, self._strategy, self._settings.backend, joins, given)
+
+    def _score(
+        self,
+        prepared: Sequence[Prepared],
+        groupings: Sequence[Grouping],
+        seen: dict[Any, Any],
+        rounds: int | None = None,
+    ) -> list[_Scored | FastshapError]:
+        """``seen`` holds what was computed before, under what decides it: a text that comes again is not computed again.
+
+        ``rounds``: just so many, whatever ``rtol`` asks for.
+        """
         version = hash(tuple(version_of(self.model)))
         keys = [(version, *_identity(one, grouping)) for one, grouping in zip(prepared, groupings, strict=True)]
         new: dict[Any, int] = {}
         for i, key in enumerate(keys):
             if key not in seen:
                 new.setdefault(key, i)
-        found = dict(zip(new, self._computed([(prepared[i], groupings[i]) for i in new.values()]), strict=True))
+        found = dict(zip(new, self._computed([(prepared[i], groupings[i]) for i in new.values()], rounds), strict=True))
         found |= {key: seen.pop(key) for key in keys if key in seen}
         seen |= found  # the most recent last
         for key in list(seen)[: max(0, len(seen) - _REMEMBERED)]:
@@ -236,13 +278,15 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             for one, grouping, key in zip(prepared, groupings, keys, strict=True)
         ]
 
-    def _computed(self, texts: Sequence[tuple[Prepared, Grouping]]) -> list[tuple[Running, Tensor | None]]:
+    def _computed(
+        self, texts: Sequence[tuple[Prepared, Grouping]], rounds: int | None
+    ) -> list[tuple[Running, Tensor | None]]:
         """Scores, and convergence deltas where they are wanted."""
         if not texts:
             return []
         self._try_model(texts[0][0].encoded)
-        models = self._replicas.models()
         items = [_item(one.encoded, one.targets, grouping.joined) for one, grouping in texts]
+        models = self._workers(items)
         running = [Running(grouping, self.sampling) for _, grouping in texts]
         active = list(range(len(items)))
         while active:
@@ -256,16 +300,27 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
                 found |= zip(ours, of_each, strict=True)
             for i, summary in _on_host(found).items():
                 running[i].add(self.n_perturbations, summary)
-            active = [i for i in active if not self._finished(running[i])]
+            active = [i for i in active if not self._finished(running[i], rounds)]
         if not self.return_convergence_delta:
             return [(its, None) for its in running]
         return list(zip(running, self._deltas(models, [one for one, _ in texts], items, running), strict=True))
+
+    def _workers(self, items: Sequence[Item]) -> list[torch.nn.Module]:
+        """The models that share the work: one a device, or on a CPU two on half its cores each, where there is enough to do."""
+        models = self._replicas.models()
+        tokens = self.n_perturbations * sum(len(item.input_ids) for item in items)
+        alone = len(models) == 1 and engine.device_of(models[0]).type == "cpu"
+        if not alone or tokens < _ENOUGH_TOKENS or not isinstance(self.inference_mode, InferenceModes):
+            return models
+        return side_by_side(models[0], min(2, torch.get_num_threads()))
 
     def _samples(self, prepared: Sequence[Prepared], round_: int) -> list[Samples]:
         ids = [one.encoded.input_ids for one in prepared]
         return draw_all(self.seed, ids, self.n_perturbations, self.sampling, round_, self.path_density)
 
-    def _finished(self, running: Running) -> bool:
+    def _finished(self, running: Running, rounds: int | None) -> bool:
+        if rounds is not None:
+            return running.rounds == rounds
         if self.rtol is None or not bool(running.tokens.isfinite().all()) or running.meets(self.rtol):
             return True
         return running.samples + self.n_perturbations > self.max_perturbations
@@ -334,22 +389,27 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             degrees_of_freedom=running.freedom,
             unassigned=grouping.unassigned(tokens),
             convergence_delta=None if delta is None else grouping.reduce_targets(delta).clone(),
+            text=prepared.encoded.text,
+            element_spans=grouping.spans,
+            element_tokens=grouping.members,
+            probability=prepared.probability,
             truncated=prepared.encoded.truncated,
             converged=None if self.rtol is None else running.meets(self.rtol),
-            **self._provenance() | {"n_perturbations": running.samples, "rounds": running.rounds},
+            **self._settings_used() | {"n_perturbations": running.samples, "rounds": running.rounds},
         )
 
-    def _failed(self, error: FastshapError) -> AttributionOutput:
+    def _failed(self, error: FastshapError, text: str) -> AttributionOutput:
         return AttributionOutput(
             attributions=torch.zeros(0, 0, device="cpu"),
             elements=[],
             model_inputs_to_explain=_model_inputs(None),
             targets=torch.zeros(0, dtype=torch.int64, device="cpu"),
             error=f"{type(error).__name__}: {error}",
-            **self._provenance(),
+            text=text,
+            **self._settings_used(),
         )
 
-    def _provenance(self) -> dict[str, Any]:
+    def _settings_used(self) -> dict[str, Any]:
         return {
             "model_task": self.task.model_task,
             "granularity": self.granularity,
@@ -365,7 +425,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             "input_x_gradient": self._settings.input_x_gradient,
             "perturb_special_tokens": self._settings.perturb_special_tokens,
             "rtol": self.rtol,
-            "fastshap_version": __version__,
+            "max_perturbations": None if self.rtol is None else self.max_perturbations,
+            "provenance": self._provenance,
         }
 
     def _with_fitting_baseline(self, one: Prepared | FastshapError) -> Prepared | FastshapError:

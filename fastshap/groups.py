@@ -39,6 +39,9 @@ class Grouping:
     an element is hidden from those that it is part of or that it follows. Where the caller ``joins`` the targets' scores by
     ``joined`` before it takes gradients, the token scores that it brings have t rows, not T.
 
+    Args:
+        given: what :func:`groups` found before.
+
     Attributes:
         joined: (t, T) float32, what makes sums or means of the targets; None where the caller cannot or need not join them.
     """
@@ -50,11 +53,13 @@ class Grouping:
         strategy: GranularityAggregationStrategy,
         backend: str = "auto",
         joins: bool = False,
+        given: tuple[list[list[int]], list[str]] | None = None,
     ) -> None:
         self.encoded = encoded
         self.strategy = strategy.value
         self.backend = backend
-        self.members, self.elements = groups(encoded, granularity)
+        self.members, self.elements = given or groups(encoded, granularity)
+        self.spans = [span(encoded, member) for member in self.members]
         self.generates = encoded.prompt_length < len(encoded)
         self.joined = self._as_sums() if joins else None
 
@@ -192,11 +197,15 @@ def groups(encoded: Encoded, granularity: Granularity) -> tuple[list[list[int]],
 
 
 def _shown(encoded: Encoded, member: list[int]) -> str:
-    if encoded.special[member[0]]:
-        return encoded.tokens[member[0]]
-    start = min(encoded.offsets[i][0] for i in member)
-    end = max(encoded.offsets[i][1] for i in member)
+    start, end = span(encoded, member)
     return encoded.text[start:end] or encoded.tokens[member[0]]
+
+
+def span(encoded: Encoded, member: list[int]) -> tuple[int, int]:
+    """Where the element begins and ends in the text; (0, 0) for special tokens."""
+    if encoded.special[member[0]]:
+        return 0, 0
+    return min(encoded.offsets[i][0] for i in member), max(encoded.offsets[i][1] for i in member)
 
 
 def _word_keys(encoded: Encoded) -> list[tuple[int, int] | None]:

@@ -1,134 +1,125 @@
-"""The result of an explanation."""
+"""The result of an explanation: its data, and what can be done with them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import Enum
+import json
+import os
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
+from fastshap import interop, plain
 from fastshap.errors import InvalidArgumentError
-from fastshap.estimate import student_quantile
-from fastshap.types import Granularity, GranularityAggregationStrategy, InferenceModes, ModelTask
+from fastshap.extras import needed
+from fastshap.record import Record
 
 if TYPE_CHECKING:
-    from transformers import BatchEncoding
+    import pandas as pd
+    from rich.console import Console
 
 
-@dataclass(slots=True, eq=False)
-class AttributionOutput:
-    """What one text's elements contribute to its targets' scores.
+class AttributionOutput(Record):
+    __slots__ = ()
+    __doc__ = Record.__doc__
 
-    The first nine fields are those of interpreto's output of the same name.
+    def show(self, console: Console | None = None) -> None:
+        """Prints the elements with their scores below them, one block a target; blue speaks for the target, orange against.
 
-    Attributes:
-        attributions: (t, G) float32: one row a target (classification: a class; generation: a group of target tokens), one
-            column an element. For generation, elements that a causal target cannot see are NaN.
-        elements: the G words, tokens or sentences, as the text shows them.
-        model_inputs_to_explain: what the model saw: input_ids and attention_mask (1, L), with special_tokens_mask and
-            offset_mapping. For generation the target's tokens are included.
-        targets: (classification) the classes, (generation) the target's token ids, int64.
-        model_task: CLASSIFICATION or GENERATION.
-        classes: the classes again for classification, None for generation.
-        granularity: what an element is.
-        granularity_aggregation_strategy: how token scores became element scores.
-        inference_mode: from logits to the scores explained.
-        target_names: t names: labels, or the target's groups of tokens.
-        standard_error: (t, G) of each attribution, over the random draws: from one run (conservative; NaN below 4 samples), or
-            from the spread between rounds where there are at least 4. MEAN and SUM groups count what their tokens have in
-            common; MAX, MIN, SIGNED_MAX, FIRST and LAST carry the standard error of the token that was selected.
-        degrees_of_freedom: of ``standard_error``; 0 where there is none.
-        unassigned: (t,) total of the positions that no visible element shows. With SUM, the elements plus this are additive.
-        convergence_delta: (t,) sum of all positions' scores minus (F(x) - mean F(b_i)), where asked for.
-        error: what was wrong with the text, where on_error="record"; its attributions are then (0, 0).
-        truncated: the text was longer than the model takes, and its end (or beginning) is not explained.
-        converged: where rtol was given, whether every standard error came down to it.
-        n_perturbations, rounds: samples used, and the independent rounds they were drawn in.
-        seed, rtol, noise_std, baseline, sampling, path_density, reduction, input_x_gradient, perturb_special_tokens: what it
-            takes to compute the same numbers again, with the same model.
-        fastshap_version: the library that computed it.
-    """
-
-    attributions: Tensor
-    elements: list[str]
-    model_inputs_to_explain: BatchEncoding
-    targets: Tensor
-    model_task: ModelTask
-    classes: Tensor | None = None
-    granularity: Granularity = Granularity.WORD
-    granularity_aggregation_strategy: GranularityAggregationStrategy = GranularityAggregationStrategy.MEAN
-    inference_mode: Callable[[Tensor], Tensor] = InferenceModes.LOGITS
-    target_names: list[str] = field(default_factory=list)
-    standard_error: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
-    degrees_of_freedom: int = 0
-    unassigned: Tensor = field(default_factory=lambda: torch.zeros(0))
-    convergence_delta: Tensor | None = None
-    error: str | None = None
-    truncated: bool = False
-    converged: bool | None = None
-    rounds: int = 1
-    rtol: float | None = None
-    seed: int = 0
-    n_perturbations: int = 10
-    noise_std: float = 0.1
-    baseline: float | Tensor | None = None
-    sampling: str = "antithetic"
-    path_density: float | None = None
-    reduction: str = "sum"
-    input_x_gradient: bool = True
-    perturb_special_tokens: bool = True
-    fastshap_version: str = ""
-
-    def interval(self, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
-        """The lower and upper ends (t, G) of intervals that hold the expected attribution with this confidence.
-
-        Student's t, with ``degrees_of_freedom``; conservative for a single run. NaN where there is no standard error.
+        Args:
+            console: a rich console; by default standard output, with colour where it is a terminal and NO_COLOR is not set.
         """
-        if not 0 < confidence < 1:
-            raise InvalidArgumentError(f"confidence must lie between 0 and 1; got {confidence}.")
-        if self.degrees_of_freedom == 0:
-            half = torch.full_like(self.attributions, torch.nan)
-        else:
-            half = student_quantile((1 + confidence) / 2, self.degrees_of_freedom) * self.standard_error
-        return self.attributions - half, self.attributions + half
+        from fastshap.render.terminal import show
+
+        show(self, console)
+
+    def to_html(self, path: str | os.PathLike[str], title: str = "fastshap") -> None:
+        """Writes a page that stands by itself: it fetches nothing and runs no script. See :func:`fastshap.write_html`."""
+        from fastshap.files import write_html
+
+        write_html([self], path, title)
+
+    def _repr_html_(self) -> str:
+        """What notebooks show."""
+        import secrets
+
+        from fastshap.render.page import fragment
+
+        return fragment(self, f"fs{secrets.token_hex(4)}")
+
+    def plot(self, target: int = 0, top: int = 20, ax: Any = None) -> Any:
+        """Draws the strongest elements with error bars, in reading order; for a generation a heat map of all targets.
+
+        Args:
+            target: the row of ``attributions`` to draw, for a classification.
+            top: elements at most, for a classification.
+            ax: a matplotlib Axes; by default a new figure's.
+
+        Returns:
+            The Axes.
+
+        Raises:
+            MissingPackageError: matplotlib is not installed.
+        """
+        from fastshap.render.plot import plot
+
+        return plot(self, target, top, ax)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, numbers and strings, fit for JSON; NaN becomes None."""
-        mode, baseline = self.inference_mode, self.baseline
-        return {
-            "task": self.model_task.value,
-            "elements": self.elements,
-            "targets": self.targets.tolist(),
-            "target_names": self.target_names,
-            "attributions": [_plain(row) for row in self.attributions],
-            "standard_error": [_plain(row) for row in self.standard_error],
-            "degrees_of_freedom": self.degrees_of_freedom,
-            "unassigned": _plain(self.unassigned),
-            "convergence_delta": None if self.convergence_delta is None else _plain(self.convergence_delta),
-            "error": self.error,
-            "truncated": self.truncated,
-            "converged": self.converged,
-            "granularity": self.granularity.value,
-            "granularity_aggregation_strategy": self.granularity_aggregation_strategy.value,
-            "inference_mode": mode.value if isinstance(mode, Enum) else getattr(mode, "__name__", repr(mode)),
-            "input_ids": self.model_inputs_to_explain["input_ids"][0].tolist() if self.error is None else [],
-            "seed": self.seed,
-            "n_perturbations": self.n_perturbations,
-            "rounds": self.rounds,
-            "rtol": self.rtol,
-            "noise_std": self.noise_std,
-            "baseline": baseline.tolist() if isinstance(baseline, Tensor) else baseline,
-            "sampling": self.sampling,
-            "path_density": self.path_density,
-            "reduction": self.reduction,
-            "input_x_gradient": self.input_x_gradient,
-            "perturb_special_tokens": self.perturb_special_tokens,
-            "fastshap_version": self.fastshap_version,
-        }
+        """Plain lists, numbers and strings, fit for JSON: NaN is None, infinities are strings. ``from_dict`` takes it back."""
+        return plain.to_plain(self)
 
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> AttributionOutput:
+        """The output that ``to_dict`` was called on, to the bit; a function as inference mode comes back as its name.
 
-def _plain(values: Tensor) -> list[float | None]:
-    return [None if value != value else value for value in values.tolist()]
+        Raises:
+            InvalidArgumentError: ``data`` is no output, or one of a later version.
+        """
+        output: AttributionOutput = plain.from_plain(cls, data)
+        return output
+
+    def to_json(self) -> str:
+        """One line of JSON, as fastshap/schemas/output-1.json describes it."""
+        return json.dumps(self.to_dict(), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> AttributionOutput:
+        """The output that ``to_json`` was called on. For files of many see :func:`fastshap.read_jsonl`."""
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise InvalidArgumentError(f"This is no JSON: {error}.") from None
+        return cls.from_dict(data)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row for each target and element: target, element, start, end (in ``text``), attribution, standard_error.
+
+        Raises:
+            MissingPackageError: pandas is not installed.
+        """
+        pandas = needed("pandas", "tables")
+        targets, elements = self.attributions.shape
+        spans = self.element_spans or [(0, 0)] * elements
+        return pandas.DataFrame(
+            {
+                "target": [name for name in self.target_names for _ in range(elements)],
+                "element": self.elements * targets,
+                "start": [start for start, _ in spans] * targets,
+                "end": [end for _, end in spans] * targets,
+                "attribution": self.attributions.flatten().numpy(),
+                "standard_error": self.standard_error.flatten().numpy(),
+            }
+        )
+
+    def to_interpreto(self) -> Any:
+        """interpreto's own output object, for its ``plot_attributions`` and its Insertion and Deletion metrics.
+
+        See :func:`fastshap.interop.to_interpreto`.
+        """
+        return interop.to_interpreto(self)
+
+    def to_shap(self) -> Any:
+        """A ``shap.Explanation``, which ``shap.plots.text`` draws. See :func:`fastshap.interop.to_shap`."""
+        return interop.to_shap(self)
+
+    def to_captum(self, true_class: str = "–") -> list[Any]:
+        """A captum ``VisualizationDataRecord`` for each target. See :func:`fastshap.interop.to_captum`."""
+        return interop.to_captum(self, true_class)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+from fastshap.provenance import checksum, version_of
 
 
 class Replicas:
@@ -33,25 +33,33 @@ class Replicas:
 
     def _state(self) -> Any:
         """What tells whether the model has changed."""
-        # Changes through .data leave no trace but in the values: in the sum of their bits, and in that of the values.
-        plain = [
-            t.detach() for t in _tensors(self._model) if type(t) in (Tensor, nn.Parameter) and t.is_floating_point()
-        ]
-        sums = [t.reshape(-1).view(_BITS[t.element_size()]).sum(dtype=torch.int64) for t in plain]
-        sums += [t.sum(dtype=torch.float64).view(torch.int64) for t in plain]
+        # Changes through .data leave no trace but in the values.
+        tensors = (*self._model.parameters(), *self._model.buffers())
+        sums = [checksum(t) for t in tensors if type(t) in (Tensor, nn.Parameter) and t.is_floating_point()]
         together = torch.stack([one.to(sums[0].device) for one in sums]).tolist() if sums else []
         return version_of(self._model), together, hooks_of(self._model)
 
 
-def version_of(model: nn.Module) -> list[tuple[int, int, torch.dtype]]:
-    """What changes with the model's parameters and buffers, but for changes through ``.data``."""
-    return [(tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in _tensors(model)]
+def side_by_side(model: nn.Module, count: int) -> list[nn.Module]:
+    """The model and copies that share its parameters, for threads of their own: whatever modules keep is each copy's own.
+
+    The model alone where a copy might not be what it is: with hooks, replaced methods, compiled or quantised parts.
+    """
+    if (
+        count < 2
+        or not all(map(_is_plain, model.modules()))
+        or any(type(p) is not nn.Parameter for p in model.parameters())
+    ):
+        return [model]
+    shared = {id(parameter): parameter for parameter in model.parameters()}
+    return [model, *(copy.deepcopy(model, dict(shared)) for _ in range(count - 1))]
+
+
+def _is_plain(module: nn.Module) -> bool:
+    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    return not any(hooks) and "forward" not in vars(module) and getattr(module, "_compiled_call_impl", None) is None
 
 
 def hooks_of(model: nn.Module) -> list[tuple[int | None, ...]]:
     """What changes with the hooks of the model's modules."""
     return [(*module._forward_pre_hooks, None, *module._forward_hooks) for module in model.modules()]
-
-
-def _tensors(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]

@@ -1,11 +1,13 @@
 """Small models, made here: nothing is downloaded."""
 
+import json
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from jsonschema import Draft202012Validator
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     BertConfig,
@@ -16,6 +18,9 @@ from transformers import (
 )
 
 import fastshap
+from fastshap.plain import SCHEMA_PATH
+
+_VALIDATOR = Draft202012Validator(json.loads(SCHEMA_PATH.read_text()))
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # as many processes as cores are at work already
@@ -30,6 +35,27 @@ SENTENCES = [
     "The battery died after two days, the screen cracked after three, and nobody answered the phone.",
     "Simply wonderful.",
 ]
+
+
+@pytest.fixture(autouse=True)
+def outputs_fit_the_schema(request, monkeypatch):
+    """Every output of the suite is what the JSON schema says, and comes back from it."""
+    made = []
+    window = fastshap.GradientShap._explain_window
+
+    def kept(*arguments):
+        outputs = window(*arguments)
+        made.extend(outputs)
+        return outputs
+
+    if "slow" not in request.keywords:  # where memory is watched over many calls
+        monkeypatch.setattr(fastshap.GradientShap, "_explain_window", kept)
+    yield
+    for output in made:
+        text = output.to_json()
+        for error in _VALIDATOR.iter_errors(json.loads(text)):
+            raise error
+        assert fastshap.AttributionOutput.from_json(text).to_json() == text
 
 
 @pytest.fixture(scope="session")

@@ -94,7 +94,7 @@ def test_text_cannot_steer_the_terminal():
 
 def test_options():
     first = json.loads(run("--json", "--seed", "1", "--target", "negative", "fine film").stdout)
-    assert (first["seed"], first["target_names"]) == (1, ["negative"])
+    assert (first["settings"]["seed"], first["target_names"]) == (1, ["negative"])
     assert json.loads(run("--json", "--seed", "1", "--target", "0", "fine film").stdout) == first
     assert json.loads(run("--json", "--seed", "1", "--target", "Negative", "fine film").stdout) == first
     both = json.loads(run("--json", "--target", "all", "fine film").stdout)
@@ -157,6 +157,29 @@ def test_texts_from_files_and_standard_input(tmp_path):
     (tmp_path / "latin").write_bytes("caf\xe9".encode("latin-1"))
     assert "UTF-8" in run("--file", str(tmp_path / "latin"), code=2).stderr
     assert "no text" in CliRunner().invoke(app, ["explain", "-"], input="").stderr
+
+
+def test_a_page(tmp_path):
+    path = tmp_path / "page.html"
+    result = run("--html", str(path), *FIVE, "", code=1)
+    assert result.stdout == ""
+    assert f"6 texts written to {path}" in result.stderr
+    page = path.read_text(encoding="utf-8")
+    assert page.count("predicted ") >= 5
+    assert "battery" in page
+    assert "not explained" in page
+    both = run("--html", str(path), "--json", "--target", "negative", "fine film")
+    assert json.loads(both.stdout)["elements"] == ["fine", "film"]
+    assert "predicted positive, probability" in path.read_text(encoding="utf-8")
+    assert "could not be written" in run("--html", str(tmp_path / "none" / "page.html"), "fine", code=2).stderr
+
+
+def test_lines_of_json_are_outputs(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_text(run("--json", *FIVE, "", code=1).stdout, encoding="utf-8")
+    outputs = list(fastshap.read_jsonl(path))
+    assert [output.text for output in outputs] == [*FIVE, ""]
+    assert [output.error is None for output in outputs] == [True] * 5 + [False]
 
 
 COMMAND = [sys.executable, "-c", "from fastshap.cli import app; app()", "explain"]

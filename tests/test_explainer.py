@@ -80,7 +80,9 @@ def test_output_of_a_classifier(bert_pair):
     assert output.error is None
     assert (output.seed, output.n_perturbations, output.noise_std) == (9, 10, 0.1)
     assert (output.sampling, output.reduction, output.truncated) == ("antithetic", "sum", False)
-    assert output.fastshap_version == fastshap.__version__
+    assert output.provenance.versions["fastshap"] == fastshap.__version__
+    assert output.text == "It was dull. Not good, Dr. Smith!"
+    assert output.probability == pytest.approx(logits.softmax(-1).max().item())
     ids = tokenizer("It was dull. Not good, Dr. Smith!")["input_ids"]
     assert output.model_inputs_to_explain["input_ids"].tolist() == [ids]
 

@@ -28,7 +28,7 @@ def job(request, bert_pair, llama_pair):
 @pytest.fixture
 def few_ahead(monkeypatch):
     """Two calls are handed out at a time, so that few texts are enough for several replicas."""
-    monkeypatch.setattr("fastshap.engine._CALLS_AHEAD_OF_EACH", 2)
+    monkeypatch.setattr("fastshap.engine._CALLS_AHEAD_OF_EACH", {"cpu": 2})
 
 
 def explainers(pair, devices, **options):

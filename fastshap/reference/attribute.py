@@ -164,7 +164,9 @@ def _fill(
         for target in range(len(gradients)):
             product = promoted(gradients[target, here])
             if input_x_gradient:
-                product = product * factor
+                # The last product takes the place of its factor, unless that is z itself.
+                last = target + 1 == len(gradients) and (noise is not None or factor.dtype != z.dtype)
+                product = factor.mul_(product) if last else product * factor
             score = product.sum(-1) if reduction == "sum" else product.abs().mean(-1)
             scores[target, here] = score if divisor is None else score / divisor
 

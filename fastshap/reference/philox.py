@@ -19,7 +19,7 @@ NOISE_DOMAIN, PATH_DOMAIN, BASELINE_DOMAIN = 0, 1, 2
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
-# Philox calls per pass: the working set (about ten int64 tensors) then stays in the cache.
+# Philox calls per pass: the working set (six int64 tensors) then stays in the cache.
 _CALLS_PER_PASS = 1 << 15
 
 
@@ -30,22 +30,32 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor
         counter: four int64 tensors in [0, 2^32), shapes that broadcast together.
         key: two int64 tensors in [0, 2^32), likewise.
     """
-    c0, c1, c2, c3 = counter
     k0, k1 = key
+    shape = torch.broadcast_shapes(*(part.shape for part in (*counter, *key)))
+    # In place, so that all stays in the cache.
+    c0, c1, c2, c3 = (part.expand(shape).clone() for part in counter)
+    p0, p1 = torch.empty_like(c0), torch.empty_like(c0)
     for i in range(10):
         # A product of two 32-bit numbers wraps in int64, but its 64 bits are right.
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        r0 = (k0 + i * _WEYL[0]) & _MASK
-        r1 = (k1 + i * _WEYL[1]) & _MASK
-        c0, c2 = ((p1 >> 32) & _MASK) ^ c1 ^ r0, ((p0 >> 32) & _MASK) ^ c3 ^ r1
-        c1, c3 = p1 & _MASK, p0 & _MASK
+        torch.mul(c0, _MULTIPLIERS[0], out=p0)
+        torch.mul(c2, _MULTIPLIERS[1], out=p1)
+        _mix(p1, c1, (k0 + i * _WEYL[0]) & _MASK, c0)
+        _mix(p0, c3, (k1 + i * _WEYL[1]) & _MASK, c2)
+        torch.bitwise_and(p1, _MASK, out=c1)
+        torch.bitwise_and(p0, _MASK, out=c3)
     return c0, c1, c2, c3
 
 
+def _mix(product: Tensor, word: Tensor, key: Tensor, out: Tensor) -> None:
+    """The product's upper half, xor word and key."""
+    torch.bitwise_right_shift(product, 32, out=out)
+    out.bitwise_and_(_MASK).bitwise_xor_(word).bitwise_xor_(key)
+
+
 def _box_muller(radius_word: Tensor, angle_word: Tensor, cosine_out: Tensor, sine_out: Tensor) -> None:
-    radius = (radius_word.float() + 0.5).mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
+    radius = radius_word.float().add_(0.5).mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
     # As a signed number the angle lies in [-pi, pi), where float32 is finest.
-    angle = ((angle_word ^ 0x80000000) - 0x80000000).float().mul_(math.pi * 2.0**-31)
+    angle = angle_word.bitwise_xor_(0x80000000).sub_(0x80000000).float().mul_(math.pi * 2.0**-31)
     torch.mul(radius, angle.cos(), out=cosine_out)
     torch.mul(radius, angle.sin_(), out=sine_out)
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-from fastshap.output import AttributionOutput
+from fastshap.record import Record
 from fastshap.types import Granularity, GranularityAggregationStrategy, ModelTask
 
 # Blue and orange: told apart by people who do not tell red from green.
@@ -19,7 +19,7 @@ _FOR, _AGAINST = (33, 102, 222), (214, 96, 10)
 _PAPER = (245, 245, 245)
 
 
-def show(output: AttributionOutput, console: Console | None = None) -> None:
+def show(output: Record, console: Console | None = None) -> None:
     """Prints the elements with their scores below them, one block a target; blue speaks for the target, orange against.
 
     Args:
@@ -41,7 +41,7 @@ def show(output: AttributionOutput, console: Console | None = None) -> None:
         console.print(Text("  ").append_text(line))
 
 
-def _remarks(output: AttributionOutput, t: int) -> str:
+def _remarks(output: Record, t: int) -> str:
     """What it takes to add the scores up: where they are sums, and where it was asked for."""
     remarks = []
     if output.granularity_aggregation_strategy is GranularityAggregationStrategy.SUM and output.reduction == "sum":
@@ -99,7 +99,7 @@ def _few_colours(strength: float) -> Style:
     return Style(color="bright_white", bgcolor="blue") if strength > 0 else Style(color="black", bgcolor="yellow")
 
 
-def _legend(output: AttributionOutput) -> str:
+def _legend(output: Record) -> str:
     unit = output.granularity.name.lower().replace("_", " ").replace("all tokens", "token")
     if output.granularity not in (Granularity.TOKEN, Granularity.ALL_TOKENS):
         unit += f" ({output.granularity_aggregation_strategy.name.lower().replace('_', ' ')} of its tokens)"

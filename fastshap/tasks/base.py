@@ -31,6 +31,7 @@ class Prepared:
     encoded: Encoded  # all tokens the model sees
     targets: Tensor  # (T,) int64
     target_names: list[str]  # a label each, or a token each
+    probability: float | None = None  # of the predicted class
 
 
 Predict = Callable[[list[Encoded], Forward], list[Tensor]]
@@ -136,7 +137,7 @@ class Task(ABC):
         """Tokenised texts; what is wrong with a text stands in its place, token ids unknown to the model too."""
         checked = [self._fit(source) if isinstance(source, Tokens) else source for source in sources]
         return [
-            self._known(one.input_ids) or self._without_foreign(one) if isinstance(one, Encoded) else one
+            self.unknown(one.input_ids) or self._without_foreign(one) if isinstance(one, Encoded) else one
             for one in encode(self.tokenizer, checked, **options)
         ]
 
@@ -162,9 +163,10 @@ class Task(ABC):
                 f"The mapping holds {', '.join(foreign)}, which the model takes and fastshap would lose; pass input_ids, "
                 "attention_mask and what else the tokenizer returns."
             )
-        return self._known(source.ids) or source
+        return self.unknown(source.ids) or source
 
-    def _known(self, ids: Sequence[int]) -> FastshapError | None:
+    def unknown(self, ids: Sequence[int]) -> FastshapError | None:
+        """What is wrong with token ids that the model's embeddings do not reach."""
         known = getattr(self.model.get_input_embeddings(), "num_embeddings", None)
         if known is None or max(ids, default=0) < known:
             return None

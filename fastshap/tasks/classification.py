@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -61,15 +62,27 @@ class ClassificationTask(Task):
         self, tokenised: Any, targets: Sequence[Any] | None, predict: Predict, options: Mapping[str, Any]
     ) -> list[Prepared | FastshapError]:
         encoded = [self._readable(one) for one in tokenised]
-        if targets is None:
-            chosen = iter(predict([e for e in encoded if isinstance(e, Encoded)], self.logits))
-            targets = [
-                next(chosen).argmax(-1, keepdim=True).tolist() if isinstance(e, Encoded) else [] for e in encoded
+        if targets is not None:
+            return [
+                self._prepared(one, target) if isinstance(one, Encoded) else one
+                for one, target in zip(encoded, targets, strict=True)
             ]
-        return [
-            self._prepared(one, target) if isinstance(one, Encoded) else one
-            for one, target in zip(encoded, targets, strict=True)
-        ]
+        predicted = iter(predict([e for e in encoded if isinstance(e, Encoded)], self.logits))
+        return [self._predicted(one, next(predicted)) if isinstance(one, Encoded) else one for one in encoded]
+
+    def _predicted(self, encoded: Encoded, logits: Tensor) -> Prepared | FastshapError:
+        """The class of the largest of the logits (classes,)."""
+        best = int(logits.argmax())
+        prepared = self._prepared(encoded, [best])
+        if isinstance(prepared, FastshapError) or len(logits) < 2:
+            return prepared
+        return dataclasses.replace(prepared, probability=float(self.probabilities(logits)[best]))
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """(..., classes) float32: each class by itself where they do not exclude each other."""
+        config: Any = self.model.config
+        independent = config.problem_type == "multi_label_classification"
+        return logits.float().sigmoid() if independent else logits.float().softmax(-1)
 
     def _readable(self, encoded: Encoded | FastshapError) -> Encoded | FastshapError:
         if isinstance(encoded, FastshapError) or not self.reads_padding(encoded):

@@ -1,0 +1,214 @@
+"""Many outputs in one file: JSON lines, Parquet, or a page to look at. Outputs are taken and given one by one.
+
+A file appears under its name when it is whole; where writing fails, what stood there before stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastshap.errors import InvalidArgumentError
+from fastshap.extras import needed
+from fastshap.output import AttributionOutput
+from fastshap.record import Record
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_ROWS = 1024  # of a Parquet row group
+
+StrPath = str | os.PathLike[str]
+
+
+def write_jsonl(outputs: Iterable[AttributionOutput], path: StrPath) -> int:
+    """Writes a line of JSON for each output, and returns how many; ``read_jsonl`` reads them."""
+    count = 0
+    with whole(path) as beside, beside.open("w", encoding="utf-8") as file:
+        for output in outputs:
+            file.write(output.to_json() + "\n")
+            count += 1
+    return count
+
+
+def read_jsonl(path: StrPath) -> Iterator[AttributionOutput]:
+    """The outputs of a file, one after the other.
+
+    Raises:
+        InvalidArgumentError: a line is no output; the message names it.
+    """
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                output = AttributionOutput.from_json(line)
+            except InvalidArgumentError as error:
+                raise InvalidArgumentError(f"{os.fspath(path)}, line {number}: {error}") from None
+            yield output
+
+
+def write_html(
+    outputs: Iterable[Record],
+    path: StrPath,
+    title: str = "fastshap",
+    captions: Iterable[str | None] | None = None,
+) -> int:
+    """Writes one page that stands by itself, for one or many outputs, and returns how many.
+
+    It fetches nothing and runs no script; texts are escaped. Scores and standard errors show on hover and on focus.
+
+    Args:
+        captions: a line for each output, above its text; by default the predicted class where the model chose it.
+    """
+    from fastshap.render.page import write_page
+
+    counted = _Counted(outputs)
+    with whole(path) as beside, beside.open("w", encoding="utf-8", newline="\n") as file:
+        write_page(counted, file, title, captions)
+    return counted.count
+
+
+class _Counted:
+    """An iterable that knows how much of it was taken."""
+
+    def __init__(self, entries: Iterable[Record]) -> None:
+        self._entries = entries
+        self.count = 0
+
+    def __iter__(self) -> Iterator[Record]:
+        for entry in self._entries:
+            self.count += 1
+            yield entry
+
+
+def write_parquet(outputs: Iterable[AttributionOutput], path: StrPath) -> int:
+    """Writes a row for each output, and returns how many; columns are those of :func:`to_arrow`.
+
+    Raises:
+        MissingPackageError: pyarrow is not installed.
+    """
+    parquet = needed("pyarrow.parquet", "tables")
+    rest, count = iter(outputs), 0
+    with whole(path) as beside, parquet.ParquetWriter(beside, _schema(), compression="zstd") as writer:
+        while group := list(islice(rest, _ROWS)):
+            writer.write_table(to_arrow(group))
+            count += len(group)
+    return count
+
+
+def read_parquet(path: StrPath) -> Iterator[AttributionOutput]:
+    """The outputs of a file that ``write_parquet`` wrote, one after the other.
+
+    Raises:
+        InvalidArgumentError: the file was written by something else.
+        MissingPackageError: pyarrow is not installed.
+    """
+    parquet = needed("pyarrow.parquet", "tables")
+    with parquet.ParquetFile(path) as file:
+        if missing := set(_schema().names) - set(file.schema_arrow.names):
+            raise InvalidArgumentError(
+                f"{os.fspath(path)} holds no outputs: it lacks the columns {', '.join(sorted(missing))}."
+            )
+        for batch in file.iter_batches(batch_size=64):
+            for row in batch.to_pylist():
+                yield AttributionOutput.from_dict(_from_row(row))
+
+
+def to_arrow(outputs: Iterable[AttributionOutput]) -> pa.Table:
+    """A row for each output.
+
+    ``attributions`` and ``standard_error`` are ``list<float>``, row after row of (t, G), with NaN as it is: ``elements`` has G
+    entries and ``target_names`` t. ``settings``, ``provenance`` and ``model_inputs`` are JSON.
+
+    Raises:
+        MissingPackageError: pyarrow is not installed.
+    """
+    arrow = needed("pyarrow", "tables")
+    return arrow.Table.from_pylist([_row(output) for output in outputs], schema=_schema())
+
+
+def _schema() -> pa.Schema:
+    arrow = needed("pyarrow", "tables")
+    strings, floats, longs = arrow.list_(arrow.string()), arrow.list_(arrow.float32()), arrow.list_(arrow.int64())
+    return arrow.schema(
+        [
+            ("schema_version", arrow.int32()),
+            ("task", arrow.string()),
+            ("text", arrow.string()),
+            ("elements", strings),
+            ("element_spans", arrow.list_(longs)),
+            ("element_tokens", arrow.list_(longs)),
+            ("targets", longs),
+            ("target_names", strings),
+            ("attributions", floats),
+            ("standard_error", floats),
+            ("degrees_of_freedom", arrow.int32()),
+            ("unassigned", floats),
+            ("convergence_delta", floats),
+            ("probability", arrow.float64()),
+            ("error", arrow.string()),
+            ("truncated", arrow.bool_()),
+            ("converged", arrow.bool_()),
+            ("n_perturbations", arrow.int64()),
+            ("rounds", arrow.int64()),
+            ("settings", arrow.string()),
+            ("provenance", arrow.string()),
+            ("model_inputs", arrow.string()),
+        ]
+    )
+
+
+def _row(output: AttributionOutput) -> dict[str, Any]:
+    row = output.to_dict()
+    settings = row["settings"]
+    # What differs from text to text has columns of its own, so that the settings are the same text in every row.
+    varying = {name: settings.pop(name) for name in ("n_perturbations", "rounds")}
+    delta = output.convergence_delta
+    return (
+        row
+        | varying
+        | {
+            "text": _encodable(row["text"]),
+            "attributions": output.attributions.flatten().numpy(),
+            "standard_error": output.standard_error.flatten().numpy(),
+            "unassigned": output.unassigned.numpy(),
+            "convergence_delta": None if delta is None else delta.numpy(),
+            **{name: json.dumps(row[name], allow_nan=False) for name in ("settings", "provenance", "model_inputs")},
+        }
+    )
+
+
+def _from_row(row: dict[str, Any]) -> dict[str, Any]:
+    """What ``from_dict`` takes."""
+    height, width = len(row["target_names"]), len(row["elements"])
+    settings = json.loads(row["settings"]) | {name: row.pop(name) for name in ("n_perturbations", "rounds")}
+    for name in ("attributions", "standard_error"):
+        row[name] = np.asarray(row[name], np.float32).reshape(height, width).tolist()
+    return row | {
+        "settings": settings,
+        "provenance": json.loads(row["provenance"]),
+        "model_inputs": json.loads(row["model_inputs"]),
+    }
+
+
+def _encodable(text: str) -> str:
+    """Halves of surrogate pairs, which UTF-8 has not (and only texts that were refused hold), replaced."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+@contextlib.contextmanager
+def whole(path: StrPath) -> Iterator[Path]:
+    """A file beside ``path`` that takes its place once it is written."""
+    target = Path(path)
+    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        yield beside
+        os.replace(beside, target)
+    finally:
+        beside.unlink(missing_ok=True)

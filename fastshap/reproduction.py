@@ -1,0 +1,126 @@
+"""Running an explanation again, perhaps much later, and saying whether anything has changed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastshap.errors import InvalidArgumentError, UnsupportedModelError
+from fastshap.explainer import GradientShap
+from fastshap.output import AttributionOutput
+from fastshap.record import Record
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# What another order of float32 sums may do: other batches, devices and versions of libraries.
+_ROUNDING = 1e-5
+
+
+@dataclass(frozen=True, eq=False)
+class Reproduction:
+    """What came of running an explanation again.
+
+    Attributes:
+        output: the new output.
+        identical: whether all attributions are the same to the bit.
+        largest_difference: of an attribution, as it is.
+        relative_difference: as a share of the largest absolute attribution of its target; the largest of all.
+        changed: what differs in the provenance, by name: what it was then and what it is now.
+    """
+
+    output: AttributionOutput
+    identical: bool
+    largest_difference: float
+    relative_difference: float
+    changed: dict[str, tuple[str, str]]
+
+    @property
+    def same(self) -> bool:
+        """Whether the attributions are the same but for the rounding of float32 (1e-5 of a target's largest)."""
+        return self.relative_difference <= _ROUNDING
+
+    def __str__(self) -> str:
+        verdict = "the same to the bit" if self.identical else "the same but for rounding" if self.same else "DIFFERENT"
+        lines = [
+            f"attributions: {verdict} (largest difference {self.largest_difference:.3g}, {self.relative_difference:.2g} of the "
+            "target's largest)"
+        ]
+        lines += [
+            f"{name}: was {then or 'unknown'}, is {now or 'unknown'}" for name, (then, now) in self.changed.items()
+        ]
+        return "\n".join(lines)
+
+
+def reproduce(
+    output: Record,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    inference_mode: Callable[[Tensor], Tensor] | None = None,
+) -> Reproduction:
+    """Computes an output again, from its own tokens, elements, targets and settings.
+
+    Args:
+        output: an output, also one that was read from a file.
+        model, tokenizer: what it was computed with, or what should give the same.
+        inference_mode: the function, where the output was computed with one of your own and read from a file.
+
+    Raises:
+        InvalidArgumentError: there is nothing to compute again, or it needs what a file cannot hold.
+        UnsupportedModelError: the model does another task.
+    """
+    if output.error is not None:
+        raise InvalidArgumentError(f"This text was not explained, so there is nothing to compute again: {output.error}")
+    explainer = GradientShap(
+        model,
+        tokenizer,
+        "auto",
+        output.granularity,
+        output.granularity_aggregation_strategy,
+        inference_mode=inference_mode or output.inference_mode,
+        input_x_gradient=output.input_x_gradient,
+        n_perturbations=output.n_perturbations // output.rounds,
+        baseline=output.baseline,
+        noise_std=output.noise_std,
+        reduction=output.reduction,
+        sampling=output.sampling,
+        path_density=output.path_density,
+        seed=output.seed,
+        rtol=output.rtol,
+        max_perturbations=output.max_perturbations,
+        return_convergence_delta=output.convergence_delta is not None,
+        perturb_special_tokens=output.perturb_special_tokens,
+    )
+    if explainer.task.model_task is not output.model_task:
+        raise UnsupportedModelError(
+            f"The output explains a {output.model_task.value}, and this model does {explainer.task.model_task.value}."
+        )
+    labels = getattr(explainer.task, "labels", None)
+    if labels is not None and len(output.targets) and int(output.targets.max()) >= len(labels):
+        raise InvalidArgumentError(
+            f"The output explains class {int(output.targets.max())}, and this model has {len(labels)} classes."
+        )
+    again = explainer._repeat(output)
+    then, now = output.attributions, again.attributions
+    difference = (now - then).abs().nan_to_num(0)
+    difference[now.isnan() != then.isnan()] = torch.inf
+    largest = torch.maximum(then.abs(), now.abs()).nan_to_num(0).amax(1, keepdim=True)
+    return Reproduction(
+        output=again,
+        identical=bool((difference == 0).all()),
+        largest_difference=float(difference.max()),
+        relative_difference=float((difference / largest.clamp_min(torch.finfo(torch.float32).tiny)).max()),
+        changed=_changed(dataclasses.asdict(output.provenance), dataclasses.asdict(again.provenance)),
+    )
+
+
+def _changed(then: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Entries that differ; versions one by one."""
+    then, now = then | then.pop("versions"), now | now.pop("versions")
+    return {name: (then.get(name, ""), now[name]) for name in now if then.get(name, "") != now[name]}

@@ -1,0 +1,155 @@
+"""Running an explanation again, and knowing what it was run with."""
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+import fastshap
+from fastshap.provenance import checksum, model_fingerprint, tokenizer_fingerprint
+
+TEXTS = ["A gorgeous, witty film, but the ending is dull.", "not good at all", "Dr. Smith loved it!"]
+
+
+def stored(output):
+    """As it comes back from a file."""
+    return fastshap.AttributionOutput.from_json(output.to_json())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"granularity": "sentence", "granularity_aggregation_strategy": "sum", "return_convergence_delta": True},
+        {"granularity": "all_tokens", "inference_mode": "softmax", "perturb_special_tokens": False},
+        {"reduction": "abs_mean", "sampling": "iid", "input_x_gradient": False, "n_perturbations": 7},
+        {"rtol": 0.2, "n_perturbations": 6, "path_density": 1.0, "seed": 12345678901},
+        {"baseline": 0.25, "noise_std": 0.0, "granularity_aggregation_strategy": "first"},
+    ],
+    ids=str,
+)
+def test_classifications_come_again(bert_pair, options):
+    explainer = fastshap.GradientShap(*bert_pair, batch_size="auto", **options)
+    for output in explainer(TEXTS, "all"):
+        again = fastshap.reproduce(stored(output), *bert_pair)
+        assert again.same
+        assert again.changed == {}
+        assert again.output.elements == output.elements
+        assert again.output.target_names == output.target_names
+        assert (again.output.rounds, again.output.n_perturbations) == (output.rounds, output.n_perturbations)
+        torch.testing.assert_close(
+            again.output.standard_error, output.standard_error, equal_nan=True, atol=1e-5, rtol=1e-3
+        )
+        assert "the same" in str(again)
+
+
+def test_a_baseline_of_a_texts_own_shape(bert_pair):
+    length = len(bert_pair[1](TEXTS[0])["input_ids"])
+    baseline = torch.linspace(-1, 1, length * bert_pair[0].config.hidden_size).view(length, -1)
+    (output,) = fastshap.GradientShap(*bert_pair, baseline=baseline)(TEXTS[0])
+    assert fastshap.reproduce(stored(output), *bert_pair).same
+
+
+@pytest.mark.parametrize("granularity", ["token", "word", "sentence"])
+def test_generations_come_again(llama_pair, granularity):
+    explainer = fastshap.GradientShap(*llama_pair, granularity=granularity)
+    outputs = explainer(["The film is", "Dr. Smith"], [" not good at all. Yesterday", "loved it"])
+    outputs += explainer("The battery", generation_kwargs={"max_new_tokens": 4})
+    outputs += explainer([[5, 6, 7, 300, 301]], [[8, 9, 310]])
+    for output in outputs:
+        again = fastshap.reproduce(stored(output), *llama_pair)
+        assert again.same
+        assert again.output.elements == output.elements
+
+
+def test_alone_it_is_the_same_to_the_bit(default_pair):
+    (output,) = fastshap.GradientShap(*default_pair, batch_size="auto")(TEXTS[0])
+    again = fastshap.reproduce(output, *default_pair)
+    assert again.identical
+    assert again.largest_difference == again.relative_difference == 0
+
+
+def test_another_model_is_noticed(default_pair):
+    (output,) = fastshap.GradientShap(*default_pair)(TEXTS[0])
+    model, tokenizer = copy.deepcopy(default_pair)
+    with torch.no_grad():
+        model.classifier.weight[0, 0] += 0.5
+    again = fastshap.reproduce(stored(output), model, tokenizer)
+    assert not again.same
+    assert again.changed.keys() == {"model_fingerprint"}
+    assert again.relative_difference > 1e-5
+    assert "DIFFERENT" in str(again)
+    assert "model_fingerprint: was" in str(again)
+    half = fastshap.reproduce(stored(output), copy.deepcopy(default_pair[0]).to(torch.bfloat16), tokenizer)
+    assert {"dtype", "model_fingerprint"} <= half.changed.keys()
+
+
+def test_what_cannot_come_again_says_so(default_pair, bert_pair, llama_pair):
+    (failed,) = fastshap.GradientShap(*default_pair, on_error="record")([""])
+    with pytest.raises(fastshap.InvalidArgumentError, match="nothing to compute again"):
+        fastshap.reproduce(failed, *default_pair)
+    (output,) = fastshap.GradientShap(*bert_pair)(TEXTS[0], 2)
+    with pytest.raises(fastshap.UnsupportedModelError, match="explains a classification"):
+        fastshap.reproduce(output, *llama_pair)
+    with pytest.raises(fastshap.InvalidArgumentError, match="class 2, and this model has 2 classes"):
+        fastshap.reproduce(output, *default_pair)
+    tiny = BertConfig(vocab_size=1200, hidden_size=12, num_hidden_layers=1, num_attention_heads=1, num_labels=3)
+    with pytest.raises(fastshap.InvalidArgumentError, match="outside the model's embedding table"):
+        fastshap.reproduce(output, BertForSequenceClassification(tiny), bert_pair[1])
+
+
+# ------------------------------------------------------------------ provenance
+
+
+def test_provenance(default_pair):
+    (output,) = fastshap.GradientShap(*default_pair)("fine")
+    found = output.provenance
+    assert (found.model, found.model_class, found.dtype) == ("sentiment", "BertForSequenceClassification", "float32")
+    assert found.attention == default_pair[0].config._attn_implementation
+    assert found.device == "cpu"
+    assert found.versions["torch"] == torch.__version__
+    assert found.versions["fastshap"] == fastshap.__version__
+    assert len(found.model_fingerprint) == len(found.tokenizer_fingerprint) == 16
+
+
+def test_fingerprints_follow_the_weights_and_nothing_else(default_pair, tmp_path):
+    model, tokenizer = default_pair
+    first = model_fingerprint(model)
+    twin = copy.deepcopy(model)
+    assert model_fingerprint(twin) == first
+    twin.save_pretrained(tmp_path)
+    assert model_fingerprint(type(model).from_pretrained(tmp_path)) == first
+    with torch.no_grad():
+        weight = twin.bert.encoder.layer[1].output.dense.weight
+        weight[3, 5], weight[3, 6] = weight[3, 6].clone(), weight[3, 5].clone()  # a sum of the bits would not notice
+    assert model_fingerprint(twin) != first
+    assert model_fingerprint(copy.deepcopy(model).half()) != first
+    before = tokenizer_fingerprint(tokenizer)
+    other = AutoTokenizer.from_pretrained(fastshap.default_model.DEFAULT_MODEL_PATH)
+    other(["a", "b c d"], padding=True, truncation=True, max_length=4)
+    assert tokenizer_fingerprint(other) == before
+    other.add_tokens(["unheardof"])
+    assert tokenizer_fingerprint(other) != before
+
+
+def test_an_explainer_notices_weights_that_change(default_pair):
+    model, tokenizer = copy.deepcopy(default_pair)
+    explainer = fastshap.GradientShap(model, tokenizer)
+    (before,) = explainer("fine")
+    with torch.no_grad():
+        model.classifier.bias += 1
+    (after,) = explainer("fine")
+    assert before.provenance.model_fingerprint != after.provenance.model_fingerprint
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.float64, torch.int8])
+@pytest.mark.parametrize("size", [0, 1, 3, (1 << 15) - 1, (1 << 15) + 1, (1 << 20) + 77])
+def test_checksums_depend_on_every_element(dtype, size):
+    values = torch.arange(size).to(dtype)
+    found = checksum(values).item()
+    assert checksum(values.clone()[None].T).item() == found
+    for place in {0, size // 2, size - 1} if size else ():
+        changed = values.clone()
+        changed[place] = not changed[place] if dtype == torch.bool else -changed[place] - 1
+        assert checksum(changed).item() != found
