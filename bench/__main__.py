@@ -1,6 +1,6 @@
 """fastshap, interpreto, captum and shap on the same texts and models in one process, beside what no tool can do without.
 
-    python -m bench [--only a,b] [--fresh] [--output DIR]   all workloads, about 40 minutes on 2 cores
+    python -m bench [--only a,b] [--fresh] [--output DIR]   all workloads, about half an hour on 2 cores
     python -m bench --quick [--output DIR]                  the same at small size, nothing fetched, nothing kept
 
 A whole run fetches public models once, and can be broken off: what is measured lies in ``partial.json`` beside the results and
@@ -56,16 +56,16 @@ class Plan:
     """How much is measured, by workload; caps in seconds. On (d) some parts take ``few`` of the target's tokens."""
 
     sweep_texts: dict[str, int] = field(default_factory=lambda: each(100, 6, 4, 4))
-    sweep_cap: dict[str, float] = field(default_factory=lambda: each(60, 120, 90, 120))
-    rounds: dict[str, int] = field(default_factory=lambda: each(7, 7, 5, 5))
-    time_cap: dict[str, float] = field(default_factory=lambda: each(200, 200, 180, 480))
+    sweep_cap: dict[str, float] = field(default_factory=lambda: each(40, 80, 60, 90))
+    rounds: dict[str, int] = field(default_factory=lambda: each(5, 5, 5, 5))
+    time_cap: dict[str, float] = field(default_factory=lambda: each(150, 150, 150, 360))
     work_texts: dict[str, int] = field(default_factory=lambda: each(500, 12, 8, 1))
     error_texts: dict[str, int] = field(default_factory=lambda: each(20, 6, 4, 4))
     error_sizes: dict[str, tuple[int, ...]] = field(
         default_factory=lambda: each((2, 5, 10, 20, 50, 100), (2, 10, 40), (2, 10, 20), (2, 4, 16))
     )
     error_independent: dict[str, int] = field(default_factory=lambda: each(20, 40, 20, 16))
-    error_cap: dict[str, float] = field(default_factory=lambda: each(100, 200, 150, 240))
+    error_cap: dict[str, float] = field(default_factory=lambda: each(60, 110, 90, 150))
     error_runs: int = 40
     few: int = 2
 
