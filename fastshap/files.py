@@ -5,16 +5,15 @@ A file appears under its name when it is whole; where writing fails, what stood 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastshap.disk import StrPath, whole
 from fastshap.errors import InvalidArgumentError
 from fastshap.extras import needed
 from fastshap.output import AttributionOutput
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _ROWS = 1024  # of a Parquet row group
-
-StrPath = str | os.PathLike[str]
 
 
 def write_jsonl(outputs: Iterable[AttributionOutput], path: StrPath) -> int:
@@ -200,15 +197,3 @@ def _from_row(row: dict[str, Any]) -> dict[str, Any]:
 def _encodable(text: str) -> str:
     """Halves of surrogate pairs, which UTF-8 has not (and only texts that were refused hold), replaced."""
     return text.encode("utf-8", "replace").decode("utf-8")
-
-
-@contextlib.contextmanager
-def whole(path: StrPath) -> Iterator[Path]:
-    """A file beside ``path`` that takes its place once it is written."""
-    target = Path(path)
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        yield beside
-        os.replace(beside, target)
-    finally:
-        beside.unlink(missing_ok=True)

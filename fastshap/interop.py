@@ -73,12 +73,15 @@ def to_shap(record: Record) -> Any:
     shap = needed("shap")
     values = record.attributions.nan_to_num().double().numpy().T
     one = values.shape[1] == 1
-    return shap.Explanation(
+    explanation = shap.Explanation(
         values=values[:, 0] if one else values,
         base_values=0.0 if one else np.zeros(values.shape[1]),
         data=np.array(_pieces(record), dtype=object),
-        output_names=record.target_names[0] if one else list(record.target_names),
+        output_names=None if one else list(record.target_names),
     )
+    if one:  # its constructor takes no name for a single output, and its plots show one
+        explanation.output_names = record.target_names[0]
+    return explanation
 
 
 def to_captum(record: Record, true_class: str = "–") -> list[Any]:

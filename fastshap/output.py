@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from fastshap import interop, plain
+from fastshap.disk import whole
 from fastshap.errors import InvalidArgumentError
 from fastshap.extras import needed
 from fastshap.record import Record
@@ -32,9 +33,10 @@ class AttributionOutput(Record):
 
     def to_html(self, path: str | os.PathLike[str], title: str = "fastshap") -> None:
         """Writes a page that stands by itself: it fetches nothing and runs no script. See :func:`fastshap.write_html`."""
-        from fastshap.files import write_html
+        from fastshap.render.page import write_page
 
-        write_html([self], path, title)
+        with whole(path) as beside, beside.open("w", encoding="utf-8", newline="\n") as file:
+            write_page([self], file, title)
 
     def _repr_html_(self) -> str:
         """What notebooks show."""

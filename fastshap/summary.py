@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastshap import parameters
+from fastshap.disk import whole
 from fastshap.errors import InvalidArgumentError
 from fastshap.estimate import student_quantile
 from fastshap.extras import needed
@@ -27,7 +28,7 @@ class Lean:
     """One element and target over all outputs.
 
     Attributes:
-        element, target: the element, in lower case unless ``casefold=False``, and the target's name.
+        element, target: the element, in lower case unless ``casefold=False``, and the target's name; without spaces around.
         count: how often the element stood in a text explained for the target; ``texts`` in how many of them.
         mean: of its attributions; ``low`` and ``high`` are the ends of a 95 % interval (Student's t over the occurrences, which
             takes them as independent; NaN for one).
@@ -130,7 +131,6 @@ class Summary:
 
     def to_html(self, path: str | os.PathLike[str], top: int = 50, title: str = "What the model leans on") -> None:
         """Writes a page with a table for each target, which fetches nothing and runs no script."""
-        from fastshap.files import whole
         from fastshap.render.summary import page
 
         with whole(path) as beside:
@@ -161,8 +161,8 @@ def summarize(outputs: Iterable[Record], *, min_count: int = 2, casefold: bool =
         if output.error is not None:
             errors += 1
             continue
-        names = [element.casefold() if casefold else element for element in output.elements]
-        for target, row in zip(output.target_names, output.attributions.tolist(), strict=True):
+        names = [_bare(element.casefold() if casefold else element) for element in output.elements]
+        for target, row in zip(map(_bare, output.target_names), output.attributions.tolist(), strict=True):
             for name, value in zip(names, row, strict=True):
                 if not math.isnan(value):
                     tallies.setdefault((target, name), _Tally()).add(value, number)
@@ -170,6 +170,11 @@ def summarize(outputs: Iterable[Record], *, min_count: int = 2, casefold: bool =
     rows = [_lean(target, name, tally) for (target, name), tally in tallies.items() if tally.count >= least]
     rows.sort(key=lambda row: (order[row.target], -row.mean_abs, row.element))
     return Summary(rows, count, errors, least)
+
+
+def _bare(text: str) -> str:
+    """Without the space that some tokenizers' elements begin with."""
+    return text.strip() or text
 
 
 def _lean(target: str, name: str, tally: _Tally) -> Lean:

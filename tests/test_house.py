@@ -39,6 +39,7 @@ CHAIN = [
         "record",
         "plain",
         "extras",
+        "disk",
         "interop",
         "render",
         "output",

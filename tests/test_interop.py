@@ -3,17 +3,21 @@
 import copy
 import html
 import re
+import warnings
 
-import interpreto
 import numpy as np
 import pytest
-import shap
 import torch
-from captum.attr import visualization
-from interpreto.attributions.metrics import Deletion, Insertion
-from interpreto.visualizations.attributions import plot_attributions
 
 import fastshap
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import interpreto
+    import shap
+    from captum.attr import visualization
+    from interpreto.attributions.metrics import Deletion, Insertion
+    from interpreto.visualizations.attributions import plot_attributions
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -36,7 +40,7 @@ def page(monkeypatch):
 @pytest.mark.parametrize("targets", [None, "all"])
 def test_interpreto_measures_and_plots_a_classification(default_pair, page, granularity, targets):
     model, tokenizer = copy.deepcopy(default_pair)
-    texts = [TEXT, "Not good at all. Never again, I say!"]
+    texts = [f"{TEXT} Still, go and see it.", "Not good at all. Never again, I say!"]  # interpreto wants two elements
     outputs = fastshap.GradientShap(model, tokenizer, granularity=granularity)(texts, targets)
     theirs = [output.to_interpreto() for output in outputs]
     for output, other in zip(outputs, theirs, strict=True):

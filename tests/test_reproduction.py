@@ -74,7 +74,7 @@ def test_another_model_is_noticed(default_pair):
     (output,) = fastshap.GradientShap(*default_pair)(TEXTS[0])
     model, tokenizer = copy.deepcopy(default_pair)
     with torch.no_grad():
-        model.classifier.weight[0, 0] += 0.5
+        model.classifier.weight[1, 0] += 0.5
     again = fastshap.reproduce(stored(output), model, tokenizer)
     assert not again.same
     assert again.changed.keys() == {"model_fingerprint"}
