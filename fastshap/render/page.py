@@ -64,7 +64,7 @@ _STYLE = """
     & .s > [tabindex]:is(:hover, :focus-visible) { outline: 2px solid var(--ink); outline-offset: 1px; cursor: default }
     & .s > [tabindex]:is(:hover, :focus-visible)::after {
         content: attr(aria-description); content: attr(aria-description) / "";
-        position: absolute; left: 0; z-index: 1; width: max-content; max-width: 100%; margin-top: 2.2em; padding: .25em .6em;
+        position: absolute; left: 0; z-index: 1; width: max-content; max-width: 100%; margin-top: 2.8em; padding: .25em .6em;
         border-radius: .3em; background: var(--ink); color: var(--paper); font: 500 13px/1.4 system-ui, sans-serif;
         font-variant-numeric: tabular-nums; direction: ltr; pointer-events: none;
     }
