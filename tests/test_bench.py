@@ -268,7 +268,7 @@ def work(share, operators, targets=1):
     [
         (0, {"a": {"work": {"fastshap": work(1.0, 4.0)}}}),
         (1, {"a": {"work": {"fastshap": work(1.2, 4.0)}}}),
-        (1, {"a": {"work": {"fastshap": work(1.0, 4.5)}}}),
+        (1, {"a": {"work": {"fastshap": work(1.0, 5.5)}}}),
         (0, {"c": {"work": {"fastshap": work(1.0, 10.0, targets=6)}}}),
         (1, {"c": {"work": {"fastshap": work(1.0, 10.5, targets=6)}}}),
         (0, {"a": {"work": {"interpreto": work(2.0, 99.0)}}}),
