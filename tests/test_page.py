@@ -821,8 +821,10 @@ def test_print_keeps_colours_and_the_chosen_target(visit):
     assert browser.execute_script(style, word) == ["exact", "rgb(214, 96, 10)"]
     assert len(shown(browser, ".v")) == 1
     assert shown(browser, "details pre")
-    press(browser, "TAB")
-    assert tooltip(browser, press(browser, "TAB")) is None
+    word = press(browser, "TAB")
+    assert word.text == "not"
+    assert tooltip(browser, word) is None
+    assert browser.execute_script("return getComputedStyle(arguments[0]).outlineStyle", word) == "none"
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
 

@@ -60,7 +60,9 @@ _STYLE = """
     padding: .1em 0; border-radius: .2em .2em 0 0; background-clip: padding-box;
     box-decoration-break: clone; -webkit-box-decoration-break: clone;
 }
+@media print { & [tabindex] { outline: none } }
 @media screen {
+    & .t > :focus-visible + label { outline: 2px solid var(--for); outline-offset: 2px }
     & .s > [tabindex]:is(:hover, :focus-visible) { outline: 2px solid var(--ink); outline-offset: 1px; cursor: default }
     & .s > [tabindex]:is(:hover, :focus-visible)::after {
         content: attr(aria-description); content: attr(aria-description) / "";
@@ -104,7 +106,6 @@ _STYLE = """
 }
 & .t > label:hover { border-color: var(--ink) }
 & .t > :checked + label { border-color: var(--ink); background: var(--ink); color: var(--paper) }
-& .t > :focus-visible + label { outline: 2px solid var(--for); outline-offset: 2px }
 & .t > .v { display: none; order: 1; flex: 0 0 100%; min-width: 0; margin-top: .4em }
 & .t > :checked + label + .v { display: block }
 & .q { margin-right: .7em; color: var(--quiet); font-size: .8125em }
