@@ -242,15 +242,18 @@ def error_table(part: dict[str, Any]) -> list[str]:
 
 
 def list_lines(part: dict[str, Any]) -> list[str]:
-    resident = ", ".join(f"{value / 2**20:.0f}" for value in part["resident_bytes_at_quarters"])
+    resident, settled = (
+        ", ".join(f"{value / 2**20:.0f}" for value in part[f"{kind}_bytes_at_quarters"])
+        for kind in ("resident", "settled")
+    )
     return [
         f"- {part['texts']:,} texts of {part['tokens']:,} tokens in {part['seconds']:.1f} s: "
         f"{part['texts_per_second']:.0f} texts a second, n = {part['n']}, {part['errors']} errors.",
         f"- Time: of {len(part['points'])} points the farthest is {part['largest_deviation_from_line']:.1%} off the straight "
         "line; the "
         f"second half of the texts takes {part['second_half_over_first']:.3f} times the first half's time.",
-        f"- Resident memory after each quarter: {resident} MiB.",
-        f"- Padding: {part['padding_share']:.1%} of the tokens sent to the model.",
+        f"- Resident memory after each quarter: {resident} MiB; once the C library gave its free blocks back: {settled} MiB.",
+        f"- Padding: {part['padding_share']:.1%} of the tokens sent to the model, in a run over the first fifth of the texts.",
     ]
 
 
@@ -260,8 +263,9 @@ mode whose parameters ask for no gradient, all tools in turn in each round. Seco
 rounds' ratios with the least and the largest. fastshap and interpreto give scores of words, the others of tokens.
 
 The floor is one forward pass over the rows needed and a backward pass for each target, without noise and without scores; for a
-language model with logits at the target's positions and of its tokens only. "Alike" are calls whose rows have one length, so
-that no mask is needed. Rows needed are texts x samples x targets; for fastshap's signed scores of a language model one backward
+language model with logits at the target's positions and of its tokens only. It runs the whole model; fastshap leaves out what
+a classifier does not read of its last layer, and runs two calls side by side, so that it can take less. "Alike" are calls
+whose rows have one length, so that no mask is needed. Rows needed are texts x samples x targets; for fastshap's signed scores of a language model one backward
 pass a target word serves. Operators are those dispatched outside the model's forward and backward between its first and its
 last call, views not counted. Padding is what the attention mask leaves out. Memory is the largest resident size above that
 before the run, looked at every 2 ms.

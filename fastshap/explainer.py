@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 
 # Tokens of all rows from which two threads are faster on a CPU than one (docs/adr/0009).
-_ENOUGH_TOKENS = 1 << 14
+_ENOUGH_TOKENS = 1 << 12
 # Texts whose scores one call of an explainer remembers, in case they come again.
 _REMEMBERED = 2048
 

@@ -15,9 +15,12 @@ from torch import Tensor
 
 from fastshap.batches import Call
 from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError, UnsupportedModelError
-from fastshap.tasks.base import Predict, Prepared, Task
+from fastshap.tasks.base import Predict, Prepared, Task, near
+from fastshap.tasks.first_token import Cut, cuts, first_token_alone, points
 from fastshap.text import Encoded
 from fastshap.types import InferenceModes, ModelTask
+
+_TRIED = 8  # tokens on which a shorter way is compared with the whole model
 
 
 class ClassificationTask(Task):
@@ -25,6 +28,7 @@ class ClassificationTask(Task):
 
     class_endings = ("ForSequenceClassification",)
     model_task = ModelTask.CLASSIFICATION
+    _cut: Cut | None = None  # until the model has been tried
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -45,11 +49,33 @@ class ClassificationTask(Task):
         return logits
 
     def check_model(self, x: Tensor, inputs: dict[str, Tensor], logits: Tensor) -> None:
-        """Any classifier will do."""
+        """Any classifier will do. What its calls can leave out is found here."""
+        self._cut = self._harmless_cut()
+
+    def _harmless_cut(self) -> Cut | None:
+        """Where the last layer can be cut down to the first token, if the logits stay as they are."""
+        tokens = min(_TRIED, self.max_length() or _TRIED)
+        right = None
+        for cut in cuts(self.model) if tokens > 1 else []:
+            z = points(self.model, tokens)
+            inputs = {"inputs_embeds": z, "attention_mask": z.new_ones(z.shape[:2], dtype=torch.int64)}
+            try:
+                with _padding_token_named(self.model.config):
+                    right = self.logits_of(self.model, inputs) if right is None else right
+                    with first_token_alone(self.model, cut):
+                        ours = self.logits_of(self.model, inputs)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:
+                continue  # a head that wants all rows
+            # Of logits that hardly depend on the text, agreement would say nothing.
+            if near(ours, right, closely=True) and right.isfinite().all() and not near(right[:1], right[1:]):
+                return cut
+        return None
 
     def logits(self, model: Any, call: Call) -> Tensor:
         """(R, classes), before the inference mode."""
-        with _padding_token_named(model.config):
+        with _padding_token_named(model.config), first_token_alone(model, self._cut):
             return self.logits_of(model, call.inputs)
 
     def scores(self, model: Any, call: Call) -> Tensor:
