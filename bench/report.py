@@ -262,13 +262,13 @@ Every tool runs at the best batch size of its grid, with targets given, on the s
 mode whose parameters ask for no gradient, all tools in turn in each round. Seconds are medians; ratios are medians of the
 rounds' ratios with the least and the largest. fastshap and interpreto give scores of words, the others of tokens.
 
-The floor is one forward pass over the rows needed and a backward pass for each target, without noise and without scores; for a
-language model with logits at the target's positions and of its tokens only. It runs the whole model; fastshap leaves out what
-a classifier does not read of its last layer, and runs two calls side by side, so that it can take less. "Alike" are calls
-whose rows have one length, so that no mask is needed. Rows needed are texts x samples x targets; for fastshap's signed scores of a language model one backward
-pass a target word serves. Operators are those dispatched outside the model's forward and backward between its first and its
-last call, views not counted. Padding is what the attention mask leaves out. Memory is the largest resident size above that
-before the run, looked at every 2 ms.
+The floor is one forward pass over the rows needed and a backward pass for each target, without noise and without scores;
+for a language model with logits at the target's positions and of its tokens only. It runs the whole model; fastshap leaves
+out what a classifier does not read of its last layer, and runs two calls side by side, so that it can take less. "Alike"
+are calls whose rows have one length, so that no mask is needed. Rows needed are texts x samples x targets; for fastshap's
+signed scores of a language model one backward pass a target word serves. Operators are those dispatched outside the model's
+forward and backward between its first and its last call, views not counted. Padding is what the attention mask leaves out.
+Memory is the largest resident size above that before the run, looked at every 2 ms.
 
 Errors are root mean squares over the tokens of a text, relative to that of the expectation, then over texts. Seconds are
 linear in the samples. An asterisk marks samples outside those measured, taken as 1/sqrt(n). "captum" adds its noise to the
