@@ -1,16 +1,19 @@
 """GradientSHAP attributions for Hugging Face text models."""
 
 from fastshap.base import AttributionExplainer, MultitaskExplainerMixin
+from fastshap.batch import BatchExplainer
 from fastshap.default_model import load_default_model
 from fastshap.errors import (
     BackendUnavailableError,
     FastshapError,
     InvalidArgumentError,
     InvalidTypeError,
+    JobError,
     MissingPackageError,
     NonFiniteError,
     TruncationWarning,
     UnsupportedModelError,
+    WorkerDiedError,
 )
 from fastshap.explainer import GradientShap
 from fastshap.files import read_jsonl, read_parquet, to_arrow, write_html, write_jsonl, write_parquet
@@ -25,6 +28,7 @@ __all__ = [
     "AttributionExplainer",
     "AttributionOutput",
     "BackendUnavailableError",
+    "BatchExplainer",
     "FastshapError",
     "GradientShap",
     "Granularity",
@@ -32,6 +36,7 @@ __all__ = [
     "InferenceModes",
     "InvalidArgumentError",
     "InvalidTypeError",
+    "JobError",
     "Lean",
     "MissingPackageError",
     "ModelTask",
@@ -42,6 +47,7 @@ __all__ = [
     "Summary",
     "TruncationWarning",
     "UnsupportedModelError",
+    "WorkerDiedError",
     "__version__",
     "load_default_model",
     "read_jsonl",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -33,6 +34,8 @@ class Budget:
         self.together = True  # scores of one small call may share a backward pass; False once a model could not
         self._tokens = _TOKENS.get(device.type, _TOKENS_ON_A_GPU)
         self.measured = batch_size != "auto" or free_memory(device) is None
+        self.positions = self.padding = 0  # of all calls that ran
+        self._counting = threading.Lock()
 
     def rows(self, length: int, backward: bool = True) -> int:
         """Rows of a call whose longest text has so many tokens; ``backward``: whether it keeps what a backward pass takes."""
@@ -54,6 +57,12 @@ class Budget:
     def fits(self, rows: int, length: int) -> bool:
         """Whether no call of this size has failed; a single row is always tried."""
         return self._fitting is None or rows == 1 or rows * length <= self._fitting
+
+    def ran(self, positions: int, tokens: int) -> None:
+        """A call of so many positions ran, of which so many held tokens; the rest was padding."""
+        with self._counting:
+            self.positions += positions
+            self.padding += positions - tokens
 
     def shrink(self, rows: int, length: int) -> None:
         """A call of this size did not fit."""

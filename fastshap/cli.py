@@ -1,4 +1,4 @@
-"""The command line: ``fastshap explain TEXT…`` and ``fastshap info``."""
+"""The command line: ``fastshap explain TEXT…`` and ``fastshap info``; :mod:`fastshap.cli_jobs` adds those for batch jobs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import errno
 import itertools
 import json
 import platform
-import re
 import sys
 import time
 import warnings
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from tqdm import tqdm
 
+from fastshap import cli_jobs
 from fastshap.version import __version__
 
 if TYPE_CHECKING:
@@ -126,10 +126,11 @@ def explain(
 
     from fastshap.errors import FastshapError, TruncationWarning
     from fastshap.explainer import GradientShap
+    from fastshap.loading import load_pair, wanted_targets
 
     logging.disable_progress_bar()
-    loaded, tokenizer = _load(model)
     try:
+        loaded, tokenizer = load_pair(model)
         explainer = GradientShap(
             loaded,
             tokenizer,
@@ -157,7 +158,7 @@ def explain(
             _fail("--max-new-tokens is for a language model that writes its own target, without --target.")
         options = None if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
         outputs = explainer.iter_explain(
-            wanted_texts, _targets(explainer, target, len(wanted_texts)), generation_kwargs=options
+            wanted_texts, wanted_targets(explainer.task, target, len(wanted_texts)), generation_kwargs=options
         )
     except FastshapError as error:
         _fail(str(error))
@@ -189,6 +190,9 @@ def explain(
             _fail(f"the results could not be written: {error.strerror}.")
     if failed:
         raise typer.Exit(1)
+
+
+cli_jobs.register(app, explain)
 
 
 @app.command()
@@ -247,29 +251,6 @@ def _number(value: str, option: str) -> int:
         _fail(f"{option} is a whole number or 'auto'; got {value!r}.")
 
 
-def _targets(explainer: Any, targets: list[str] | None, count: int) -> Any:
-    """--target as the task understands it: classes for all texts, or a text after each."""
-    labels = getattr(explainer.task, "labels", None)
-    if not targets:
-        return None
-    if labels is None:
-        if len(targets) > 1:
-            _fail("a language model takes one --target, the text that follows.")
-        return targets * count
-    classes = [_class(target, labels) for target in targets]
-    for one in classes:
-        explainer.task.split_targets(one, 1)  # an unknown class is a mistake of usage, not of a text
-    return [classes] * count
-
-
-def _class(target: str, labels: list[str]) -> int | str:
-    """A number, or a label in any case where that leaves no doubt."""
-    if re.fullmatch(r"-?[0-9]+", target) and target not in labels:
-        return int(target)
-    alike = [label for label in labels if label.lower() == target.lower()]
-    return alike[0] if target not in labels and len(alike) == 1 else target
-
-
 def _with_bar(outputs: Iterator[AttributionOutput], total: int) -> Iterator[AttributionOutput]:
     """With a progress bar on standard error where that is a terminal and the work takes more than a second."""
     start = time.monotonic()
@@ -279,39 +260,6 @@ def _with_bar(outputs: Iterator[AttributionOutput], total: int) -> Iterator[Attr
                 bar.clear()
             yield output
             bar.update()
-
-
-def _load(model: str | None) -> tuple[Any, Any]:
-    """The model and tokenizer to explain; a causal language model unless the configuration names a classifier."""
-    if model is None:
-        from fastshap.default_model import load_default_model
-
-        return load_default_model()
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-
-    try:
-        config = AutoConfig.from_pretrained(model)
-        named = (config.architectures or ["unknown"])[0]
-        if not named.endswith(("ForSequenceClassification", "ForCausalLM", "LMHeadModel")):
-            _fail(
-                f"{model!r} holds a {named}; models for sequence classification and causal language models are explained."
-            )
-        kind = AutoModelForSequenceClassification if named.endswith("Classification") else AutoModelForCausalLM
-        return kind.from_pretrained(model), AutoTokenizer.from_pretrained(model)
-    except Exception as error:  # a damaged file fails in as many ways as there are file formats
-        _fail(f"the model {model!r} could not be loaded. {_why_not_loaded(model, error)}")
-
-
-def _why_not_loaded(model: str, error: Exception) -> str:
-    first = str(error).strip().split("\n")[0]
-    if Path(model).is_dir():
-        return f"The directory lacks something, or holds something else: {first}"
-    if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        return "There is no such directory."
-    return (
-        "There is no such directory, and as a name on the model hub it was neither found in the local cache nor could it be "
-        f"downloaded (no network, an offline setting, a private model or a wrong name): {first}"
-    )
 
 
 def _write_page(results: Iterator[tuple[AttributionOutput, str | None]], path: Path) -> None:

@@ -212,6 +212,7 @@ def _group_done(
             if budget.fits(rows, length):
                 try:
                     done.append((batch.pieces, run(model, batch)))
+                    budget.ran(rows * length, sum((p.hi - p.lo) * len(items[p.item].input_ids) for p in batch.pieces))
                     continue
                 except torch.OutOfMemoryError:
                     if rows == 1:

@@ -33,5 +33,19 @@ class MissingPackageError(FastshapError, ImportError):
     """A package that only some uses need is not installed. The message says how to install it."""
 
 
+class JobError(FastshapError, RuntimeError):
+    """A batch job cannot begin, go on or end well. The message says what to do.
+
+    Attributes:
+        begun: whether the job had begun, so that rows may have been written.
+    """
+
+    begun = False
+
+
+class WorkerDiedError(FastshapError, RuntimeError):
+    """The process that explained a text died over it, again and again; recorded for the text, or raised for a whole job."""
+
+
 class TruncationWarning(UserWarning):
     """Texts were longer than the model takes and were cut. The outputs concerned have ``truncated=True``."""

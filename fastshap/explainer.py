@@ -190,6 +190,11 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         self._tried = False
         self._truncation_warned = False
 
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Positions of all model calls so far that were padding, and all their positions."""
+        return self._budget.padding, self._budget.positions
+
     def _explain_window(
         self,
         texts: Sequence[Any],

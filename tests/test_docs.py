@@ -62,8 +62,9 @@ def test_examples_of_docstrings():
 
 def test_the_reference_lists_every_public_name():
     listed = {
-        line.split("fastshap.")[1]
+        line.split("fastshap.", 1)[1]
         for line in (ROOT / "docs/reference.md").read_text().splitlines()
         if line[:3] == ":::"
     }
+    listed = {name for name in listed if "." not in name}  # the others are of modules
     assert listed == set(fastshap.__all__) - {"__version__"}

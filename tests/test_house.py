@@ -48,8 +48,11 @@ CHAIN = [
         "base",
         "explainer",
         "reproduction",
+        "loading",
+        "batch",
+        "jobs",
     ),
-    *("cli", "integrations"),
+    *("integrations", "cli_jobs", "cli"),
 ]
 
 
@@ -188,9 +191,7 @@ print(middle - start, end - middle)
 
 
 def test_importing_loads_no_command_line_and_no_peer():
-    code = (
-        "import sys, fastshap; print([m for m in ('typer', 'rich', 'captum', 'interpreto', 'ray') if m in sys.modules])"
-    )
+    code = "import sys, fastshap; print([m for m in ('typer', 'rich', 'captum', 'interpreto', 'ray', 'pyarrow') if m in sys.modules])"
     assert python(code).strip() == "[]"
 
 

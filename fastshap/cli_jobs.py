@@ -1,0 +1,149 @@
+"""The commands for batch jobs: ``fastshap run`` and ``fastshap verify``."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+# Parameters of ``fastshap explain`` that a job takes too, with the same default and the same help.
+_SHARED = (
+    "target",
+    "max_new_tokens",
+    "granularity",
+    "granularity_aggregation_strategy",
+    "n_perturbations",
+    "noise_std",
+    "baseline",
+    "inference_mode",
+    "input_x_gradient",
+    "reduction",
+    "sampling",
+    "path_density",
+    "seed",
+    "rtol",
+    "max_perturbations",
+    "perturb_special_tokens",
+    "batch_size",
+    "device",
+    "backend",
+)
+
+
+def register(app: typer.Typer, explain: Callable[..., Any]) -> None:
+    """Adds the commands to ``app``; ``run`` has the options of ``explain`` that make sense for a job."""
+    shared = inspect.signature(explain, eval_str=True).parameters
+
+    def command(**given: Any) -> None:
+        _run(settings={name: given.pop(name) for name in _SHARED}, **given)
+
+    own = inspect.signature(run, eval_str=True).parameters.values()
+    options = [shared[name].replace(kind=inspect.Parameter.KEYWORD_ONLY) for name in _SHARED]
+    command.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
+    command.__doc__ = run.__doc__
+    app.command("run")(command)
+    app.command("verify")(verify)
+
+
+def run(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT", help="A Parquet, CSV or JSON-lines file, or a directory of these; a path or a URI."
+        ),
+    ],
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="A directory; Parquet files are written there.")],
+    model: Annotated[
+        str | None, typer.Option(help="A directory or hub id; by default the sentiment model in the package.")
+    ] = None,
+    text_column: Annotated[str, typer.Option(help="The column of texts.")] = "text",
+    id_column: Annotated[str, typer.Option(help="The column of ids: whole numbers or strings, all different.")] = "id",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what a run that was broken off left.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw away what an earlier run wrote.")] = False,
+    local: Annotated[
+        bool, typer.Option("--local", help="In this process, without Ray, as where Ray is not installed.")
+    ] = False,
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster to join: auto on one of its nodes. Else Ray is started here.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that explain.  [default: one a GPU, or else a core]", min=1)
+    ] = None,
+    cpus_per_worker: Annotated[float, typer.Option(help="CPUs of each worker.", min=0.01)] = 1,
+    gpus_per_worker: Annotated[
+        float | None, typer.Option(help="GPUs of each worker.  [default: 1 where there are any]", min=0)
+    ] = None,
+    rows_per_batch: Annotated[
+        int, typer.Option(help="Texts that a worker takes at a time: what is lost when it dies.", min=1)
+    ] = 256,
+) -> None:
+    """Explains a table of texts into a directory of Parquet files, each id once, however often it is broken off.
+
+    On Ray where it is installed (pip install 'fastshap-text[ray]'), in this process otherwise or with --local.
+
+    Exit code: 0 every row has attributions or a recorded error, 1 rows are missing, 2 it could not begin.
+    """
+
+
+def verify(
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="What fastshap run wrote.")],
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="What it was made from.")],
+) -> None:
+    """Compares the output of a job with its input, id by id and text by text.
+
+    Exit code: 0 every row is there exactly once, 1 it is not, 2 there is nothing to compare.
+    """
+    from fastshap.errors import FastshapError
+    from fastshap.jobs.verify import verify as compare
+
+    try:
+        verdict = compare(output, source)
+    except FastshapError as error:
+        _fail(error, 2)
+    typer.echo("\n".join(verdict.lines()))
+    if not verdict.good:
+        raise typer.Exit(1)
+
+
+def _run(settings: dict[str, Any], local: bool, **given: Any) -> None:
+    from fastshap.errors import FastshapError, WorkerDiedError
+
+    settings["targets"] = settings.pop("target")
+    if (tokens := settings.pop("max_new_tokens")) is not None:
+        settings["generation_kwargs"] = {"max_new_tokens": tokens}
+    for name in ("device", "batch_size"):
+        if settings[name] in (None, "auto"):
+            del settings[name]
+        elif settings[name].isdecimal():
+            settings[name] = int(settings[name])
+    on_ray = ("address", "workers", "cpus_per_worker", "gpus_per_worker", "rows_per_batch")
+    if local or find_spec("ray") is None:
+        if not local and given["address"] is not None:
+            typer.echo("fastshap: --address needs Ray: pip install 'fastshap-text[ray]'", err=True)
+            raise typer.Exit(2)
+        from fastshap.jobs.local import explain_files as explain
+
+        given = {name: value for name, value in given.items() if name not in on_ray}
+    else:
+        from fastshap.integrations.ray import explain_dataset as explain  # type: ignore[assignment]
+    output = given["output"]
+    try:
+        summary = explain(**given, progress=True, **settings)
+    except WorkerDiedError as error:
+        _fail(error, 1)
+    except FastshapError as error:
+        _fail(error, 1 if getattr(error, "begun", False) else 2)
+    except KeyboardInterrupt:
+        typer.echo(f"\nfastshap: stopped; what is explained is in {output}. --resume goes on.", err=True)
+        raise typer.Exit(130) from None
+    typer.echo("\n".join([f"{output} is complete.", *summary.lines()]))
+
+
+def _fail(error: Exception, code: int) -> NoReturn:
+    typer.echo(f"fastshap: {error}", err=True)
+    sys.stderr.flush()
+    raise typer.Exit(code)

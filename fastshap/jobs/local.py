@@ -1,0 +1,116 @@
+"""A job in this process, without Ray."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from fastshap.batch import BatchExplainer, to_table
+from fastshap.errors import FastshapError, TruncationWarning
+from fastshap.extras import needed
+from fastshap.jobs.job import Job, identity, opened, rest, rows_of_files
+from fastshap.jobs.progress import Summary
+from fastshap.jobs.reading import Columns, Files, texts_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from fastshap.output import AttributionOutput
+
+_SECONDS = 10.0  # of work between two looks at the clock, about
+_FEWEST, _MOST = 64, 8192  # texts
+
+
+def explain_files(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    model: str | os.PathLike[str] | None = None,
+    text_column: str = "text",
+    id_column: str = "id",
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = False,
+    **settings: Any,
+) -> Summary:
+    """Explains the rows of files, in this process, into a directory of Parquet files.
+
+    Args:
+        source: a Parquet, CSV or JSON-lines file, or a directory of these; a path, or a URI that pyarrow opens.
+        output: a directory; a row's columns are its ``id`` and those of :class:`fastshap.BatchExplainer`.
+        model: a directory or hub id; None is the model inside the package.
+        text_column: the column of texts.
+        id_column: the column of ids, whole numbers or strings, all different.
+        resume: go on with what an earlier run left, or begin where there is nothing.
+        overwrite: throw an earlier run's output away.
+        progress: show how far it is, on standard error.
+        settings: ``targets``, ``generation_kwargs`` and parameters of :class:`fastshap.GradientShap`.
+
+    Raises:
+        JobError: the output or the input is not fit to begin or to end; the message says what to do.
+        InvalidArgumentError, InvalidTypeError, UnsupportedModelError: a column, a setting or a model that cannot be used.
+    """
+    started = time.monotonic()
+    batch = BatchExplainer(model, text_column=text_column, keep=(), **settings)
+    columns = Columns(id_column, text_column)
+    files = Files(source, columns)
+    rows = rows_of_files(files)
+    same = identity(batch, columns)
+    with opened(output, rows, same, batch.provenance.versions, resume, overwrite, progress, started) as job:
+        if job.left:
+            job.begin(time.monotonic())
+        size = [_FEWEST]
+        for table in _of_size(files, job, size):
+            start = time.monotonic()
+            _explain(batch, table, job)
+            fitting = round(len(table) * _SECONDS / max(time.monotonic() - start, 1e-3))
+            size[0] = min(max(fitting, _FEWEST), _MOST)
+        return job.finish(batch.explainer.padding)
+
+
+def _of_size(files: Files, job: Job, size: list[int]) -> Iterator[pa.Table]:
+    """The rows that are not done, in tables of ``size[0]``, which the caller may change between two."""
+    concat = needed("pyarrow", "tables").concat_tables
+    held: list[pa.Table] = []
+    for piece in files.pieces():
+        for table in files.read(piece):
+            held.append(rest(table, job.done))
+            while sum(map(len, held)) >= size[0]:
+                whole, count = concat(held), size[0]
+                held = [whole.slice(count)]
+                yield whole.slice(0, count)
+    if sum(map(len, held)):
+        yield concat(held)
+
+
+def _explain(batch: BatchExplainer, table: pa.Table, job: Job) -> None:
+    """Explains a table, handing rows on as they come; what breaks the stream is found row by row."""
+    texts, ids = texts_of(table), table.column("id")
+    done = 0
+    waiting: list[AttributionOutput] = []
+
+    def hand_on() -> None:
+        nonlocal done
+        made = to_table(texts[done : done + len(waiting)], waiting)
+        job.add(made.add_column(0, "id", ids.slice(done, len(waiting))))
+        done += len(waiting)
+        waiting.clear()
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TruncationWarning)  # each row says so itself
+            for output in batch.explainer.iter_explain(
+                texts, batch.targets_of(len(texts)), generation_kwargs=batch.generation_kwargs
+            ):
+                waiting.append(output)
+                if len(waiting) == _FEWEST:
+                    hand_on()
+    except FastshapError:
+        raise
+    except Exception:
+        hand_on()
+        waiting += batch.outputs(texts[done:])
+    hand_on()

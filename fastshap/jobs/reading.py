@@ -1,0 +1,337 @@
+"""Rows of Parquet, CSV and JSON-lines files, a few thousand at a time: an id, and a text or what is wrong with it.
+
+Both ways to run a job read through here, so that the same file gives the same rows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fastshap.batch import checked_text, read_error, spelled, strings
+from fastshap.errors import FastshapError, InvalidArgumentError, JobError
+from fastshap.extras import needed
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_ROWS = 4096  # of a table
+_ROWS_OF_PIECE = 65_536  # at least, where a Parquet file is read in several pieces
+_CSV_BLOCK = 16 << 20  # bytes: a row has to fit
+_KINDS = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".csv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+}
+_PACKED = (".gz", ".bz2", ".zst")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of the columns that hold ids and texts."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one reader reads: a file, or some row groups of it."""
+
+    path: str
+    kind: str
+    groups: tuple[int, ...] | None = None
+
+
+def place(location: str | os.PathLike[str]) -> tuple[Any, str]:
+    """The file system of a path or URI, and the path there.
+
+    Raises:
+        InvalidArgumentError: a URI of no file system that pyarrow knows.
+    """
+    fs = needed("pyarrow.fs", "tables")
+    text = os.fspath(location)
+    if "://" not in text:
+        return fs.LocalFileSystem(), os.path.abspath(text)
+    try:
+        found: tuple[Any, str] = fs.FileSystem.from_uri(text)
+    except Exception as error:
+        raise InvalidArgumentError(f"{text} is no place that pyarrow can open: {error}") from None
+    return found
+
+
+class Files:
+    """A file, or all files of a directory, in order of their names; can be pickled."""
+
+    def __init__(self, location: str | os.PathLike[str], columns: Columns) -> None:
+        fs = needed("pyarrow.fs", "tables")
+        self.columns = columns
+        self.location = os.fspath(location)
+        self._fs, root = place(location)
+        about = self._fs.get_file_info(root)
+        if about.type == fs.FileType.NotFound:
+            raise InvalidArgumentError(f"There is no file or directory {self.location}.")
+        if about.type == fs.FileType.File:
+            self.paths = [root]
+        else:
+            inside = self._fs.get_file_info(fs.FileSelector(root, recursive=True))
+            paths = [one.path for one in inside if one.type == fs.FileType.File]
+            self.paths = sorted(path for path in paths if not _hidden(path[len(root) :]))
+        self._kinds = {path: _kind(path) for path in self.paths}
+        if not self.paths:
+            raise InvalidArgumentError(f"The directory {self.location} holds no files.")
+
+    def described(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {"location": self.location, "files": [posixpath.basename(path) for path in self.paths]}
+
+    def pieces(self) -> list[Piece]:
+        """All there is to read; columns are looked at.
+
+        Raises:
+            JobError: a file that does not open; the message names it.
+            InvalidArgumentError: a column that is not there, or of a type that cannot be used.
+        """
+        return [piece for path in self.paths for piece in self._pieces(path, self._kinds[path])]
+
+    def read(self, piece: Piece, texts: bool = True) -> Iterator[pa.Table]:
+        """Tables of id (int64 or string), text (string) and problem (string); the latter two only if ``texts``.
+
+        Raises:
+            JobError: the file is damaged, or a row has no usable id; the message names the file and, where it can, the line.
+        """
+        arrow = needed("pyarrow", "tables")
+        try:
+            yield from getattr(self, f"_{piece.kind}")(piece, texts)
+        except FastshapError:
+            raise
+        except (OSError, arrow.ArrowException, UnicodeDecodeError, EOFError) as error:
+            raise _unreadable(piece.path, error) from None
+
+    def _pieces(self, path: str, kind: str) -> Iterator[Piece]:
+        arrow = needed("pyarrow", "tables")
+        if kind != "parquet":
+            yield Piece(path, kind)
+            return
+        try:
+            parquet = needed("pyarrow.parquet", "tables")
+            with self._fs.open_input_file(path) as file:
+                about = parquet.ParquetFile(file)
+                schema = about.schema_arrow
+                sizes = [about.metadata.row_group(i).num_rows for i in range(about.num_row_groups)]
+        except (OSError, arrow.ArrowException) as error:
+            raise _unreadable(path, error) from None
+        self._check(path, schema.names)
+        _check_type(path, self.columns.text, schema.field(self.columns.text).type, _is_text(arrow), "strings")
+        _check_type(
+            path, self.columns.id, schema.field(self.columns.id).type, _is_id(arrow), "whole numbers or strings"
+        )
+        groups: list[int] = []
+        for i, _ in enumerate(sizes):
+            groups.append(i)
+            if sum(sizes[j] for j in groups) >= _ROWS_OF_PIECE:
+                yield Piece(path, kind, tuple(groups))
+                groups = []
+        if groups:
+            yield Piece(path, kind, tuple(groups))
+
+    def _check(self, path: str, names: list[str]) -> None:
+        for option, name in (("id_column", self.columns.id), ("text_column", self.columns.text)):
+            if name not in names:
+                raise InvalidArgumentError(
+                    f"{posixpath.basename(path)} has no column {name!r}; it has {', '.join(map(repr, names))}. Name the "
+                    f"right one as {option} (--{option.replace('_', '-')})."
+                )
+
+    def _parquet(self, piece: Piece, texts: bool) -> Iterator[pa.Table]:
+        parquet = needed("pyarrow.parquet", "tables")
+        names = [self.columns.id, self.columns.text] if texts else [self.columns.id]
+        with self._fs.open_input_file(piece.path) as file:
+            for batch in parquet.ParquetFile(file).iter_batches(_ROWS, row_groups=piece.groups, columns=names):
+                column = strings(batch.column(self.columns.text)) if texts else None
+                yield rows(piece.path, batch.column(self.columns.id), column)
+
+    def _csv(self, piece: Piece, texts: bool) -> Iterator[pa.Table]:
+        arrow, csv = needed("pyarrow", "tables"), needed("pyarrow.csv", "tables")
+        names = [self.columns.id, self.columns.text]
+        with self._fs.open_input_stream(piece.path, compression="detect") as file:
+            reader = csv.open_csv(
+                file,
+                read_options=csv.ReadOptions(block_size=_CSV_BLOCK),
+                parse_options=csv.ParseOptions(newlines_in_values=True),
+                # Every column as it is written: "NA" is a text, and 007 an id.
+                convert_options=csv.ConvertOptions(
+                    column_types=dict.fromkeys(names, arrow.string()), strings_can_be_null=False
+                ),
+            )
+            self._check(piece.path, reader.schema.names)
+            for batch in reader:
+                for start in range(0, len(batch), _ROWS):
+                    part = batch.slice(start, _ROWS)
+                    column = strings(part.column(self.columns.text)) if texts else None
+                    yield rows(piece.path, part.column(self.columns.id), column)
+
+    def _jsonl(self, piece: Piece, texts: bool) -> Iterator[pa.Table]:
+        with self._fs.open_input_stream(piece.path, compression="detect") as stream:
+            ids: list[Any] = []
+            found: list[Any] = []
+            for number, line in enumerate(_lines(stream), 1):
+                if not line.strip():
+                    continue
+                row = _json_row(piece.path, number, line)
+                if not ids and number == 1:
+                    self._check(piece.path, list(row))
+                ids.append(_json_id(piece.path, number, row.get(self.columns.id)))
+                if texts:
+                    found.append(
+                        row[self.columns.text]
+                        if self.columns.text in row
+                        else InvalidArgumentError(f"The row has no {self.columns.text!r}.")
+                    )
+                if len(ids) == _ROWS:
+                    yield rows(piece.path, _json_ids(piece.path, ids), found if texts else None)
+                    ids, found = [], []
+            if ids:
+                yield rows(piece.path, _json_ids(piece.path, ids), found if texts else None)
+
+
+def rows(path: str, ids: Any, texts: list[Any] | None) -> pa.Table:
+    """A table as :meth:`Files.read` gives it, from an Arrow array of ids and, where wanted, one value for each text.
+
+    Raises:
+        JobError: ids that are null, or of a type that cannot be used.
+    """
+    arrow = needed("pyarrow", "tables")
+    _check_type(path, "id", ids.type, _is_id(arrow), "whole numbers or strings")
+    if ids.null_count:
+        raise JobError(f"{posixpath.basename(path)} has a row without an id; give every row one, all different.")
+    try:
+        ids = ids.cast(arrow.int64() if arrow.types.is_integer(ids.type) else arrow.string())
+        if not arrow.types.is_integer(ids.type):
+            ids.validate(full=True)
+    except arrow.ArrowException as error:
+        raise JobError(f"{posixpath.basename(path)} has an id that cannot be used: {error}") from None
+    if texts is None:
+        return arrow.table({"id": ids})
+    good: list[str | None] = []
+    problems: list[str | None] = []
+    for text in texts:
+        checked = _whole(checked_text(text))
+        good.append(checked if isinstance(checked, str) else None)
+        problems.append(None if isinstance(checked, str) else spelled(checked))
+    strings_ = arrow.string()
+    return arrow.table({"id": ids, "text": arrow.array(good, strings_), "problem": arrow.array(problems, strings_)})
+
+
+def plain(column: Any) -> Any:
+    """A column of ids that another engine keeps as Python objects, as an Arrow array."""
+    arrow = needed("pyarrow", "tables")
+    if not isinstance(column.type, arrow.BaseExtensionType):
+        return column
+    return _json_ids("the Dataset", [_json_id("the Dataset", i, one) for i, one in enumerate(column.to_pylist())])
+
+
+def texts_of(table: pa.Table) -> list[str | FastshapError]:
+    """The texts of a table of :func:`rows`, with the error in the place of each that is none."""
+    pairs = zip(table.column("text").to_pylist(), table.column("problem").to_pylist(), strict=True)
+    return [text if problem is None else read_error(problem) for text, problem in pairs]
+
+
+def _whole(text: str | FastshapError) -> str | FastshapError:
+    if isinstance(text, str):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return InvalidArgumentError("The text holds half of a surrogate pair, which is no character.")
+    return text
+
+
+def _hidden(path: str) -> bool:
+    return any(part.startswith((".", "_")) for part in path.split("/"))
+
+
+def _kind(path: str) -> str:
+    name = posixpath.basename(path).lower()
+    for ending in _PACKED:
+        name = name.removesuffix(ending)
+    kind = _KINDS.get(os.path.splitext(name)[1])
+    if kind is None or (kind == "parquet" and name != posixpath.basename(path).lower()):
+        raise InvalidArgumentError(
+            f"{path} is none of {', '.join(_KINDS)} (the latter four also with {', '.join(_PACKED)}), by its name. Rename "
+            "it, or move it out of the directory."
+        )
+    return kind
+
+
+def _unreadable(path: str, error: Exception) -> JobError:
+    first = str(error).strip().split("\n")[0]
+    return JobError(f"{path} could not be read: {first} Repair the file or take it away; nothing was skipped.")
+
+
+def _is_text(arrow: Any) -> Any:
+    types = arrow.types
+
+    def fits(one: Any) -> bool:
+        one = one.value_type if types.is_dictionary(one) else one
+        return bool(
+            types.is_string(one) or types.is_large_string(one) or types.is_string_view(one) or types.is_null(one)
+        )
+
+    return fits
+
+
+def _is_id(arrow: Any) -> Any:
+    types = arrow.types
+    text = _is_text(arrow)
+    return lambda one: bool(types.is_integer(one) or (text(one) and not types.is_null(one)))
+
+
+def _check_type(path: str, column: str, kind: Any, fits: Any, wanted: str) -> None:
+    if not fits(kind):
+        raise InvalidArgumentError(
+            f"The column {column!r} of {posixpath.basename(path)} holds {kind}; it takes {wanted}. Name another column, or "
+            "convert this one."
+        )
+
+
+def _lines(stream: Any) -> Iterator[bytes]:
+    rest = b""
+    while block := stream.read(1 << 20):
+        *whole, rest = (rest + block).split(b"\n")
+        yield from whole
+    if rest:
+        yield rest
+
+
+def _json_row(path: str, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
+    except (ValueError, RecursionError) as error:
+        raise JobError(f"{path}, line {number}, is no JSON: {error}. Repair the file; nothing was skipped.") from None
+    if not isinstance(row, dict):
+        raise JobError(f'{path}, line {number}, holds no object; a line looks like {{"id": 1, "text": "…"}}.')
+    return row
+
+
+def _json_id(path: str, number: int, one: Any) -> int | str:
+    whole = isinstance(one, int) and not isinstance(one, bool) and -(2**63) <= one < 2**63
+    if not whole and not isinstance(one, str):
+        raise JobError(f"{path}, line {number}: an id is a whole number of 64 bits or a string; got {one!r}.")
+    return one
+
+
+def _json_ids(path: str, ids: list[Any]) -> Any:
+    arrow = needed("pyarrow", "tables")
+    if len({isinstance(one, str) for one in ids}) > 1:
+        raise JobError(f"{path} has ids that are numbers and ids that are strings; make them one or the other.")
+    try:
+        return arrow.array(ids)
+    except UnicodeEncodeError:
+        raise JobError(f"{path} has an id with half of a surrogate pair, which is no character.") from None
