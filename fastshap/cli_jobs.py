@@ -110,7 +110,7 @@ def verify(
 
 
 def _run(settings: dict[str, Any], local: bool, **given: Any) -> None:
-    from fastshap.errors import FastshapError, WorkerDiedError
+    from fastshap.errors import FastshapError, JobError
 
     settings["targets"] = settings.pop("target")
     if (tokens := settings.pop("max_new_tokens")) is not None:
@@ -133,10 +133,10 @@ def _run(settings: dict[str, Any], local: bool, **given: Any) -> None:
     output = given["output"]
     try:
         summary = explain(**given, progress=True, **settings)
-    except WorkerDiedError as error:
-        _fail(error, 1)
     except FastshapError as error:
-        _fail(error, 1 if getattr(error, "begun", False) else 2)
+        if not isinstance(error, JobError) or not error.begun:
+            _fail(error, 2)
+        _fail(JobError(f"{error} What was explained is in {output}; with --resume the next run goes on."), 1)
     except KeyboardInterrupt:
         typer.echo(f"\nfastshap: stopped; what is explained is in {output}. --resume goes on.", err=True)
         raise typer.Exit(130) from None

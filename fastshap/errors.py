@@ -43,7 +43,7 @@ class JobError(FastshapError, RuntimeError):
     begun = False
 
 
-class WorkerDiedError(FastshapError, RuntimeError):
+class WorkerDiedError(JobError):
     """The process that explained a text died over it, again and again; recorded for the text, or raised for a whole job."""
 
 

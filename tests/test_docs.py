@@ -37,6 +37,7 @@ def test_examples_of_a_page(page, tmp_path, monkeypatch, llama_pair):
     for part in llama_pair:  # what the pages call a model of one's own
         part.save_pretrained("path/to/a/causal/language/model")
     (tmp_path / "texts.txt").write_text("not good at all\nI loved every minute of it.\n")
+    (tmp_path / "reviews.jsonl").write_text('{"id": 1, "text": "not good at all"}\n{"id": 2, "text": "fine"}\n')
     parsers = [PythonCodeBlockParser(), CodeBlockParser(language="bash", evaluator=shell)]
     document = Sybil(parsers=parsers).parse(ROOT / page)
     count = 0

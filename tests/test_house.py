@@ -191,7 +191,8 @@ print(middle - start, end - middle)
 
 
 def test_importing_loads_no_command_line_and_no_peer():
-    code = "import sys, fastshap; print([m for m in ('typer', 'rich', 'captum', 'interpreto', 'ray', 'pyarrow') if m in sys.modules])"
+    names = ("typer", "rich", "captum", "interpreto", "ray", "pyarrow")
+    code = f"import sys, fastshap; print([m for m in {names} if m in sys.modules])"
     assert python(code).strip() == "[]"
 
 

@@ -11,6 +11,8 @@ import hashlib
 import logging
 import math
 import os
+import re
+import socket
 import sys
 import time
 import warnings
@@ -24,7 +26,17 @@ from fastshap import parameters
 from fastshap.batch import BatchExplainer, strings, to_table
 from fastshap.errors import FastshapError, InvalidArgumentError, JobError, WorkerDiedError
 from fastshap.extras import needed
-from fastshap.jobs.job import Rows, identity, opened, part_schema, refuse_duplicates, rest, rows_of, rows_of_files
+from fastshap.jobs.job import (
+    Rows,
+    identity,
+    opened,
+    part_schema,
+    refuse_duplicates,
+    refuse_unfit,
+    rest,
+    rows_of,
+    rows_of_files,
+)
 from fastshap.jobs.progress import Summary
 from fastshap.jobs.reading import Columns, Files, plain, rows, texts_of
 from fastshap.version import __version__
@@ -37,6 +49,7 @@ _RESTARTS = _RETRIES = 20
 # A batch that killed its worker so often is explained row by row; a row that did so by itself is recorded as an error.
 _DEATHS = 2
 _BLOCK = 16 << 20  # bytes that a reader hands on at once
+_ANSWER = 10.0  # seconds that a cluster has to answer
 _SPARE_CPUS = 2  # of a Ray that is started here, for what reads and cuts while the workers hold theirs
 
 
@@ -97,11 +110,13 @@ def explain_dataset(
     here = BatchExplainer(model, text_column=text_column, keep=(), **settings | {"device": "cpu"})
     same, versions = identity(here, columns), here.provenance.versions
     del here
-    with _running(ray, address, workers, cpus_per_worker) as is_ours, _quiet(ray), _translated(ray):
-        pool = _pool(ray, is_ours, workers, cpus_per_worker, gpus_per_worker)
-        if found is None:
-            found = _rows_of_dataset(source, columns)
-        with opened(output, found, same, versions, resume, overwrite, progress, started) as job:
+    refuse_unfit(output, same, resume, overwrite)
+    with _running(ray, address, workers, cpus_per_worker) as is_ours, _quiet(ray):
+        with _translated(ray):
+            pool = _pool(ray, is_ours, workers, cpus_per_worker, gpus_per_worker)
+            if found is None:
+                found = _rows_of_dataset(source, columns)
+        with opened(output, found, same, versions, resume, overwrite, progress, started) as job, _translated(ray):
             if not job.left:
                 return job.finish()
             ledger = ray.remote(_Ledger).options(num_cpus=0, **_on_this_node(ray)).remote()
@@ -114,6 +129,7 @@ def explain_dataset(
                     "model": same["model"],
                     "ledger": ledger,
                     "threads": pool["num_cpus"],
+                    "version": __version__,
                 },
                 batch_size=None,
                 batch_format="pyarrow",
@@ -146,7 +162,7 @@ class _Ledger:
     def end(self, keys: list[str], padding: int = 0, positions: int = 0) -> None:
         """Notes that these ended, and the positions of the model calls that it took."""
         for key in keys:
-            del self._begun[key]
+            self._begun.pop(key, None)
         self._padding = [self._padding[0] + padding, self._padding[1] + positions]
 
     def first(self) -> float:
@@ -164,9 +180,9 @@ class _Worker:
     A block whose worker died over it is explained row by row, and a row that its worker died over is not tried for ever.
     """
 
-    def __init__(self, batch: BatchExplainer, model: dict[str, Any], ledger: Any, threads: float) -> None:
+    def __init__(self, batch: BatchExplainer, model: dict[str, Any], ledger: Any, threads: float, version: str) -> None:
         torch.set_num_threads(max(1, int(threads)))
-        self._batch, self._model, self._ledger = batch, model, ledger
+        self._batch, self._model, self._ledger, self._version = batch, model, ledger, version
         self._loaded = False
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -196,9 +212,11 @@ class _Worker:
 
     def _check(self) -> None:
         """Loads the model, and compares it with the driver's."""
+        if self._version != __version__:
+            raise JobError(
+                f"A worker has fastshap {__version__}, and the driver {self._version}; install one everywhere."
+            )
         about = self._batch.provenance
-        if about.versions["fastshap"] != __version__:
-            raise JobError(f"A worker has fastshap {about.versions['fastshap']}, the driver {__version__}.")
         for name in ("model_fingerprint", "tokenizer_fingerprint"):
             if (there := getattr(about, name)) != self._model[name]:
                 raise JobError(
@@ -240,9 +258,8 @@ def _running(ray: Any, address: str | None, workers: int | None, cpus: float) ->
                 f"{workers or 1} workers of {cpus:g} CPUs each are more than the {_cores()} cores of this machine; take fewer "
                 "workers (--workers), or a cluster (--address)."
             )
-        os.environ.setdefault(
-            "RAY_BACKEND_LOG_LEVEL", "fatal"
-        )  # its C++ side writes to the terminal, whatever Python logs
+        # Ray's C++ side writes to the terminal, whatever Python's logging is told.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         with _hushed():
             ray.init(
                 address="local",
@@ -253,13 +270,20 @@ def _running(ray: Any, address: str | None, workers: int | None, cpus: float) ->
             )
     else:
         try:
+            _knock(address)
             ray.init(address=address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise JobError(f"There is no Ray cluster at {address}: {_first_line(error)}") from None
     try:
         yield address is None
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Whether anybody listens at host:port, since Ray itself would go on asking for many minutes."""
+    if found := re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", address):
+        socket.create_connection((found[1], int(found[2])), _ANSWER).close()
 
 
 @contextlib.contextmanager
@@ -302,28 +326,24 @@ def _translated(ray: Any) -> Iterator[None]:
     """Errors of fastshap's come out of Ray as themselves, and lost workers as :class:`WorkerDiedError`."""
     try:
         yield
-    except FastshapError:
-        raise
     except Exception as error:
         chain: list[BaseException] = [error]
         while (below := getattr(chain[-1], "cause", None) or chain[-1].__cause__) and below not in chain:
             chain.append(below)
-        for one in chain:
-            if isinstance(one, FastshapError):
-                raise type(one)(*one.args) from None
+        for one in reversed(chain):
+            # Ray makes classes that are its own and the cause's at once, with a traceback for a message.
+            if isinstance(one, FastshapError) and not isinstance(one, ray.exceptions.RayError):
+                raise one from None
         lost = (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)
         if any(isinstance(one, lost) for one in chain):
             raise WorkerDiedError(_often(f"more often than {_RESTARTS} times ({_first_line(chain[-1])})")) from error
-        raise JobError(
-            f"{type(chain[-1]).__name__}: {_first_line(chain[-1])} What was explained before is written; --resume goes on."
-        ) from error
+        raise JobError(f"Ray could not go on: {type(chain[-1]).__name__}: {_first_line(chain[-1])}") from error
 
 
 def _often(how: str) -> str:
     return (
         f"Workers died {how}. Memory that runs out, or a library that crashes, are the usual reasons; Ray's logs are in "
-        "/tmp/ray/session_latest/logs. What was explained before is written: once the reason is gone, --resume goes on. "
-        "Fewer rows at a time (--rows-per-batch) or a smaller --batch-size need less memory."
+        "/tmp/ray/session_latest/logs. Fewer rows at a time (--rows-per-batch) or a smaller --batch-size need less memory."
     )
 
 

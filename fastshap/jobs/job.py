@@ -116,13 +116,15 @@ def identity(batch: BatchExplainer, columns: Columns) -> dict[str, Any]:
     plain = to_plain(explainer._failed(InvalidArgumentError(""), ""))
     del plain["settings"]["rounds"]
     about = asdict(batch.provenance)
-    return {
+    same = {
         "columns": asdict(columns),
         "targets": batch.targets,
-        "generation_kwargs": json.loads(json.dumps(batch.generation_kwargs, default=repr)),
+        "generation_kwargs": batch.generation_kwargs,
         "settings": plain["settings"],
         "model": {name: about[name] for name in about if name not in ("versions", "device")},
     }
+    there_and_back: dict[str, Any] = json.loads(json.dumps(same, default=repr))  # as a manifest gives it
+    return there_and_back
 
 
 class Job:
@@ -237,28 +239,16 @@ def opened(
     Raises:
         JobError: the output holds a job already, another job, or something else; another run writes there.
     """
-    if resume and overwrite:
-        raise InvalidArgumentError(
-            "resume keeps what an earlier run wrote and overwrite throws it away; pass one of the two."
-        )
+    refuse_unfit(output, same, resume, overwrite)
     store = Store(output)
-    # One name for one thing: the whole of it is compared as it comes back from JSON.
-    same = json.loads(json.dumps({**same, "id_type": rows.id_type}))
     with store.alone():
-        if foreign := store.foreign():
-            raise JobError(
-                f"{store.location} holds files that no job wrote ({', '.join(foreign[:_SHOWN])}); name a directory that is "
-                "new, empty, or a job's own."
-            )
         manifest = None if overwrite else store.manifest()
         if manifest is None:
-            manifest = {"format": 1, "job": secrets.token_hex(4), "run": 0, "identity": same}
-        elif not resume:
-            raise JobError(_in_the_way(store.location, manifest))
-        elif differing := _differing(manifest["identity"], same):
+            manifest = {"format": 1, "job": secrets.token_hex(4), "run": 0, "identity": same, "id_type": rows.id_type}
+        elif manifest["id_type"] != rows.id_type:
             raise JobError(
-                f"{store.location} was begun with other settings: {'; '.join(differing)}. Rows of both would stand side by "
-                "side: resume with the same, take another output, or --overwrite this one."
+                f"{store.location} has ids that are {manifest['id_type']}, and the input has {rows.id_type}: it comes from "
+                "another input. Resume with that one, take another output, or --overwrite this one."
             )
         known, summary = _done(store, manifest["job"])
         if surplus := missing(known, rows.ids):
@@ -283,6 +273,35 @@ def opened(
             raise
         finally:
             progress.close()
+
+
+def refuse_unfit(output: Any, same: dict[str, Any], resume: bool, overwrite: bool) -> None:
+    """Whether a job may begin, or go on, as far as can be told by a look at the output's manifest.
+
+    Raises:
+        JobError: the output holds a job already, another job, or something else.
+        InvalidArgumentError: both resume and overwrite.
+    """
+    if resume and overwrite:
+        raise InvalidArgumentError(
+            "resume keeps what an earlier run wrote and overwrite throws it away; pass one of the two."
+        )
+    store = Store(output)
+    if foreign := store.foreign():
+        raise JobError(
+            f"{store.location} holds files that no job wrote ({', '.join(foreign[:_SHOWN])}); name a directory that is new, "
+            "empty, or a job's own."
+        )
+    manifest = None if overwrite else store.manifest()
+    if manifest is None:
+        return
+    if not resume:
+        raise JobError(_in_the_way(store.location, manifest))
+    if differing := _differing(manifest["identity"], same):
+        raise JobError(
+            f"{store.location} was begun with other settings: {'; '.join(differing)}. Rows of both would stand side by side: "
+            "resume with the same, take another output, or --overwrite this one."
+        )
 
 
 def rest(table: pa.Table, done: Sorted) -> pa.Table:

@@ -75,9 +75,10 @@ def _of_size(files: Files, job: Job, size: list[int]) -> Iterator[pa.Table]:
     """The rows that are not done, in tables of ``size[0]``, which the caller may change between two."""
     concat = needed("pyarrow", "tables").concat_tables
     held: list[pa.Table] = []
+    done = job.done  # once: what this run writes it does not read again
     for piece in files.pieces():
         for table in files.read(piece):
-            held.append(rest(table, job.done))
+            held.append(rest(table, done))
             while sum(map(len, held)) >= size[0]:
                 whole, count = concat(held), size[0]
                 held = [whole.slice(count)]
@@ -94,6 +95,8 @@ def _explain(batch: BatchExplainer, table: pa.Table, job: Job) -> None:
 
     def hand_on() -> None:
         nonlocal done
+        if not waiting:
+            return
         made = to_table(texts[done : done + len(waiting)], waiting)
         job.add(made.add_column(0, "id", ids.slice(done, len(waiting))))
         done += len(waiting)
@@ -112,5 +115,7 @@ def _explain(batch: BatchExplainer, table: pa.Table, job: Job) -> None:
         raise
     except Exception:
         hand_on()
-        waiting += batch.outputs(texts[done:])
+        while done < len(texts):
+            waiting += batch.outputs(texts[done : done + _FEWEST])
+            hand_on()
     hand_on()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MANIFEST = "_fastshap_manifest.json"
-_PART = re.compile(r"\.?part-[0-9a-f]{8}-\d+-\d+\.parquet(\.tmp)?")
+_OURS = re.compile(rf"\.?(part-[0-9a-f]{{8}}-\d+-\d+\.parquet|{re.escape(MANIFEST)})(\.tmp)?")
 
 
 class Store:
@@ -42,7 +42,7 @@ class Store:
 
     def foreign(self) -> list[str]:
         """Names of what no job wrote."""
-        return [name for name in self.names() if name != MANIFEST and not _PART.fullmatch(name)]
+        return [name for name in self.names() if not _OURS.fullmatch(name)]
 
     def parts(self, job: str) -> list[str]:
         """Names of the committed parts of a job."""

@@ -105,7 +105,7 @@ def _compared(store: Store, manifest: dict[str, Any], expected: Rows, tables: It
         nothing = np.asarray(part.column("attributions").is_null()) & np.asarray(part.column("error").is_null())
         verdict.empty += int(nothing.sum())
     verdict.twice = len(there.twice())
-    if expected.id_type == manifest["identity"]["id_type"]:
+    if expected.id_type == manifest["id_type"]:
         verdict.surplus = int((~found(there.sorted()[0], expected.ids.sorted())[0]).sum())
     else:
         verdict.surplus = len(there)
