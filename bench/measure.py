@@ -375,6 +375,7 @@ def long_list(workload: Workload, n: int) -> dict[str, Any]:
     explainer(workload.texts[:8])
     count = len(workload.texts)
     errors = 0
+    padding, positions = explainer.padding
     settle()
     times: list[float] = []
     quarters: list[int] = []
@@ -405,27 +406,6 @@ def long_list(workload: Workload, n: int) -> dict[str, Any]:
         "second_half_over_first": (times[-1] - half) / half,
         "resident_bytes_at_quarters": quarters,
         "settled_bytes_at_quarters": settled,
-        "padding_share": padding_share(workload.model, explainer, workload.texts[: count // 5]),
+        "padding_share": (explainer.padding[0] - padding) / (explainer.padding[1] - positions),
         "tokens": sum(map(len, workload.ids)),
     }
-
-
-def padding_share(model: Any, explainer: fastshap.GradientShap, texts: Sequence[str]) -> float:
-    """Of the tokens of calls with gradients; in a run of its own, since a model with hooks on it is run otherwise."""
-    padding = cells = 0
-
-    def count(module: Any, arguments: Any, inputs: dict[str, Any]) -> None:
-        nonlocal padding, cells
-        if torch.is_grad_enabled():
-            rows, columns = inputs["inputs_embeds"].shape[:2]
-            cells += rows * columns
-            if inputs.get("attention_mask") is not None:
-                padding += int((inputs["attention_mask"] == 0).sum())
-
-    hook = model.base_model.register_forward_pre_hook(count, with_kwargs=True)
-    try:
-        for _ in explainer.iter_explain(iter(texts)):
-            pass
-    finally:
-        hook.remove()
-    return padding / max(1, cells)

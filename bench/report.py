@@ -253,7 +253,7 @@ def list_lines(part: dict[str, Any]) -> list[str]:
         "line; the "
         f"second half of the texts takes {part['second_half_over_first']:.3f} times the first half's time.",
         f"- Resident memory after each quarter: {resident} MiB; once the C library gave its free blocks back: {settled} MiB.",
-        f"- Padding: {part['padding_share']:.1%} of the tokens sent to the model, in a run over the first fifth of the texts.",
+        f"- Padding: {part['padding_share']:.1%} of the tokens sent to the model.",
     ]
 
 
