@@ -30,7 +30,8 @@ class Reproduction:
         output: the new output.
         identical: whether all attributions are the same to the bit.
         largest_difference: of an attribution, as it is.
-        relative_difference: as a share of the largest absolute attribution of its target; the largest of all.
+        relative_difference: as a share of the largest absolute attribution of its target, or of ten standard errors where
+            that is more, as for sums of tokens that cancel; the largest of all.
         changed: what differs in the provenance, by name: what it was then and what it is now.
     """
 
@@ -42,14 +43,14 @@ class Reproduction:
 
     @property
     def same(self) -> bool:
-        """Whether the attributions are the same but for the rounding of float32 (1e-5 of a target's largest)."""
+        """Whether the attributions are the same but for the rounding of float32: ``relative_difference`` is at most 1e-5."""
         return self.relative_difference <= _ROUNDING
 
     def __str__(self) -> str:
         verdict = "the same to the bit" if self.identical else "the same but for rounding" if self.same else "DIFFERENT"
         lines = [
             f"attributions: {verdict} (largest difference {self.largest_difference:.3g}, {self.relative_difference:.2g} of the "
-            "target's largest)"
+            "target's size)"
         ]
         lines += [
             f"{name}: was {then or 'unknown'}, is {now or 'unknown'}" for name, (then, now) in self.changed.items()
@@ -111,11 +112,12 @@ def reproduce(
     difference = (now - then).abs().nan_to_num(0)
     difference[now.isnan() != then.isnan()] = torch.inf
     largest = torch.maximum(then.abs(), now.abs()).nan_to_num(0).amax(1, keepdim=True)
+    size = torch.maximum(largest, 10 * again.standard_error.nan_to_num(0))
     return Reproduction(
         output=again,
         identical=bool((difference == 0).all()),
         largest_difference=float(difference.max()),
-        relative_difference=float((difference / largest.clamp_min(torch.finfo(torch.float32).tiny)).max()),
+        relative_difference=float((difference / size.clamp_min(torch.finfo(torch.float32).tiny)).max()),
         changed=_changed(dataclasses.asdict(output.provenance), dataclasses.asdict(again.provenance)),
     )
 
