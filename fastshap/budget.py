@@ -13,6 +13,9 @@ from torch import Tensor, nn
 # Tokens of one model call under batch_size="auto", padding included. CPU: measured (docs/adr/0009). GPU: enough to fill it.
 _TOKENS = {"cpu": 2048}
 _TOKENS_ON_A_GPU = 32_768
+# Tokens from which a call rather ends than takes in padding or a part of a text. CPU: measured (docs/adr/0009).
+_ENOUGH = {"cpu": 256}
+_ENOUGH_ON_A_GPU = 16_384
 # The rest is for what the backward pass needs beside what the forward pass kept.
 _SHARE_OF_FREE_MEMORY = 0.5
 _PROBE = 2  # rows of the call that shows how much memory a token takes
@@ -51,8 +54,9 @@ class Budget:
         return rows if rows == 1 or isinstance(self._batch_size, int) else rows // 2 * 2
 
     def is_enough(self, rows: int, length: int) -> bool:
-        """Whether a call of this size runs about as fast a token as a full one; never where the user said how many rows."""
-        return self._batch_size == "auto" and 2 * rows * length >= self._tokens
+        """Whether a call of this size is better than a larger one with padding; never where the user said how many rows."""
+        enough = _ENOUGH.get(self._device.type, _ENOUGH_ON_A_GPU)
+        return self._batch_size == "auto" and rows * length >= min(enough, self._tokens // 2)
 
     def fits(self, rows: int, length: int) -> bool:
         """Whether no call of this size has failed; a single row is always tried."""
