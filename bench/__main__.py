@@ -190,12 +190,13 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit, with a plus where files differ from it."""
+    """The commit, with a plus where files other than results differ from it."""
     try:
         run = lambda *words: subprocess.run(  # noqa: E731
             ["git", *words], cwd=ROOT, capture_output=True, text=True, check=True
         ).stdout.strip()
-        return run("rev-parse", "--short", "HEAD") + ("+" if run("status", "--porcelain", "-uno") else "")
+        changed = run("status", "--porcelain", "-uno", ".", ":!bench/results")
+        return run("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

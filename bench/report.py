@@ -21,13 +21,22 @@ OURS = {"signed": "fastshap", "unsigned": "fastshap abs_mean"}
 
 @dataclass(frozen=True)
 class Target:
-    """A figure aimed at: at most or at least ``limit``. ``figure`` is given a workload's parts."""
+    """A figure aimed at: at most or at least ``limit``. ``figure`` is given a workload's parts.
+
+    ``raised`` is what has been reached since, with room for the noise of timings, and must not be lost again.
+    """
 
     workload: str
     what: str
     figure: Callable[[dict[str, Any]], float | None]
     limit: float
     at_most: bool = False
+    raised: float | None = None
+
+    @property
+    def held(self) -> float:
+        """What a run is judged by."""
+        return self.limit if self.raised is None else self.raised
 
     def judge(self, found: Found) -> tuple[float | None, bool | None]:
         """The measured figure and whether it meets the limit; None where it was not measured."""
@@ -37,7 +46,7 @@ class Target:
             return None, None
         if value is None:
             return None, None
-        return value, value <= self.limit if self.at_most else value >= self.limit
+        return value, value <= self.held if self.at_most else value >= self.held
 
 
 def times(tool: str, other: str) -> Callable[[dict[str, Any]], float | None]:
@@ -45,15 +54,17 @@ def times(tool: str, other: str) -> Callable[[dict[str, Any]], float | None]:
     return lambda parts: float(parts["time"]["ratios"][tool][other]["median"])
 
 
-def equal_error(quantity: str) -> Callable[[dict[str, Any]], float | None]:
+def equal_error(quantity: str, name: str | None = None) -> Callable[[dict[str, Any]], float | None]:
     """How many times our seconds the quickest peer takes to the same error of the same kind of quantity.
+
+    ``name`` is that of our method, by default the one with default options.
 
     Where expectations are not known well enough, by the variances alone, with peers whose expectation is ours.
     """
 
     def figure(parts: dict[str, Any]) -> float | None:
         methods = parts["error"]["methods"]
-        ours = methods[OURS[quantity]]
+        ours = methods[name or OURS[quantity]]
         peers = [methods[peer] for peer in METHOD_PEERS[quantity]]
         if "seconds" in ours:
             theirs = [peer["seconds"] / ours["seconds"] for peer in peers if "seconds" in peer]
@@ -70,29 +81,28 @@ def by_variance(method: dict[str, Any], ours: dict[str, Any]) -> float:
     return math.exp(statistics.mean(map(math.log, samples))) * method["seconds_per_sample"] / ours["seconds_per_sample"]
 
 
+SIGNED = "seconds to equal error, signed: best of captum and shap /"
+UNSIGNED = "seconds to equal error, unsigned: interpreto / fastshap abs_mean"
+DENSITY = "fastshap path_density=1"
+
 TARGETS = (
-    Target("b", "fastshap / floor", times("fastshap", "floor"), 1.06, at_most=True),
-    Target("a", "fastshap / floor", times("fastshap", "floor"), 1.12, at_most=True),
-    Target("a", "interpreto / fastshap", times("interpreto", "fastshap"), 2.3),
-    Target("a", "fastshap / captum by hand", times("fastshap", "captum by hand"), 1.05, at_most=True),
-    Target("b", "interpreto / fastshap", times("interpreto", "fastshap"), 1.0),
-    Target("b", "fastshap / captum by hand", times("fastshap", "captum by hand"), 1.05, at_most=True),
+    Target("b", "fastshap / floor", times("fastshap", "floor"), 1.06, True, raised=0.9),
+    Target("a", "fastshap / floor", times("fastshap", "floor"), 1.12, True, raised=0.9),
+    Target("a", "interpreto / fastshap", times("interpreto", "fastshap"), 2.3, raised=2.7),
+    Target("a", "fastshap / captum by hand", times("fastshap", "captum by hand"), 1.05, True, raised=0.8),
+    Target("b", "interpreto / fastshap", times("interpreto", "fastshap"), 1.0, raised=1.15),
+    Target("b", "fastshap / captum by hand", times("fastshap", "captum by hand"), 1.05, True, raised=0.85),
     Target("c", "interpreto / fastshap", times("interpreto", "fastshap"), 1.3),
     Target("d", "interpreto / fastshap abs_mean", times("interpreto", "fastshap abs_mean"), 1.8),
     Target("d", "interpreto / fastshap", times("interpreto", "fastshap"), 2.3),
-    *(
-        Target(name, "seconds to equal error, signed: best of captum and shap / fastshap", equal_error("signed"), 3.0)
-        for name in "abcd"
-    ),
-    *(
-        Target(
-            name,
-            "seconds to equal error, unsigned: interpreto / fastshap abs_mean",
-            equal_error("unsigned"),
-            6.0 if name in "ad" else 3.0,
-        )
-        for name in "abcd"
-    ),
+    Target("a", f"{SIGNED} fastshap", equal_error("signed"), 3.0, raised=6.5),
+    *(Target(name, f"{SIGNED} fastshap", equal_error("signed"), 3.0) for name in "bcd"),
+    Target("a", f"{SIGNED} {DENSITY}", equal_error("signed", DENSITY), 3.0, raised=6.5),
+    *(Target(name, f"{SIGNED} {DENSITY}", equal_error("signed", DENSITY), 3.0) for name in "bcd"),
+    Target("a", UNSIGNED, equal_error("unsigned"), 6.0, raised=10.0),
+    Target("b", UNSIGNED, equal_error("unsigned"), 3.0),
+    Target("c", UNSIGNED, equal_error("unsigned"), 3.0),
+    Target("d", UNSIGNED, equal_error("unsigned"), 6.0),
 )
 
 
@@ -171,13 +181,14 @@ def markdown(record: dict[str, Any]) -> str:
 
 
 def target_table(found: Found) -> list[str]:
-    lines = ["| workload | figure | aimed at | measured | |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| workload | figure | aimed at | held to since | measured | |", "| --- | --- | --- | --- | --- | --- |"]
     for target in TARGETS:
         value, met = target.judge(found)
         sign = "at most" if target.at_most else "at least"
+        held = "" if target.raised is None else f"{target.raised:g}"
         shown = "–" if value is None else f"{value:.2f}"
         verdict = {True: "met", False: "**not met**", None: "not measured"}[met]
-        lines.append(f"| {target.workload} | {target.what} | {sign} {target.limit:g} | {shown} | {verdict} |")
+        lines.append(f"| {target.workload} | {target.what} | {sign} {target.limit:g} | {held} | {shown} | {verdict} |")
     return lines
 
 

@@ -234,13 +234,15 @@ def parts(ours, interpreto, floor=1.0):
 
 
 def test_the_report_says_met_and_not_met():
-    lines = report.target_table({"a": parts(1.1, 3.0), "b": parts(1.1, 1.0)})
+    """By what has been reached since, where that is more than was aimed at."""
+    lines = report.target_table({"a": parts(0.85, 3.0), "b": parts(1.0, 1.1), "c": parts(1.0, 1.2)})
     verdict = {tuple(cell.strip() for cell in line.split("|")[1:3]): line for line in lines[2:]}
-    assert "| 1.10 | met |" in verdict["a", "fastshap / floor"]
-    assert "| 1.10 | **not met** |" in verdict["b", "fastshap / floor"]
-    assert "| 2.73 | met |" in verdict["a", "interpreto / fastshap"]
-    assert "| 0.91 | **not met** |" in verdict["b", "interpreto / fastshap"]
-    assert "| – | not measured |" in verdict["c", "interpreto / fastshap"]
+    assert "| at most 1.12 | 0.9 | 0.85 | met |" in verdict["a", "fastshap / floor"]
+    assert "| at most 1.06 | 0.9 | 1.00 | **not met** |" in verdict["b", "fastshap / floor"]
+    assert "| 3.53 | met |" in verdict["a", "interpreto / fastshap"]
+    assert "| at least 1 | 1.15 | 1.10 | **not met** |" in verdict["b", "interpreto / fastshap"]
+    assert "| at least 1.3 |  | 1.20 | **not met** |" in verdict["c", "interpreto / fastshap"]
+    assert "| – | not measured |" in verdict["d", "interpreto / fastshap"]
 
 
 def methods(ours, theirs):

@@ -111,17 +111,19 @@ def explain_dataset(
     same, versions = identity(here, columns), here.provenance.versions
     del here
     refuse_unfit(output, same, resume, overwrite)
-    with _running(ray, address, workers, cpus_per_worker) as is_ours, _quiet(ray):
+    with _running(ray, address, workers, cpus_per_worker) as is_ours, _quiet(ray, source):
         with _translated(ray):
             pool = _pool(ray, is_ours, workers, cpus_per_worker, gpus_per_worker)
             if found is None:
                 found = _rows_of_dataset(source, columns)
         with opened(output, found, same, versions, resume, overwrite, progress, started) as job, _translated(ray):
-            if not job.left:
-                return job.finish()
-            ledger = ray.remote(_Ledger).options(num_cpus=0, **_on_this_node(ray)).remote()
             done = ray.put(job.done)
             read = _from_dataset(source, columns, done) if files is None else _from_files(ray, files, done)
+            if not job.left:
+                for _ in read.iter_batches(batch_size=None):
+                    pass  # texts that have changed are found by reading them
+                return job.finish()
+            ledger = ray.remote(_Ledger).options(num_cpus=0, **_on_this_node(ray)).remote()
             explained = read.repartition(target_num_rows_per_block=whole_rows).map_batches(
                 _Worker,
                 fn_constructor_kwargs={
@@ -301,24 +303,38 @@ def _hushed() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet(ray: Any) -> Iterator[None]:
-    """Ray Data without bars and messages of its own, in small blocks; its settings are put back."""
-    context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
-    ours = {"enable_progress_bars": False, "print_on_execution_start": False, "target_max_block_size": _BLOCK}
-    theirs = {name: getattr(context, name) for name in ours}
+def _quiet(ray: Any, source: Any) -> Iterator[None]:
+    """Ray Data without bars, messages and exceptions of its own, in small blocks; its settings are put back.
+
+    A Dataset has settings of its own, those of when it was made.
+    """
+    contexts = [ray.data.DataContext.get_current(), *([source.context] if hasattr(source, "context") else [])]
+    ours = {
+        "enable_progress_bars": False,
+        "print_on_execution_start": False,
+        "target_max_block_size": _BLOCK,
+        "raise_original_map_exception": True,  # one that Ray Data wraps loses its cause on the way here
+    }
+    theirs = [{name: getattr(context, name) for name in ours} for context in contexts]
+    logger = logging.getLogger("ray.data")
     level = logger.level
     try:
         with warnings.catch_warnings():
             # Restarts and retries have no other place yet than the one that is to go.
             warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
             logger.setLevel(logging.CRITICAL)
-            for name, value in ours.items():
-                setattr(context, name, value)
+            for context in contexts:
+                _set(context, ours)
             yield
     finally:
-        for name, value in theirs.items():
-            setattr(context, name, value)
+        for context, values in zip(contexts, theirs, strict=True):
+            _set(context, values)
         logger.setLevel(level)
+
+
+def _set(context: Any, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        setattr(context, name, value)
 
 
 @contextlib.contextmanager
@@ -333,6 +349,7 @@ def _translated(ray: Any) -> Iterator[None]:
         for one in reversed(chain):
             # Ray makes classes that are its own and the cause's at once, with a traceback for a message.
             if isinstance(one, FastshapError) and not isinstance(one, ray.exceptions.RayError):
+                one.args = (str(one).split("\nFailed to ")[0],)  # what Ray Data adds about retries
                 raise one from None
         lost = (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)
         if any(isinstance(one, lost) for one in chain):
@@ -357,7 +374,7 @@ def _pool(ray: Any, is_ours: bool, workers: int | None, cpus: float, gpus: float
     Raises:
         JobError: they do not fit, or leave no CPU for what reads, which would wait for ever.
     """
-    total, free = ray.cluster_resources(), ray.available_resources()
+    total = ray.cluster_resources()
     gpus = (1 if total.get("GPU", 0) >= 1 else 0) if gpus is None else gpus
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     places = sum(
@@ -368,7 +385,7 @@ def _pool(ray: Any, is_ours: bool, workers: int | None, cpus: float, gpus: float
         workers = max(1, workers)
     for name, each, beside in (("CPU", cpus, 1), ("GPU", gpus, 0)):
         there, needs = total.get(name, 0), workers * each + beside
-        now = min(there, free.get(name, 0))
+        now = min(there, _free(ray, name, needs if needs <= there else 0))
         if needs > now:
             raise JobError(
                 f"{workers} workers of {each:g} {name}s each{' and a CPU for what reads' * beside} take {needs:g} "
@@ -381,6 +398,14 @@ def _pool(ray: Any, is_ours: bool, workers: int | None, cpus: float, gpus: float
             f"{workers}. Take fewer workers (--workers), or less for each (--cpus-per-worker, --gpus-per-worker)."
         )
     return {"compute": ray.data.ActorPoolStrategy(size=workers), "num_cpus": cpus, "num_gpus": gpus or None}
+
+
+def _free(ray: Any, name: str, needs: float) -> float:
+    """How much of a resource nobody holds; what was let go of just now is given a little time to be told."""
+    limit = time.monotonic() + _ANSWER
+    while (free := float(ray.available_resources().get(name, 0))) < needs and time.monotonic() < limit:
+        time.sleep(0.1)
+    return free
 
 
 def _on_this_node(ray: Any) -> dict[str, Any]:
