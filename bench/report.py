@@ -338,7 +338,9 @@ def time_picture(found: Found) -> Any:
             colour = STYLES[tool][0]
             panel.barh(place, ratio["median"], color=colour, edgecolor="black", linewidth=0.5)
             panel.plot([ratio["min"], ratio["max"]], [place, place], color="black", linewidth=1.2)
-            panel.text(max(ratio["median"], ratio["max"]) + 0.04, place, f"{ratio['median']:.2f}", va="center")
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # so that the floor's line does not cross it
+            right = max(ratio["median"], ratio["max"]) + 0.04
+            panel.text(right, place, f"{ratio['median']:.2f}", va="center", bbox=box)
         panel.axvline(1, color="black", linestyle="--", linewidth=1)
         panel.set_yticks(range(len(tools)), tools)
         panel.invert_yaxis()
@@ -371,10 +373,10 @@ def error_picture(found: Found) -> Any:
             for row, factor in enumerate((texts, its["seconds_per_sample"])):
                 panel = panels[row, column]
                 x, y = [n * factor for n, _ in points], [100 * error for _, error in points]
-                near = min(range(len(y)), key=lambda k: abs(math.log(y[k] / (100 * part["level"]))))
                 if its["extrapolated"]:
-                    end = x[near] * (y[near] / (100 * part["level"])) ** 2
-                    panel.plot([x[near], end], [y[near], 100 * part["level"]], ":", color=colour, linewidth=1.2)
+                    nearest = -1 if its["samples"] > points[-1][0] else 0
+                    line = [x[nearest], its["samples"] * factor], [y[nearest], 100 * part["level"]]
+                    panel.plot(*line, ":", color=colour, linewidth=1.2)
                 (line,) = panel.plot(
                     x, y, "-", color=colour, marker=marker, markerfacecolor=filled, markersize=6, linewidth=1.5
                 )
