@@ -143,7 +143,6 @@ def failures(found: Found) -> list[str]:
 def markdown(record: dict[str, Any]) -> str:
     """All tables."""
     found: Found = record["workloads"]
-    machine = record["machine"]
     lines = ["# fastshap beside other tools", ""]
     if record["quick"]:
         lines += [
@@ -151,9 +150,7 @@ def markdown(record: dict[str, Any]) -> str:
             "",
         ]
     lines += [
-        f"{machine['cpu']}, {machine['threads']} threads, "
-        + ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-        + f"; {record['date']}, {record['seconds'] / 60:.0f} minutes.",
+        f"{made_on(record)}, {record['seconds'] / 60:.0f} minutes.",
         "",
     ]
     if not record["quick"]:
@@ -178,6 +175,16 @@ def markdown(record: dict[str, Any]) -> str:
             lines += [*list_lines(parts["list"]), ""]
     lines += NOTES
     return "\n".join(lines) + "\n"
+
+
+def made_on(record: dict[str, Any]) -> str:
+    """Machine, versions, commit and date."""
+    machine = record["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, {versions}; commit {record['commit']}, "
+        f"{record['date']}"
+    )
 
 
 def target_table(found: Found) -> list[str]:
@@ -305,8 +312,8 @@ STYLES = {
 }
 
 
-def draw(found: Found, directory: Path) -> list[Path]:
-    """Both pictures, the same bytes for the same figures."""
+def draw(record: dict[str, Any], directory: Path) -> list[Path]:
+    """Both pictures, the same bytes for the same record; their metadata say where they were made."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -314,10 +321,10 @@ def draw(found: Found, directory: Path) -> list[Path]:
     drawn = []
     with mpl.rc_context(settings):
         for name, picture in (("comparison_time", time_picture), ("comparison_error", error_picture)):
-            figure = picture(found)
+            figure = picture(record["workloads"])
             if figure is not None:
                 drawn.append(directory / f"{name}.svg")
-                figure.savefig(drawn[-1], metadata={"Date": None})
+                figure.savefig(drawn[-1], metadata={"Date": None, "Description": made_on(record)})
     return drawn
 
 
@@ -413,4 +420,4 @@ def write(record: dict[str, Any], directory: Path) -> list[Path]:
     data, text = directory / "comparison.json", directory / "comparison.md"
     data.write_text(json.dumps(record, indent=1) + "\n")
     text.write_text(markdown(record))
-    return [data, text, *draw(record["workloads"], directory)]
+    return [data, text, *draw(record, directory)]

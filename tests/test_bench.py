@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench import equal_error, measure, report, workloads
-from bench.__main__ import QUICK, Store, main, measure_workload
+from bench.__main__ import QUICK, Store, machine, main, measure_workload, versions
 from bench.peers import TOOLS, tools_for
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -317,13 +317,21 @@ def test_pictures_are_the_same_each_time(tmp_path):
     load = lambda name: dataclasses.replace(workloads.small(name).some(2), n=3)  # noqa: E731
     found = {"b": measure_workload("b", load, plan, Store(None, ""))}
     assert {"sweep", "time", "targets", "work", "memory", "error"} == found["b"].keys()
+    record = {
+        "workloads": found,
+        "machine": machine(),
+        "versions": versions(),
+        "commit": "abc1234",
+        "date": "2026-01-31",
+    }
     first, second = tmp_path / "1", tmp_path / "2"
     for directory in (first, second):
         directory.mkdir()
-        assert [path.suffix for path in report.draw(found, directory)] == [".svg", ".svg"]
+        assert [path.suffix for path in report.draw(record, directory)] == [".svg", ".svg"]
     for name in ("comparison_time.svg", "comparison_error.svg"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
         assert b"<path" in (first / name).read_bytes()
+        assert b"commit abc1234, 2026-01-31" in (first / name).read_bytes()
 
 
 def test_a_workload_that_is_not_there(capsys):
