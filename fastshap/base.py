@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
+from fastshap import memory
 from fastshap.errors import InvalidArgumentError
 from fastshap.inputs import is_one_text, sources
 from fastshap.output import AttributionOutput
@@ -139,6 +140,7 @@ class AttributionExplainer:
             for window, result in _one_ahead(map(tokenised, windows())):
                 outputs = self._explain_window(window.texts, result(), window.targets, window.start, options, seen)
                 wait(waiting)  # for the same reason
+                memory.explained(len(window.texts))
                 yield from outputs
 
     def _windows(self, texts: Iterator[Any], each: Iterator[Any] | None, targets: Any, size: int) -> Iterator[_Window]:

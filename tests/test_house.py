@@ -45,6 +45,7 @@ CHAIN = [
         "output",
         "files",
         "summary",
+        "memory",
         "base",
         "explainer",
         "reproduction",
