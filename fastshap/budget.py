@@ -56,7 +56,8 @@ class Budget:
     def is_enough(self, rows: int, length: int) -> bool:
         """Whether a call of this size is better than a larger one with padding; never where the user said how many rows."""
         enough = _ENOUGH.get(self._device.type, _ENOUGH_ON_A_GPU)
-        return self._batch_size == "auto" and rows * length >= min(enough, self._tokens // 2)
+        most = self._tokens if self._fitting is None else min(self._tokens, self._fitting)
+        return self._batch_size == "auto" and rows * length >= min(enough, most // 2)
 
     def fits(self, rows: int, length: int) -> bool:
         """Whether no call of this size has failed; a single row is always tried."""

@@ -358,7 +358,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         ]
 
     def _try_model(self, encoded: Encoded) -> None:
-        """Once, on the first text: whether the model can be explained at all, and how rows may share a call."""
+        """Whether the model can be explained at all, and how rows may share a call: once, on the first text."""
         if not self._tried:
             check_linear_layers(self.model)
             side, maskless = self.task.layout(encoded)
@@ -366,6 +366,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
                 self._settings, padding_side=side or "right", equal_lengths=side is None, maskless=maskless
             )
             self._tried = True
+        self.task.look_again()
 
     def _predict(self, encoded: Sequence[Encoded], forward: engine.Forward) -> list[Tensor]:
         """What ``forward`` gives for the texts themselves: one row each."""

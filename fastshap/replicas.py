@@ -47,7 +47,7 @@ def side_by_side(model: nn.Module, count: int) -> list[nn.Module]:
     """
     if (
         count < 2
-        or not all(map(_is_plain, model.modules()))
+        or not all(map(is_plain, model.modules()))
         or any(type(p) is not nn.Parameter for p in model.parameters())
     ):
         return [model]
@@ -55,7 +55,8 @@ def side_by_side(model: nn.Module, count: int) -> list[nn.Module]:
     return [model, *(copy.deepcopy(model, dict(shared)) for _ in range(count - 1))]
 
 
-def _is_plain(module: nn.Module) -> bool:
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module is as its class made it: without hooks, a forward of its own, or compiled parts."""
     hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
     return not any(hooks) and "forward" not in vars(module) and getattr(module, "_compiled_call_impl", None) is None
 

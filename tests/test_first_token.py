@@ -1,11 +1,14 @@
 """Classifiers that read the first token alone: what is left out of their last layer changes no number."""
 
+import copy
+import pickle
 import threading
 
 import pytest
 import torch
 import transformers
 from transformers import BertConfig, BertForSequenceClassification
+from transformers.models.bert.modeling_bert import BertIntermediate
 
 import fastshap
 from fastshap.tasks.first_token import Cut
@@ -86,30 +89,28 @@ def test_modes(bert_pair, options):
     assert_equal(ours, right)
 
 
-class Rows:
-    """Sees how many columns the feed-forward part of each layer gets; not a hook, and not the forward of a layer."""
+@pytest.fixture
+def columns(monkeypatch):
+    """How many columns the feed-forward part of each layer gets in calls with gradients."""
+    seen = []
+    forward = BertIntermediate.forward
 
-    def __init__(self, model, monkeypatch):
-        self.columns = []
-        for layer in model.bert.encoder.layer:
-            dense = layer.intermediate.dense
-            monkeypatch.setattr(dense, "forward", self.of(dense.forward))
+    def watched(self, x):
+        seen.append(x.shape[1])
+        return forward(self, x)
 
-    def of(self, forward):
-        def seen(x):
-            self.columns.append(x.shape[1])
-            return forward(x)
-
-        return seen
+    monkeypatch.setattr(BertIntermediate, "forward", watched)
+    return seen
 
 
-def test_last_layer_goes_on_with_one_row(bert_pair, monkeypatch):
-    model = family("Bert", bert_pair[1])
-    explainer = fastshap.GradientShap(model, bert_pair[1], n_perturbations=4)
-    explainer(TEXTS[0], 1)
-    seen = Rows(model, monkeypatch)
+def length(output):
+    return output.model_inputs_to_explain["input_ids"].shape[1]
+
+
+def test_last_layer_goes_on_with_one_row(bert_pair, columns):
+    explainer = fastshap.GradientShap(family("Bert", bert_pair[1]), bert_pair[1], n_perturbations=4)
     (output,) = explainer(TEXTS[0], 1)
-    assert seen.columns == [output.model_inputs_to_explain["input_ids"].shape[1], 1]
+    assert columns[-2:] == [length(output), 1]
 
 
 class PooledForSequenceClassification(BertForSequenceClassification):
@@ -146,18 +147,22 @@ class FirstForSequenceClassification(PooledForSequenceClassification):
         return hidden[:, 0].tanh()
 
 
-@pytest.mark.parametrize(
-    ("kind", "cuts"),
-    [
-        (MeanForSequenceClassification, False),
-        (LargestForSequenceClassification, False),
-        (FirstTwoForSequenceClassification, False),
-        (LastForSequenceClassification, False),
-        (FirstForSequenceClassification, True),
-    ],
-    ids=lambda value: getattr(value, "__name__", value),
-)
-def test_models_of_their_own(bert_pair, kind, cuts):
+OWN = [
+    MeanForSequenceClassification,
+    LargestForSequenceClassification,
+    FirstTwoForSequenceClassification,
+    LastForSequenceClassification,
+    FirstForSequenceClassification,
+]
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("kind", OWN)
+def test_models_of_their_own(bert_pair, monkeypatch, kind, known):
+    """They are left whole; and were they transformers' own, the trial would tell."""
+    cuts = known and kind is FirstForSequenceClassification
+    if known:
+        monkeypatch.setattr("fastshap.tasks.first_token._KNOWN", ("transformers.", "torch.nn.", __name__))
     torch.manual_seed(5)
     model = kind(BertConfig(vocab_size=len(bert_pair[1]), pad_token_id=0, **SIZES)).eval()
     # What the model is tried on is the shortest text there is.
@@ -171,72 +176,139 @@ def test_models_of_their_own(bert_pair, kind, cuts):
 
 def test_logits_that_hang_on_nothing_decide_nothing(bert_pair):
     """A head of zeros gives the same logits whatever is cut."""
-    torch.manual_seed(5)
-    model = MeanForSequenceClassification(BertConfig(vocab_size=len(bert_pair[1]), pad_token_id=0, **SIZES)).eval()
+    model = family("Bert", bert_pair[1])
     torch.nn.init.zeros_(model.classifier.weight)
     explainer = fastshap.GradientShap(model, bert_pair[1], n_perturbations=4)
     explainer(TEXTS, 0)
     assert explainer.task._cut is None
 
 
-def test_hooks_see_all_rows(bert_pair):
+class Mean(torch.nn.Module):
+    def forward(self, hidden):
+        return hidden.mean(1)
+
+
+def another_pooler(model):
+    model.bert.pooler = Mean()
+
+
+def fewer_layers(model):
+    del model.bert.encoder.layer[-1]
+
+
+def more_layers(model):
+    model.bert.encoder.layer.append(copy.deepcopy(model.bert.encoder.layer[0]))
+
+
+@pytest.mark.parametrize("change", [another_pooler, fewer_layers, more_layers])
+def test_models_that_change_between_calls(bert_pair, change):
+    model = family("Bert", bert_pair[1])
+    explainer = fastshap.GradientShap(model, bert_pair[1], n_perturbations=4, return_convergence_delta=True)
+    explained(explainer)
+    assert explainer.task._cut is not None
+    change(model)
+    ours = explained(explainer)
+    explainer.task._cut = None
+    assert_equal(ours, explained(explainer))
+
+
+def test_a_configuration_that_changes_between_calls(bert_pair):
+    model = family("ModernBert", bert_pair[1])
+    options = {"n_perturbations": 4, "return_convergence_delta": True}
+    explainer = fastshap.GradientShap(model, bert_pair[1], **options)
+    explained(explainer)
+    assert explainer.task._cut is not None
+    model.config.classifier_pooling = "mean"
+    ours = explained(explainer)
+    assert explainer.task._cut is None
+    assert_equal(ours, explained(fastshap.GradientShap(model, bert_pair[1], **options)))
+
+
+HOOKS = {
+    "forward": lambda module, hook: module.register_forward_hook(lambda m, a, out: hook(out)),
+    "pre": lambda module, hook: module.register_forward_pre_hook(lambda m, a: hook(*a)),
+    "backward": lambda module, hook: module.register_full_backward_hook(lambda m, gi, go: hook(*go)),
+    "global": lambda module, hook: torch.nn.modules.module.register_module_forward_hook(
+        lambda m, a, out: hook(out) if m is module else None
+    ),
+}
+
+
+@pytest.mark.parametrize("when", ["from the first call on", "later"])
+@pytest.mark.parametrize("kind", HOOKS)
+def test_hooks_see_all_rows(bert_pair, kind, when):
+    """And when they are gone, the last layer is cut again."""
     model = family("Bert", bert_pair[1])
     explainer = fastshap.GradientShap(model, bert_pair[1], n_perturbations=4)
-    right = explainer(TEXTS[0], 1)[0]
-    assert explainer.task._cut == Cut("bert.encoder.layer.1", OUTPUT)
-    length = right.model_inputs_to_explain["input_ids"].shape[1]
-    for module in (model.bert, model.bert.encoder, model.bert.encoder.layer[-1], model.bert.pooler, model):
-        seen = []
-        handle = module.register_forward_hook(
-            lambda module, arguments, result, seen=seen: seen.append(
-                result.last_hidden_state if hasattr(result, "last_hidden_state") else result
-            )
-        )
-        ours = explainer(TEXTS[0], 1)[0]
+    if when == "later":
+        explainer(TEXTS[0], 1)
+    seen = []
+    handle = HOOKS[kind](model.bert.encoder.layer[-1].output, lambda *tensors: seen.append(tensors[0].shape[1]))
+    try:
+        watched = explainer(TEXTS[0], 1)[0]
+    finally:
         handle.remove()
-        assert seen
-        if module not in (model, model.bert.pooler):
-            (hidden,) = (one for one in seen if isinstance(one, torch.Tensor) and one.ndim == 3)
-            assert hidden.shape[1] == length
-        torch.testing.assert_close(ours.attributions, right.attributions, atol=1e-6, rtol=1e-5)
+    assert seen
+    assert seen[-1] == length(watched)
+    assert explainer.task._cut is None
+    free = explainer(TEXTS[0], 1)[0]
+    assert explainer.task._cut == Cut("bert.encoder.layer.1", OUTPUT)
+    torch.testing.assert_close(free.attributions, watched.attributions, atol=1e-6, rtol=1e-5)
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
 
 
-def test_other_threads_get_the_whole_model(bert_pair):
-    """While an explanation runs, someone else asks the model for all of its last layer."""
+def test_another_pooler_behind_a_hook_is_not_cut_when_the_hook_is_gone(bert_pair):
+    model = family("ModernBert mean", bert_pair[1])
+    explainer = fastshap.GradientShap(model, bert_pair[1], n_perturbations=4, return_convergence_delta=True)
+    handle = model.model.register_forward_hook(lambda *arguments: None)
+    expected = explained(explainer)
+    handle.remove()
+    assert_equal(explained(explainer), expected)
+    assert explainer.task._cut is None
+
+
+@pytest.fixture
+def in_mid_call(bert_pair, monkeypatch):
+    """Explains, and does something in another thread while the first call with a cut runs."""
+
+    def run(model, something):
+        explainer = fastshap.GradientShap(model, bert_pair[1], n_perturbations=4)
+        explainer(TEXTS[0], 1)
+        forward, results = BertIntermediate.forward, []
+
+        def waiting(self, x):
+            if not results and threading.current_thread() is threading.main_thread() and x.shape[1] == 1:
+                results.append(None)
+                other = threading.Thread(target=lambda: results.append(something()))
+                other.start()
+                other.join(60)
+            return forward(self, x)
+
+        monkeypatch.setattr(BertIntermediate, "forward", waiting)
+        explainer(TEXTS[0], 1)
+        monkeypatch.setattr(BertIntermediate, "forward", forward)
+        (_, result) = results
+        return result
+
+    return run
+
+
+def test_other_threads_get_the_whole_model(bert_pair, in_mid_call):
+    """While an explanation runs, someone else asks the model for all of its last layer, copies it, and writes it down."""
     model = family("Bert", bert_pair[1])
     ids = torch.tensor([[1, 2, 3, 4, 5]])
     with torch.no_grad():
         right = model.bert(ids).last_hidden_state
-    explainer = fastshap.GradientShap(model, bert_pair[1], n_perturbations=4)
-    explainer(TEXTS[0], 1)
-    inside, asked, found = threading.Event(), threading.Event(), []
 
-    def ask():
-        assert inside.wait(60)
+    def something():
         with torch.no_grad():
-            found.append(model.bert(ids).last_hidden_state)
-        asked.set()
+            return model.bert(ids).last_hidden_state, copy.deepcopy(model), pickle.loads(pickle.dumps(model))
 
-    other = threading.Thread(target=ask)
-    other.start()
-    first = model.bert.encoder.layer[-1].intermediate
-    usual = first.forward
-
-    def waiting(x):
-        if not asked.is_set() and threading.current_thread() is not other:
-            assert x.shape[1] == 1
-            inside.set()
-            assert asked.wait(60)
-        return usual(x)
-
-    first.forward = waiting
-    try:
-        explainer(TEXTS[0], 1)
-    finally:
-        del first.forward
-        other.join()
-    torch.testing.assert_close(found[0], right)
+    hidden, *copies = in_mid_call(model, something)
+    torch.testing.assert_close(hidden, right)
+    for one in copies:
+        with torch.no_grad():
+            torch.testing.assert_close(one.bert(ids).last_hidden_state, right)
 
 
 def test_compiled_models_are_left_whole(bert_pair):

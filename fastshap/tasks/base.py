@@ -273,6 +273,10 @@ class Task(ABC):
     def check_model(self, x: Tensor, inputs: dict[str, Tensor], logits: Tensor) -> None:
         """Raises UnsupportedModelError where the model is not what its class name promises."""
 
+    @abstractmethod
+    def look_again(self) -> None:
+        """Before each window of texts: finds anew what calls can leave out, where the model has changed."""
+
     def max_length(self) -> int | None:
         """Tokens the model takes at most; None where neither model nor tokenizer says."""
         named = (self.tokenizer.model_max_length, _positions(self.model))

@@ -16,7 +16,7 @@ from torch import Tensor
 from fastshap.batches import Call
 from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError, UnsupportedModelError
 from fastshap.tasks.base import Predict, Prepared, Task, near
-from fastshap.tasks.first_token import Cut, cuts, first_token_alone, points
+from fastshap.tasks.first_token import Cut, cuts, described, first_token_alone, points
 from fastshap.text import Encoded
 from fastshap.types import InferenceModes, ModelTask
 
@@ -28,7 +28,8 @@ class ClassificationTask(Task):
 
     class_endings = ("ForSequenceClassification",)
     model_task = ModelTask.CLASSIFICATION
-    _cut: Cut | None = None  # until the model has been tried
+    _cut: Cut | None = None  # until the model has been looked at
+    _described: Any = None  # what it was then
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -49,27 +50,39 @@ class ClassificationTask(Task):
         return logits
 
     def check_model(self, x: Tensor, inputs: dict[str, Tensor], logits: Tensor) -> None:
-        """Any classifier will do. What its calls can leave out is found here."""
-        self._cut = self._harmless_cut()
+        """Any classifier will do."""
+
+    def look_again(self) -> None:
+        now = described(self.model)
+        if now != self._described:
+            self._cut, self._described = self._harmless_cut(), now
 
     def _harmless_cut(self) -> Cut | None:
-        """Where the last layer can be cut down to the first token, if the logits stay as they are."""
+        """Where the last layer can be cut down to the first token, if logits and gradients stay as they are."""
         tokens = min(_TRIED, self.max_length() or _TRIED)
-        right = None
         for cut in cuts(self.model) if tokens > 1 else []:
-            z = points(self.model, tokens)
-            inputs = {"inputs_embeds": z, "attention_mask": z.new_ones(z.shape[:2], dtype=torch.int64)}
             try:
-                with _padding_token_named(self.model.config):
-                    right = self.logits_of(self.model, inputs) if right is None else right
-                    with first_token_alone(self.model, cut):
-                        ours = self.logits_of(self.model, inputs)
+                right, gradient = self._tried(tokens, None)
+                poisoned, _ = self._tried(tokens, cut, poisoned=True)
+                ours, our_gradient = self._tried(tokens, cut)
             except Exception:
                 continue  # a head that wants all rows, or no memory to spare
             # Of logits that hardly depend on the text, agreement would say nothing.
-            if near(ours, right, closely=True) and right.isfinite().all() and not near(right[:1], right[1:]):
+            tells = bool(right.isfinite().all()) and not near(right[:1], right[1:])
+            alone = bool(poisoned.isfinite().all()) and near(poisoned, right, closely=True)
+            if tells and alone and near(ours, right, closely=True) and near(our_gradient, gradient):
                 return cut
         return None
+
+    def _tried(self, tokens: int, cut: Cut | None, poisoned: bool = False) -> tuple[Tensor, Tensor]:
+        """Logits (2, classes) of two texts of random embeddings, and the gradient of their sum."""
+        z = points(self.model, tokens).requires_grad_()
+        inputs = {"inputs_embeds": z, "attention_mask": z.new_ones(z.shape[:2], dtype=torch.int64)}
+        with torch.enable_grad(), _padding_token_named(self.model.config):
+            with first_token_alone(self.model, cut, poisoned):
+                logits = self.logits_of(self.model, inputs)
+            (gradient,) = torch.autograd.grad(logits.sum(), z)
+        return logits.detach(), gradient
 
     def logits(self, model: Any, call: Call) -> Tensor:
         """(R, classes), before the inference mode."""

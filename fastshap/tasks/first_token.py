@@ -1,7 +1,7 @@
 """Classifiers that read the first token alone: once the last layer has attended, it need not go on with the other tokens.
 
-Which models are so is found by trying: where the logits stay as they are when the last layer is cut down to its first row, what
-is cut off has no part in them, nor in their gradients.
+Which models are so is found by trying: the logits must stay as they are with NaN in the last layer's other rows, so that they
+hang on the first one alone, and logits and gradients must stay with those rows cut off.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from fastshap.engine import backward_only_once
+from fastshap.replicas import is_plain
 
 # What follows a layer's attention and takes each token by itself: in BERT and its kin, in DistilBERT, in ModernBERT.
 _AFTER_ATTENTION = ("attention.output", "sa_layer_norm", "mlp_norm")
+_KNOWN = ("transformers.", "torch.nn.")
 
 
 class Cut(NamedTuple):
@@ -27,10 +30,20 @@ class Cut(NamedTuple):
     part: str
 
 
+def described(model: nn.Module) -> Any:
+    """What a model is made of; where that has changed, a cut that was right may be so no more."""
+    config = repr(vars(model.config))  # which token a head reads may stand there
+    return [(id(module), type(module), is_plain(module)) for module in model.modules()], config, _watched()
+
+
 def cuts(model: nn.Module) -> list[Cut]:
-    """Where a model can be cut, if its head reads the first token alone."""
-    if backward_only_once(model):
-        return []  # a compiled graph is made for all rows
+    """Where a model can be cut, if its head reads the first token alone.
+
+    Nowhere if anything in it is not as transformers and PyTorch make it, or hooks could see that something is missing.
+    """
+    stock = all(is_plain(module) and type(module).__module__.startswith(_KNOWN) for module in model.modules())
+    if not stock or _watched() or backward_only_once(model):
+        return []
     found = []
     for name, layers in model.named_modules():
         if isinstance(layers, nn.ModuleList) and len(layers) > 0:
@@ -42,40 +55,56 @@ def cuts(model: nn.Module) -> list[Cut]:
 
 
 def points(model: Any, tokens: int) -> Tensor:
-    """(2, tokens, D) embeddings, each unlike the others, so that reading any token but the first makes a difference."""
+    """(2, tokens, D) embeddings, each unlike the others, so that texts differ and so do their logits."""
     table = next(model.get_input_embeddings().parameters())
     noise = torch.randn(2, tokens, table.shape[1], generator=torch.Generator("cpu").manual_seed(0), device="cpu")
     return (noise.to(table.device) * table.float().std()).to(table.dtype)
 
 
 @contextlib.contextmanager
-def first_token_alone(model: nn.Module, cut: Cut | None) -> Iterator[None]:
+def first_token_alone(model: nn.Module, cut: Cut | None, poisoned: bool = False) -> Iterator[None]:
     """Calls from this thread leave out what lies behind ``cut``; those from others, who may use the model too, nothing.
 
-    Nothing is left out either while hooks could see that something is missing.
+    Args:
+        poisoned: the other rows are NaN, instead of being left out.
     """
-    if cut is None or _is_watched(model, cut):
+    if cut is None:
         yield
         return
-    thread = threading.get_ident()
-
-    def first_rows(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if threading.get_ident() != thread or not all(isinstance(one, Tensor) and one.ndim == 3 for one in arguments):
-            return None
-        return tuple(one[:, :1] for one in arguments)
-
-    handle = model.get_submodule(cut.layer).get_submodule(cut.part).register_forward_pre_hook(first_rows)
+    hook = _FirstRows(threading.get_ident(), poisoned)
+    handle = model.get_submodule(f"{cut.layer}.{cut.part}").register_forward_pre_hook(hook)
     try:
         yield
     finally:
+        hook.thread = None
         handle.remove()
 
 
-def _is_watched(model: nn.Module, cut: Cut) -> bool:
-    """Whether hooks hang on the last layer, on the modules around it, or on those beside it."""
-    seen = []
-    module = model
-    for name in cut.layer.split("."):
-        seen += [module, *module.children()]
-        module = module.get_submodule(name)
-    return any(one._forward_hooks or one._forward_pre_hooks for one in [*seen, *module.modules()])
+class _FirstRows:
+    """The hook. A copy of it, in a copy of the model, does nothing."""
+
+    def __init__(self, thread: int | None = None, poisoned: bool = False) -> None:
+        self.thread, self.poisoned = thread, poisoned
+
+    def __call__(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if threading.get_ident() != self.thread:
+            return None
+        if not arguments or not all(isinstance(one, Tensor) and one.ndim == 3 for one in arguments):
+            raise ValueError("The part of the layer does not take rows of tokens.")
+        if self.poisoned:
+            return tuple(torch.cat([one[:, :1], torch.full_like(one[:, 1:], torch.nan)], 1) for one in arguments)
+        return tuple(one[:, :1] for one in arguments)
+
+    def __deepcopy__(self, memo: Any) -> _FirstRows:
+        return _FirstRows()
+
+    def __reduce__(self) -> Any:
+        return _FirstRows, ()
+
+
+def _watched() -> bool:
+    """Whether hooks hang on all modules there are."""
+    return any(
+        getattr(torch_module, f"_global_{kind}_hooks")
+        for kind in ("forward", "forward_pre", "backward", "backward_pre")
+    )

@@ -59,6 +59,9 @@ class GenerationTask(Task):
             )
         self._way, self._tried_head = self._shortest_way(x, inputs), described(self.model)
 
+    def look_again(self) -> None:
+        """The output layer is looked at in each call."""
+
     def _shortest_way(self, x: Tensor, inputs: dict[str, Tensor]) -> Way:
         """The way to the targets' logits that computes least, of those that give what the full logits hold."""
         if backward_only_once(self.model):
