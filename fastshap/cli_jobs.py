@@ -136,7 +136,10 @@ def _run(settings: dict[str, Any], local: bool, **given: Any) -> None:
     except FastshapError as error:
         if not isinstance(error, JobError) or not error.begun:
             _fail(error, 2)
-        _fail(JobError(f"{error} What was explained is in {output}; with --resume the next run goes on."), 1)
+        further = (
+            "" if "--" in str(error) else f" What was explained is in {output}; with --resume the next run goes on."
+        )
+        _fail(JobError(f"{error}{further}"), 1)
     except KeyboardInterrupt:
         typer.echo(f"\nfastshap: stopped; what is explained is in {output}. --resume goes on.", err=True)
         raise typer.Exit(130) from None

@@ -213,6 +213,27 @@ def test_a_directory_is_read_in_pieces_without_hidden_files(tmp_path, monkeypatc
     assert found == [*range(1000, 1010), *range(230)]
 
 
+def test_what_is_beside_the_rows(tmp_path):
+    """Columns that nobody asked for, outputs below the input, endings in capitals, blank lines."""
+    lines = "".join(f"{i},{i},fine film\n" for i in range(700_000))
+    (tmp_path / "a.csv").write_text(f"id,score,text\n{lines}last,none,not good\n")
+    files = Files(tmp_path / "a.csv", Columns("id", "text"))
+    (piece,) = files.pieces()
+    assert sum(map(len, files.read(piece))) == 700_001
+    (tmp_path / "in").mkdir()
+    write(tmp_path / "in" / "a.parquet", ["fine film"])
+    run(tmp_path / "in", tmp_path / "in" / "out", *QUICK)
+    assert verify(tmp_path / "in" / "out", tmp_path / "in").good
+    (tmp_path / "B.JSONL.GZ").write_bytes(gzip.compress(b'\n{"id": 1, "text": "fine film"}\n'))
+    run(tmp_path / "B.JSONL.GZ", tmp_path / "packed", *QUICK)
+    (tmp_path / "c.jsonl").write_text('\n{"id": 1, "txt": "fine film"}\n')
+    assert "no column 'text'" in refused(tmp_path / "c.jsonl", tmp_path / "out")
+    (tmp_path / "twice.csv").write_text("id,text,text\n1,fine,film\n")
+    pq.write_table(pa.table([[1], ["fine"], ["film"]], names=["id", "text", "text"]), tmp_path / "twice.parquet")
+    for name in ("twice.csv", "twice.parquet"):
+        assert "2 columns named 'text'" in refused(tmp_path / name, tmp_path / "out")
+
+
 def test_rows_that_no_file_should_hold(tmp_path):
     raw = pa.array([b"fine film", b"caf\xe9", None], pa.binary())
     column = pa.Array.from_buffers(pa.string(), 3, raw.buffers())
@@ -320,6 +341,66 @@ def test_outputs_that_are_refused(tmp_path):
     assert "does not read" in refused(path, out, "--resume")
     run(path, out, "--overwrite", "--seed", "1", *QUICK)
     assert rows(out)[0]["attributions"] != before[0]["attributions"]
+
+
+def test_an_output_whose_manifest_is_gone_or_lacks_something(tmp_path):
+    path, out = write(tmp_path / "a.parquet", ["fine film", "not good"]), tmp_path / "out"
+    run(path, out, *QUICK)
+    before, manifest = rows(out), json.loads((out / MANIFEST).read_text())
+    for name in ("job", "identity", "state", "summary"):
+        (out / MANIFEST).write_text(json.dumps({key: manifest[key] for key in manifest if key != name}))
+        assert f"does not read ('{name}')" in refused(path, out)
+        with pytest.raises(JobError, match="does not read"):
+            verify(out, path)
+    (out / MANIFEST).unlink()
+    for options in ([], ["--resume"]):
+        assert "whose manifest is gone" in refused(path, out, *options)
+    assert rows(out) == before
+    run(path, out, "--overwrite", *QUICK)
+
+
+def test_a_finished_job_stays_finished_when_texts_have_changed(tmp_path):
+    path, out = write(tmp_path / "a.parquet", ["fine film", "not good"]), tmp_path / "out"
+    run(path, out, *QUICK)
+    said = refused(write(tmp_path / "changed.parquet", ["fine film", "not bad"]), out, "--resume")
+    assert "have changed since (1)" in said
+    assert "goes on" not in said
+    assert verify(out, path).good
+
+
+def test_outputs_that_cannot_be_written(tmp_path, monkeypatch):
+    path, out = write(tmp_path / "a.parquet", ["fine film", "not good"]), tmp_path / "out"
+    assert "could not be written: " in refused(path, path / "out")
+
+    def denied(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fastshap.jobs.store.os.makedirs", denied)
+        assert "could not be written: [Errno 13] Permission denied. Make room" in refused(path, out)
+
+
+def test_a_disk_that_is_full_for_a_while(tmp_path, monkeypatch):
+    """What was explained before is kept, nothing is there twice, and the next run goes on."""
+    path, out = write(tmp_path / "a.parquet", make_texts(600)), tmp_path / "out"
+    monkeypatch.setattr("fastshap.jobs.job._ROWS", 256)
+    write_table, failed = pq.write_table, []
+
+    def full(table, file, **options):
+        if not failed:
+            file.write(b"PAR1")
+            failed.append(len(table))
+            raise OSError(28, "No space left on device")
+        write_table(table, file, **options)
+
+    monkeypatch.setattr(pq, "write_table", full)
+    with pytest.raises(JobError, match="No space left on device"):
+        explain_files(path, out, **SETTINGS)
+    monkeypatch.setattr(pq, "write_table", write_table)
+    assert failed
+    assert not list(out.glob("*.tmp"))
+    assert explain_files(path, out, resume=True, **SETTINGS).rows == 600
+    assert verify(out, path).good
 
 
 def test_a_changed_model_is_refused(tmp_path, default_pair, bert_pair):

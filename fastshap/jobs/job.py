@@ -256,9 +256,11 @@ def opened(
                 f"{store.location} holds {surplus:,} rows that the input has not, so it comes from another input. Resume with "
                 "that one, take another output, or --overwrite this one."
             )
-        manifest |= {"state": "running", "run": manifest["run"] + 1, "versions": versions, "input": rows.described}
-        manifest.pop("summary", None)
-        store.write_manifest(manifest)
+        left = len(known) < len(rows.ids)
+        if left or manifest.get("state") != "complete":
+            manifest |= {"state": "running", "run": manifest["run"] + 1, "versions": versions, "input": rows.described}
+            manifest.pop("summary", None)
+            store.write_manifest(manifest)
         for name in store.stray(manifest["job"]):
             store.remove(name)
         progress = Progress(len(rows.ids), summary.before, shown)
@@ -267,7 +269,7 @@ def opened(
             yield job
         except BaseException as error:
             if isinstance(error, JobError):
-                error.begun = True
+                error.begun = left
             with contextlib.suppress(Exception):
                 job.flush()  # what is computed is kept
             raise
@@ -292,8 +294,15 @@ def refuse_unfit(output: Any, same: dict[str, Any], resume: bool, overwrite: boo
             f"{store.location} holds files that no job wrote ({', '.join(foreign[:_SHOWN])}); name a directory that is new, "
             "empty, or a job's own."
         )
-    manifest = None if overwrite else store.manifest()
+    if overwrite:
+        return
+    manifest = store.manifest()
     if manifest is None:
+        if any(name.startswith("part-") for name in store.names()):
+            raise JobError(
+                f"{store.location} holds parts of a job whose manifest is gone, so nothing says what they are. Name another "
+                "directory, or --overwrite this one."
+            )
         return
     if not resume:
         raise JobError(_in_the_way(store.location, manifest))

@@ -98,9 +98,11 @@ def _explain(batch: BatchExplainer, table: pa.Table, job: Job) -> None:
         if not waiting:
             return
         made = to_table(texts[done : done + len(waiting)], waiting)
-        job.add(made.add_column(0, "id", ids.slice(done, len(waiting))))
+        made = made.add_column(0, "id", ids.slice(done, len(waiting)))
+        # First: what the job has taken must not be given to it again, whatever goes wrong there.
         done += len(waiting)
         waiting.clear()
+        job.add(made)
 
     try:
         with warnings.catch_warnings():

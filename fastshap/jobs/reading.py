@@ -30,7 +30,8 @@ _KINDS = {
     ".ndjson": "jsonl",
     ".json": "jsonl",
 }
-_PACKED = (".gz", ".bz2", ".zst")
+_PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+MANIFEST = "_fastshap_manifest.json"  # lies in a directory that a job wrote
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,10 @@ class Files:
         else:
             inside = self._fs.get_file_info(fs.FileSelector(root, recursive=True))
             paths = [one.path for one in inside if one.type == fs.FileType.File]
-            self.paths = sorted(path for path in paths if not _hidden(path[len(root) :]))
+            outputs = {posixpath.dirname(path) for path in paths if posixpath.basename(path) == MANIFEST}
+            self.paths = sorted(
+                path for path in paths if not _hidden(path[len(root) :]) and posixpath.dirname(path) not in outputs
+            )
         self._kinds = {path: _kind(path) for path in self.paths}
         if not self.paths:
             raise InvalidArgumentError(f"The directory {self.location} holds no files.")
@@ -149,6 +153,10 @@ class Files:
                     f"{posixpath.basename(path)} has no column {name!r}; it has {', '.join(map(repr, names))}. Name the "
                     f"right one as {option} (--{option.replace('_', '-')})."
                 )
+            if names.count(name) > 1:
+                raise InvalidArgumentError(
+                    f"{posixpath.basename(path)} has {names.count(name)} columns named {name!r}; rename all but one."
+                )
 
     def _parquet(self, piece: Piece, texts: bool) -> Iterator[pa.Table]:
         parquet = needed("pyarrow.parquet", "tables")
@@ -161,33 +169,39 @@ class Files:
     def _csv(self, piece: Piece, texts: bool) -> Iterator[pa.Table]:
         arrow, csv = needed("pyarrow", "tables"), needed("pyarrow.csv", "tables")
         names = [self.columns.id, self.columns.text]
-        with self._fs.open_input_stream(piece.path, compression="detect") as file:
-            reader = csv.open_csv(
-                file,
-                read_options=csv.ReadOptions(block_size=_CSV_BLOCK),
-                parse_options=csv.ParseOptions(newlines_in_values=True),
-                # Every column as it is written: "NA" is a text, and 007 an id.
-                convert_options=csv.ConvertOptions(
-                    column_types=dict.fromkeys(names, arrow.string()), strings_can_be_null=False
-                ),
-            )
-            self._check(piece.path, reader.schema.names)
-            for batch in reader:
+        reading = {
+            "read_options": csv.ReadOptions(block_size=_CSV_BLOCK),
+            "parse_options": csv.ParseOptions(newlines_in_values=True),
+        }
+        with self._open(piece.path) as file:
+            self._check(piece.path, csv.open_csv(file, **reading).schema.names)
+        # Every column as it is written: "NA" is a text, and 007 an id. Others are not looked at.
+        converting = csv.ConvertOptions(
+            column_types=dict.fromkeys(names, arrow.string()), strings_can_be_null=False, include_columns=names
+        )
+        with self._open(piece.path) as file:
+            for batch in csv.open_csv(file, convert_options=converting, **reading):
                 for start in range(0, len(batch), _ROWS):
                     part = batch.slice(start, _ROWS)
                     column = strings(part.column(self.columns.text)) if texts else None
                     yield rows(piece.path, part.column(self.columns.id), column)
 
+    def _open(self, path: str) -> Any:
+        """A stream of the file, unpacked as its name says."""
+        return self._fs.open_input_stream(path, compression=_PACKED.get(posixpath.splitext(path.lower())[1]))
+
     def _jsonl(self, piece: Piece, texts: bool) -> Iterator[pa.Table]:
-        with self._fs.open_input_stream(piece.path, compression="detect") as stream:
+        with self._open(piece.path) as stream:
             ids: list[Any] = []
             found: list[Any] = []
+            checked = False
             for number, line in enumerate(_lines(stream), 1):
                 if not line.strip():
                     continue
                 row = _json_row(piece.path, number, line)
-                if not ids and number == 1:
+                if not checked:
                     self._check(piece.path, list(row))
+                    checked = True
                 ids.append(_json_id(piece.path, number, row.get(self.columns.id)))
                 if texts:
                     found.append(
@@ -272,7 +286,9 @@ def _kind(path: str) -> str:
 
 def _unreadable(path: str, error: Exception) -> JobError:
     first = str(error).strip().split("\n")[0]
-    return JobError(f"{path} could not be read: {first} Repair the file or take it away; nothing was skipped.")
+    return JobError(
+        f"{path} could not be read: {first.rstrip('.')}. Repair the file or take it away; nothing was skipped."
+    )
 
 
 def _is_text(arrow: Any) -> Any:
