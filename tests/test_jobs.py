@@ -230,6 +230,7 @@ def test_what_is_beside_the_rows(tmp_path):
     assert "no column 'text'" in refused(tmp_path / "c.jsonl", tmp_path / "out")
     (tmp_path / "twice.csv").write_text("id,text,text\n1,fine,film\n")
     pq.write_table(pa.table([[1], ["fine"], ["film"]], names=["id", "text", "text"]), tmp_path / "twice.parquet")
+    assert "neither a file nor a directory" in refused("/dev/null", tmp_path / "out")
     for name in ("twice.csv", "twice.parquet"):
         assert "2 columns named 'text'" in refused(tmp_path / name, tmp_path / "out")
 

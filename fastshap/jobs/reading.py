@@ -79,6 +79,10 @@ class Files:
         about = self._fs.get_file_info(root)
         if about.type == fs.FileType.NotFound:
             raise InvalidArgumentError(f"There is no file or directory {self.location}.")
+        if about.type == fs.FileType.Unknown:
+            raise InvalidArgumentError(
+                f"{self.location} is neither a file nor a directory; rows are read more than once."
+            )
         if about.type == fs.FileType.File:
             self.paths = [root]
         else:
