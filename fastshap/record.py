@@ -47,7 +47,9 @@ class Record:
         text: what the elements stand in; for a generation with the target behind the input. For token ids it is their text.
         element_spans: for each element, where it begins and ends in ``text``; (0, 0) for special tokens, which it lacks.
         element_tokens: for each element, its tokens' places in ``input_ids``.
-        probability: of the predicted class, where a classifier of two classes or more chose the target; otherwise None.
+        predicted_label: the class of the largest logit, for a classifier of two classes or more; otherwise None.
+        probability: of that class, whether or not it is a target.
+        target_probabilities: (t,) of the targets' classes, where ``probability`` is known.
         truncated: the text was longer than the model takes, and its end (or beginning) is not explained.
         converged: where rtol was given, whether every standard error came down to it.
         n_perturbations, rounds: samples used, and the independent rounds they were drawn in.
@@ -75,7 +77,9 @@ class Record:
     text: str = ""
     element_spans: list[tuple[int, int]] = field(default_factory=list)
     element_tokens: list[list[int]] = field(default_factory=list)
+    predicted_label: str | None = None
     probability: float | None = None
+    target_probabilities: Tensor | None = None
     truncated: bool = False
     converged: bool | None = None
     rounds: int = 1
