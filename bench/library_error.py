@@ -26,6 +26,7 @@ from fastshap import engine
 from fastshap.batches import Item, Settings
 from fastshap.budget import Budget
 from fastshap.sampling import draw_samples
+from fastshap.view import Desk
 
 RESULT = Path(__file__).parent / "results" / "library_error.json"
 SAMPLES = (10, 20, 50, 100, 200)
@@ -38,9 +39,9 @@ def estimates(
 ) -> np.ndarray:
     """(rounds, L): the means of so many independent rounds of n samples."""
     samples = [draw_samples(7, item.input_ids.tolist(), n, sampling, round_) for round_ in rounds]
-    with engine.frozen(subject_.model):
-        budget = Budget(128, engine.device_of(subject_.model))
-        groups = engine.token_scores([subject_.model], [item] * len(samples), samples, forward, settings, budget)
+    with Desk(subject_.model).at_work() as model:
+        budget = Budget(128, engine.device_of(model))
+        groups = engine.token_scores([model], [item] * len(samples), samples, forward, settings, budget)
         found = dict(scored for group in groups for scored in group)
     return np.stack([found[i][0].mean(0).numpy() for i in range(len(samples))])
 

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from fastshap import ops
 from fastshap.batches import Batch, Call, Item, Piece, Settings, columns, halves, loaded, planned, to_host
 from fastshap.budget import Budget
-from fastshap.locks import lock_of
 from fastshap.sampling import Samples
 
 Forward = Callable[[Any, Call], Tensor]  # of a model
@@ -172,12 +171,16 @@ def _pool(models: Sequence[nn.Module]) -> Iterator[ThreadPoolExecutor]:
     def start() -> None:
         torch.set_num_threads(share)
         torch.get_num_threads()  # otherwise the thread's first operator would ask what is set by then
-        ready.wait()
+        meet()
+
+    def meet() -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):  # the caller has gone
+            ready.wait()
 
     pool = ThreadPoolExecutor(len(models), initializer=start)
     try:
         for _ in models:
-            pool.submit(ready.wait)
+            pool.submit(meet)
         ready.wait()
         torch.set_num_threads(share)
         # What threads get that begin from now on, the user's say.
@@ -187,6 +190,7 @@ def _pool(models: Sequence[nn.Module]) -> Iterator[ThreadPoolExecutor]:
         ready.wait()
         yield pool
     finally:
+        ready.abort()  # a thread still waits there if something went wrong meanwhile
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(usual)
 
@@ -334,22 +338,3 @@ def _stream(like: Tensor) -> int:
 def device_of(model: Any) -> torch.device:
     """Where the model's input embeddings lie."""
     return next(model.get_input_embeddings().parameters()).device
-
-
-@contextlib.contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, no parameter asking for a gradient, one caller at a time; put back as it was."""
-    with lock_of(model):
-        training = [module for module in model.modules() if module.training]
-        wanting = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        try:
-            for module in training:
-                module.training = False
-            for parameter in wanting:
-                parameter.requires_grad_(False)
-            yield
-        finally:
-            for parameter in wanting:
-                parameter.requires_grad_(True)
-            for module in training:
-                module.training = True

@@ -25,6 +25,10 @@ class NonFiniteError(FastshapError, ValueError):
     """The model's scores or gradients are NaN or infinite for a text, so there is nothing true to report."""
 
 
+class ModelFailedError(FastshapError, RuntimeError):
+    """The model, or a function given as inference mode, failed on a text with an error of its own, which is the cause."""
+
+
 class BackendUnavailableError(FastshapError, RuntimeError):
     """The backend that was asked for by name cannot run here."""
 
@@ -49,3 +53,7 @@ class WorkerDiedError(JobError):
 
 class TruncationWarning(UserWarning):
     """Texts were longer than the model takes and were cut. The outputs concerned have ``truncated=True``."""
+
+
+class SharedModelWarning(UserWarning):
+    """Another thread changed the model while it was explained. Only models with hooks, compiled or quantised parts can tell."""

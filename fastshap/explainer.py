@@ -20,6 +20,7 @@ from fastshap.budget import Budget
 from fastshap.errors import (
     FastshapError,
     InvalidArgumentError,
+    ModelFailedError,
     NonFiniteError,
     TruncationWarning,
     UnsupportedModelError,
@@ -41,6 +42,7 @@ from fastshap.types import (
     inference_mode_of,
     member_of,
 )
+from fastshap.view import Desk
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
@@ -176,6 +178,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         devices = parameters.devices(device)
         if devices:
             model.to(devices[0])  # type: ignore[arg-type]
+        self._desk = Desk(model)
         self._replicas = Replicas(model, devices[1:])
         self._budget = Budget(parameters.batch_size(batch_size), engine.device_of(model))
         self._settings = Settings(
@@ -204,7 +207,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         options: Mapping[str, Any],
         seen: dict[Any, Any],
     ) -> list[AttributionOutput]:
-        with engine.frozen(self.model), torch.inference_mode(False):
+        with self._desk.at_work() as model, self.task.running_on(model):
             prepared = self.task.prepare(tokenised, targets, self._predict, options)
             prepared = [self._with_fitting_baseline(one) for one in prepared]
             self._raise_first(prepared, first)
@@ -239,7 +242,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         )
         prepared = Prepared(encoded, record.targets, record.target_names, record.probability)
         grouping = self._grouping(encoded, (record.element_tokens, record.elements))
-        with engine.frozen(self.model), torch.inference_mode(False):
+        with self._desk.at_work() as model, self.task.running_on(model):
             self._raise_first([self.task.unknown(ids)], 0)
             scored = self._score([prepared], [grouping], {}, record.rounds)
             self._raise_first(scored, 0)
@@ -267,21 +270,35 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         for i, key in enumerate(keys):
             if key not in seen:
                 new.setdefault(key, i)
-        found = dict(zip(new, self._computed([(prepared[i], groupings[i]) for i in new.values()], rounds), strict=True))
+        found: dict[Any, Any] = dict(
+            zip(new, self._isolated([(prepared[i], groupings[i]) for i in new.values()], rounds), strict=True)
+        )
         found |= {key: seen.pop(key) for key in keys if key in seen}
         seen |= found  # the most recent last
         for key in list(seen)[: max(0, len(seen) - _REMEMBERED)]:
             del seen[key]
         return [
-            _Scored(one, grouping, *found[key])
-            if bool(found[key][0].tokens.isfinite().all())
-            and (found[key][1] is None or bool(found[key][1].isfinite().all()))
-            else NonFiniteError(
-                "The model's scores or gradients are NaN or infinite for this text. Look for damaged weights, for overflow in "
-                "half precision (load the model in float32 or bfloat16), or for a baseline or noise_std of enormous size."
-            )
+            found[key] if isinstance(found[key], FastshapError) else _finite(_Scored(one, grouping, *found[key]))
             for one, grouping, key in zip(prepared, groupings, keys, strict=True)
         ]
+
+    def _isolated(
+        self, texts: Sequence[tuple[Prepared, Grouping]], rounds: int | None
+    ) -> list[tuple[Running, Tensor | None] | FastshapError]:
+        """What was computed for each text; where the model fails on a text, found by halving, an error stands in its place."""
+        try:
+            return [*self._computed(texts, rounds)]
+        except (FastshapError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if len(texts) == 1:
+                return [_failed_on(error)]
+        middle = len(texts) // 2
+        first = self._isolated(texts[:middle], rounds)
+        failed = [one for one in first if isinstance(one, FastshapError)]
+        if failed and self.on_error == "raise":
+            return [*first, *failed[:1] * (len(texts) - middle)]  # the first is raised
+        return [*first, *self._isolated(texts[middle:], rounds)]
 
     def _computed(
         self, texts: Sequence[tuple[Prepared, Grouping]], rounds: int | None
@@ -312,7 +329,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
 
     def _workers(self, items: Sequence[Item]) -> list[torch.nn.Module]:
         """The models that share the work: one a device, or on a CPU two on half its cores each, where there is enough to do."""
-        models = self._replicas.models()
+        models = self._replicas.models(self.task.model)
         tokens = self.n_perturbations * sum(len(item.input_ids) for item in items)
         alone = len(models) == 1 and engine.device_of(models[0]).type == "cpu"
         if not alone or tokens < _ENOUGH_TOKENS or not isinstance(self.inference_mode, InferenceModes):
@@ -360,7 +377,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
     def _try_model(self, encoded: Encoded) -> None:
         """Whether the model can be explained at all, and how rows may share a call: once, on the first text."""
         if not self._tried:
-            check_linear_layers(self.model)
+            check_linear_layers(self.task.model)
             side, maskless = self.task.layout(encoded)
             self._settings = dataclasses.replace(
                 self._settings, padding_side=side or "right", equal_lengths=side is None, maskless=maskless
@@ -377,7 +394,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         items = [_item(one, torch.zeros(1, dtype=torch.int64, device="cpu")) for one in different.values()]
         here = Samples((0, 0, 0), np.zeros(1, np.float32), np.zeros(1, np.int64), *np.ones((2, 1), np.float32))
         plain = dataclasses.replace(self._settings, noise_std=0.0, baseline=0.0)
-        values = engine.evaluate(self._replicas.models(), items, [here] * len(items), forward, plain, self._budget)
+        values = engine.evaluate(self._replicas.models(self.task.model), items, [here] * len(items), forward, plain, self._budget)
         found = dict(zip(different, values, strict=True))
         return [found[(*one.input_ids, *itertools.chain(*one.extra.values()))][0] for one in encoded]
 
@@ -452,7 +469,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             return
         for i, result in enumerate(results):
             if isinstance(result, FastshapError):
-                raise type(result)(f"Text {first + i}: {result}") from None
+                raise type(result)(f"Text {first + i}: {result}") from result.__cause__
 
     def _warn_of_truncation(self, prepared: Sequence[Prepared]) -> None:
         if not self._truncation_warned and any(one.encoded.truncated for one in prepared):
@@ -463,6 +480,23 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
                 TruncationWarning,
                 stacklevel=5,
             )
+
+
+def _finite(scored: _Scored) -> _Scored | NonFiniteError:
+    delta = scored.delta
+    if bool(scored.running.tokens.isfinite().all()) and (delta is None or bool(delta.isfinite().all())):
+        return scored
+    return NonFiniteError(
+        "The model's scores or gradients are NaN or infinite for this text. Look for damaged weights, for overflow in half "
+        "precision (load the model in float32 or bfloat16), or for a baseline or noise_std of enormous size."
+    )
+
+
+def _failed_on(error: Exception) -> ModelFailedError:
+    first = str(error).strip().split("\n")[0]
+    failed = ModelFailedError(f"The model failed on this text: {type(error).__name__}: {first}")
+    failed.__cause__ = error
+    return failed
 
 
 def _on_host(summaries: Mapping[int, Summary]) -> dict[int, Summary]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastshap.errors import UnsupportedModelError
 from fastshap.provenance import checksum, version_of
 
 
@@ -21,15 +22,15 @@ class Replicas:
         self._copies: list[nn.Module] = []
         self._copied: Any = None
 
-    def models(self) -> list[nn.Module]:
-        """The model and its copies, which are in the state that the model is in now."""
+    def models(self, running: nn.Module) -> list[nn.Module]:
+        """``running`` (the model, or a view of it) and copies of it, which are in the state that the model is in now."""
         if self._further:
             state = self._state()
             if state != self._copied:
                 self._copies = []  # first, so that there is room for the new ones
-                self._copies = [copy.deepcopy(self._model).to(device) for device in self._further]
+                self._copies = [_copied(running).to(device) for device in self._further]
                 self._copied = state
-        return [self._model, *self._copies]
+        return [running, *self._copies]
 
     def _state(self) -> Any:
         """What tells whether the model has changed."""
@@ -52,7 +53,20 @@ def side_by_side(model: nn.Module, count: int) -> list[nn.Module]:
     ):
         return [model]
     shared = {id(parameter): parameter for parameter in model.parameters()}
-    return [model, *(copy.deepcopy(model, dict(shared)) for _ in range(count - 1))]
+    try:
+        return [model, *(copy.deepcopy(model, dict(shared)) for _ in range(count - 1))]
+    except Exception:  # it holds a lock, an open file, a tensor with a history
+        return [model]
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot be copied to a second device, as something in it cannot be copied "
+            f"({type(error).__name__}: {error}). Name one device."
+        ) from error
 
 
 def is_plain(module: nn.Module) -> bool:

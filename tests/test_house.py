@@ -16,6 +16,7 @@ CHAIN = [
         "adjoint",
         "version",
         "locks",
+        "forked",
         "types",
         "parameters",
         "kernels",
@@ -27,6 +28,7 @@ CHAIN = [
         "engine",
         "provenance",
         "replicas",
+        "view",
     ),
     *(
         "inputs",

@@ -10,6 +10,7 @@ import fastshap
 from fastshap import engine
 from fastshap.batches import Item
 from fastshap.sampling import draw_samples
+from fastshap.view import Desk
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 10, 64])
@@ -78,9 +79,9 @@ def test_small_n_has_the_expectation_of_large_n(bert_pair, n, path_density, redu
 
     def runs(sampling, n, count, density=None):
         samples = [draw_samples(seed, ids, n, sampling, path_density=density) for seed in range(count)]
-        with engine.frozen(model):
+        with Desk(model).at_work() as frozen:
             scored = engine.token_scores(
-                [model], [item] * count, samples, explainer.task.scores, explainer._settings, explainer._budget
+                [frozen], [item] * count, samples, explainer.task.scores, explainer._settings, explainer._budget
             )
             scores = [scores.mean(1) for _, scores in sorted(itertools.chain(*scored), key=lambda pair: pair[0])]
         return torch.cat(scores).double()  # (count, L)

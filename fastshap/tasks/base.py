@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 from abc import ABC, abstractmethod
@@ -57,10 +58,24 @@ class Task(ABC):
         inference_mode: Callable[[Tensor], Tensor],
         seed: int = 0,
     ) -> None:
-        self.model = model
+        self._model = self._running = model
         self.tokenizer = tokenizer
         self.inference_mode = inference_mode
         self.seed = seed
+
+    @property
+    def model(self) -> Any:
+        """What runs: the model, or a view of it while explanations are at work."""
+        return self._running
+
+    @contextlib.contextmanager
+    def running_on(self, model: Any) -> Iterator[None]:
+        """While explanations are at work."""
+        self._running = model
+        try:
+            yield
+        finally:
+            self._running = self._model
 
     @abstractmethod
     def tokenised(self, sources: Sequence[Any], targets: Sequence[Any] | None, options: Mapping[str, Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -78,7 +79,7 @@ class ClassificationTask(Task):
         """Logits (2, classes) of two texts of random embeddings, and the gradient of their sum."""
         z = points(self.model, tokens).requires_grad_()
         inputs = {"inputs_embeds": z, "attention_mask": z.new_ones(z.shape[:2], dtype=torch.int64)}
-        with torch.enable_grad(), _padding_token_named(self.model.config):
+        with torch.enable_grad(), _padding_token_named(self.model):
             with first_token_alone(self.model, cut, poisoned):
                 logits = self.logits_of(self.model, inputs)
             (gradient,) = torch.autograd.grad(logits.sum(), z)
@@ -86,7 +87,7 @@ class ClassificationTask(Task):
 
     def logits(self, model: Any, call: Call) -> Tensor:
         """(R, classes), before the inference mode."""
-        with _padding_token_named(model.config), first_token_alone(model, self._cut):
+        with _padding_token_named(model), first_token_alone(model, self._cut):
             return self.logits_of(model, call.inputs)
 
     def scores(self, model: Any, call: Call) -> Tensor:
@@ -221,14 +222,18 @@ def _is_whole(value: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _padding_token_named(config: Any) -> Iterator[None]:
-    """Decoders refuse several rows while no padding token is named, though rows of one length have no padding."""
-    config = config.get_text_config()
-    if config.pad_token_id is not None:
+def _padding_token_named(model: Any) -> Iterator[None]:
+    """Decoders refuse several rows while no padding token is named, though rows of one length have no padding.
+
+    It is named in a copy of the configuration, which others may be reading.
+    """
+    theirs = model.config
+    if theirs.get_text_config().pad_token_id is not None:
         yield
         return
-    config.pad_token_id = 0
+    model.config = copy.deepcopy(theirs)
+    model.config.get_text_config().pad_token_id = 0
     try:
         yield
     finally:
-        config.pad_token_id = None
+        model.config = theirs
