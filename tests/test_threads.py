@@ -1,0 +1,168 @@
+"""Threads that come and go: forked children, threads that cannot start, interrupts."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+import torch
+
+import fastshap
+from fastshap import engine
+
+FORKS = """
+    import os, sys, threading, warnings
+    import torch, fastshap
+    torch.set_num_threads(2)
+    pair = fastshap.load_default_model()
+    explainer = fastshap.GradientShap(*pair, batch_size="auto", n_perturbations=60)
+    texts = [f"a gorgeous and witty film, number {i}, but the ending is dull" for i in range(8)]
+    before = explainer(texts)
+
+    def same(some):
+        return all(float((a.attributions - b.attributions).abs().max()) < 1e-5 for a, b in zip(before, some))
+
+    HOLD
+    child = os.fork()
+    if child == 0:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            good = same(explainer(texts)) and same(fastshap.GradientShap(*pair, n_perturbations=60)(texts))
+        told = [str(one.message) for one in said if "forked" in str(one.message)]
+        os._exit(0 if good and len(told) == 1 and torch.get_num_threads() == 1 else 1)
+    _, status = os.waitpid(child, 0)
+    assert status == 0, status
+    assert torch.get_num_threads() == 2 and same(explainer(texts))
+    os._exit(0)  # the thread that holds the lock
+"""
+HOLD = """
+    from fastshap.locks import lock_of
+    held = threading.Event()
+    def hold():
+        with lock_of(pair[0]):
+            held.set()
+            threading.Event().wait(2)
+    threading.Thread(target=hold, daemon=True).start()
+    held.wait()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.parametrize("hold", ["", HOLD], ids=["idle", "while a thread explains"])
+def test_a_forked_child_explains(hold):
+    """As in gunicorn with preload: the parent has explained with two threads, which are not in the child."""
+    script = textwrap.dedent(FORKS).replace("HOLD\n", textwrap.dedent(hold))
+    environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120, env=environment)
+
+
+def test_a_child_of_a_process_that_never_explained_keeps_its_threads():
+    script = """
+    import os
+    import torch, fastshap
+    from fastshap import forked
+    torch.set_num_threads(2)
+    child = os.fork()
+    if child == 0:
+        forked.prepare_threads()
+        os._exit(torch.get_num_threads())
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=120)
+
+
+def explained(queue, texts):
+    torch.set_num_threads(2)
+    queue.put([output.attributions.tolist() for output in fastshap.GradientShap(*fastshap.load_default_model())(texts)])
+
+
+@pytest.mark.slow
+def test_spawned_processes_explain():
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    texts = ["not good at all", "a gorgeous film"]
+    process = context.Process(target=explained, args=(queue, texts))
+    process.start()
+    found = queue.get(timeout=120)
+    process.join()
+    expected = [one.attributions for one in fastshap.GradientShap(*fastshap.load_default_model())(texts)]
+    assert all(torch.allclose(torch.tensor(a), b, atol=1e-6) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.fixture
+def two_threads():
+    usual = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(usual)
+
+
+def ends(act):
+    """Whether it ends, and what it raises; a hang is left behind in a thread of its own."""
+    found = []
+
+    def run():
+        try:
+            act()
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive(), "it hangs"
+    return found
+
+
+@pytest.mark.parametrize("last", [0, 1, 2, 3])
+def test_threads_that_cannot_start(default_pair, two_threads, monkeypatch, last):
+    """The third to start is the one that keeps the number of threads; the error comes out, and nobody waits for it."""
+    model, start = default_pair[0], threading.Thread.start
+    started = []
+
+    def limited(thread):
+        if thread.name != "runner" and threading.current_thread() is runner:
+            started.append(thread)
+            if len(started) > last:
+                raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def run():
+        with engine._pool([model, model]) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 1
+
+    def act():
+        nonlocal runner
+        runner = threading.current_thread()
+        run()
+
+    runner = None
+    running = threading.active_count()
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    errors = ends(act)
+    assert [str(error) for error in errors] == ["can't start new thread"] * (last < 3)
+    assert threading.active_count() == running
+
+
+def test_an_interrupt_while_threads_start(default_pair, two_threads, monkeypatch):
+    barrier, running = threading.Barrier.wait, threading.active_count()
+
+    def interrupted(self, timeout=None):
+        if threading.current_thread() is runner:
+            raise KeyboardInterrupt
+        return barrier(self, timeout)
+
+    def act():
+        nonlocal runner
+        runner = threading.current_thread()
+        with engine._pool([default_pair[0]] * 2):
+            pass
+
+    runner = None
+    monkeypatch.setattr(threading.Barrier, "wait", interrupted)
+    (error,) = ends(act)
+    assert isinstance(error, KeyboardInterrupt)
+    assert threading.active_count() == running
