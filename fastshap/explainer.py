@@ -306,7 +306,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         """Scores, and convergence deltas where they are wanted."""
         if not texts:
             return []
-        self._try_model(texts[0][0].encoded)
+        self._try_model([one.encoded for one, _ in texts])
         items = [_item(one.encoded, one.targets, grouping.joined) for one, grouping in texts]
         models = self._workers(items)
         running = [Running(grouping, self.sampling) for _, grouping in texts]
@@ -374,22 +374,23 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             for its, whole, values in zip(running, at_text, baselines, strict=True)
         ]
 
-    def _try_model(self, encoded: Encoded) -> None:
-        """Whether the model can be explained at all, and how rows may share a call: once, on the first text."""
+    def _try_model(self, texts: Sequence[Encoded]) -> None:
+        """Whether the model can be explained at all, and how rows may share a call: until something is known of it."""
         if not self._tried:
             check_linear_layers(self.task.model)
-            side, maskless = self.task.layout(encoded)
+            found = self.task.layout(texts)
+            side, maskless = (None, False) if found is None else (found.padding_side, found.maskless)
             self._settings = dataclasses.replace(
                 self._settings, padding_side=side or "right", equal_lengths=side is None, maskless=maskless
             )
-            self._tried = True
+            self._tried = found is not None
         self.task.look_again()
 
     def _predict(self, encoded: Sequence[Encoded], forward: engine.Forward) -> list[Tensor]:
         """What ``forward`` gives for the texts themselves: one row each."""
         if not encoded:
             return []
-        self._try_model(encoded[0])
+        self._try_model(encoded)
         different = {(*one.input_ids, *itertools.chain(*one.extra.values())): one for one in encoded}
         items = [_item(one, torch.zeros(1, dtype=torch.int64, device="cpu")) for one in different.values()]
         here = Samples((0, 0, 0), np.zeros(1, np.float32), np.zeros(1, np.int64), *np.ones((2, 1), np.float32))

@@ -8,21 +8,28 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fastshap.batches import Call
 from fastshap.engine import Forward, device_of
 from fastshap.errors import FastshapError, InvalidArgumentError, UnsupportedModelError
 from fastshap.inputs import Tokens
-from fastshap.text import Encoded, encode
+from fastshap.provenance import version_of
+from fastshap.tasks.first_token import described
+from fastshap.tasks.layout import Layout, harmless, lengths, masked, without_mask
+from fastshap.tasks.trial import Judge, Ran, ToLogits, as_written, points, ran, remembered
+from fastshap.text import EXTRA, Encoded, encode
 from fastshap.types import ModelTask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_TEXTS = 3  # of a window, at most, on which ids and embeddings are compared, if the model fails on those before
+_RANDOM = 8  # tokens of the text by chance, the last that is tried
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True)
@@ -36,13 +43,6 @@ class Prepared:
 
 
 Predict = Callable[[list[Encoded], Forward], list[Tensor]]
-
-
-class Layout(NamedTuple):
-    """How rows of several texts may share a model call."""
-
-    padding_side: str | None  # None: only rows of one length may
-    maskless: bool  # rows of one length need no attention mask
 
 
 class Task(ABC):
@@ -62,6 +62,7 @@ class Task(ABC):
         self.tokenizer = tokenizer
         self.inference_mode = inference_mode
         self.seed = seed
+        self.in_place = False  # until the model has been tried
 
     @property
     def model(self) -> Any:
@@ -215,78 +216,184 @@ class Task(ABC):
         ids, inputs = self._alone(encoded)
         try:
             x = self.model.get_input_embeddings()(ids)
-            return not near(self.raw_logits(inputs_embeds=x, **inputs), self.raw_logits(input_ids=ids, **inputs))
+            ours, theirs = self.raw_logits(inputs_embeds=x, **inputs), self.raw_logits(input_ids=ids, **inputs)
+            return not theirs.isnan().any() and not near(ours, theirs)
         except (TypeError, ValueError, RuntimeError):
             return False  # whether the model runs at all is for the trial to say
 
-    @torch.no_grad()
-    def layout(self, encoded: Encoded) -> Layout:
-        """Tries the model on one text: where may padding stand, and the mask be missing, without changing what it computes?
+    def layout(self, texts: Sequence[Encoded]) -> Layout | None:
+        """Tries the model: where may padding stand, and the mask be missing, without changing what it computes?
+
+        The texts decide nothing but whether the model computes the same from ids as from embeddings.
+
+        Returns:
+            None where nothing the model was tried on gave numbers that tell.
 
         Raises:
             UnsupportedModelError: the model cannot be run on ``inputs_embeds``, or computes something else from them.
         """
-        limit = self.max_length()
-        ids, inputs = self._alone(encoded, None if limit is None else max(1, limit - 3))  # the padding has to fit too
-        name = type(self.model).__name__
         if getattr(self.model.config, "attention_type", None) == "block_sparse":
             raise UnsupportedModelError(
-                f"{name} changes its attention from block_sparse to full for a short text, and stays so: its scores depend on "
-                "the texts before. Load it with attention_type='original_full'."
+                f"{self.name} changes its attention from block_sparse to full for a short text, and stays so: its scores "
+                "depend on the texts before. Load it with attention_type='original_full'."
             )
-        try:
-            right = self.raw_logits(input_ids=ids, **inputs)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            raise UnsupportedModelError(
-                f"{name} cannot be explained, since it does not run on the first text: {type(error).__name__}: {error}"
-            ) from error
-        try:
-            x = self.model.get_input_embeddings()(ids)
-            ours = self.raw_logits(inputs_embeds=x, **inputs)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            raise UnsupportedModelError(
-                f"{name} cannot be explained, since it does not run on inputs_embeds: {type(error).__name__}: {error}"
-            ) from error
-        if not near(ours, right):
-            raise UnsupportedModelError(
-                f"{name} computes something else from inputs_embeds than from input_ids (logits differ by "
-                f"{float((ours - right).abs().max()):.3g}), so its gradients would explain another function. A decoder that "
-                "classifies may take the end-of-text token for padding: give it a padding token of its own."
+        with as_written():
+            layout = self.found("layout", lambda: self._layout() if self._check_embeddings(texts) else None)
+        self.in_place = layout is not None and layout.in_place
+        return layout
+
+    @property
+    def name(self) -> str:
+        """The model's class."""
+        return type(unwrapped(self.model)).__name__
+
+    def found(self, what: Any, find: Callable[[], _Found | None], looks: Any = None) -> _Found | None:
+        """What ``find`` finds of the model as it is; remembered for every explainer of it, unless it is None.
+
+        Args:
+            looks: of :func:`described`, where it is known.
+        """
+        modes = [(kind, torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+        precision = torch.get_float32_matmul_precision()
+        state = looks or described(self._model), version_of(self._model), modes, precision
+        own = type(self), len(self.tokenizer), self.max_length(), *self._extra()
+        return remembered(unwrapped(self._model), state, (what, own), find)
+
+    def _extra(self) -> list[str]:
+        return [name for name in EXTRA if name in self.tokenizer.model_input_names and takes(self.model, name)]
+
+    @torch.no_grad()
+    def _check_embeddings(self, texts: Sequence[Encoded]) -> bool:
+        """Whether ids and their embeddings gave the same; tried on a text, on the next where that fails, on tokens by chance.
+
+        Raises:
+            UnsupportedModelError: they gave different logits, or the model never ran.
+        """
+        failed: UnsupportedModelError | None = None
+        for encoded in [*texts[:_TEXTS], *self._random_text()]:
+            ids, inputs = self._alone(encoded)
+            try:
+                with _told(f"{self.name} cannot be explained, since it does not run on input_ids"):
+                    right = self.raw_logits(input_ids=ids, **inputs)
+                with _told(f"{self.name} cannot be explained, since it does not run on inputs_embeds"):
+                    ours = self.raw_logits(inputs_embeds=self.model.get_input_embeddings()(ids).clone(), **inputs)
+            except UnsupportedModelError as error:
+                failed = failed or error
+                continue
+            if right.isnan().any():
+                continue  # of this text nothing can be told
+            if not near(ours, right):
+                raise UnsupportedModelError(
+                    f"{self.name} computes something else from inputs_embeds than from input_ids (logits differ by "
+                    f"{float((ours - right).abs().max()):.3g}), so its gradients would explain another function. A decoder "
+                    "that classifies may take the end-of-text token for padding: give it a padding token of its own."
+                )
+            return True
+        if failed is not None:
+            raise failed
+        return False
+
+    def _usable(self) -> list[int]:
+        """Ids of ordinary tokens."""
+        config: Any = self.model.config.get_text_config()
+        named = (getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos"))
+        special = {*self.tokenizer.all_special_ids}
+        special.update(*(one if isinstance(one, list) else [one] for one in named))
+        rows = next(self.model.get_input_embeddings().parameters()).shape[0]
+        count = min(rows, len(self.tokenizer))
+        return [i for i in range(count) if i not in special] or list(range(count))
+
+    def _random_text(self) -> list[Encoded]:
+        usable = self._usable()
+        length = min(_RANDOM, self.max_length() or _RANDOM)
+        ids = [usable[(7919 * i + 13) % len(usable)] for i in range(length)]
+        zeros = {name: [0] * length for name in self._extra()}
+        return [
+            Encoded(
+                text="",
+                input_ids=ids,
+                special=[False] * length,
+                offsets=[(0, 0)] * length,
+                tokens=[""] * length,
+                words=[None] * length,
+                truncated=False,
+                prompt_length=length,
+                extra=zeros,
             )
-        self.check_model(x, inputs, ours)
-        return Layout(self._padding(x, inputs, ours), self._maskless(x, inputs, ours))
+        ]
 
-    def _maskless(self, x: Tensor, inputs: dict[str, Tensor], ours: Tensor) -> bool:
-        bare = {name: value for name, value in inputs.items() if name != "attention_mask"}
+    def _layout(self) -> Layout | None:
+        extra, most = self._extra(), self.max_length()
+        z = points(self.model, lengths(self.model.config, most), self._usable())
+        if not z:
+            return None
+        in_place = False
+
+        def forward(inputs: Mapping[str, Any]) -> Tensor:
+            return self.logits_in_company(self.model, own_embeddings(inputs) if in_place else inputs)
+
+        with _told(f"{self.name} cannot be explained, since it gives no gradients of inputs_embeds"):
+            try:
+                first = ran(forward, z[0], masked(z[0], extra))
+            except RuntimeError as error:
+                in_place = "leaf Variable" in str(error) and "in-place" in str(error)
+                if not in_place:
+                    raise
+                first = ran(forward, z[0], masked(z[0], extra))
+            rest = [ran(forward, one, masked(one, extra)) for one in (*z[1:], z[-1].flip(1))]
+        *alone, other = first, *rest
+        if not all(one.tells() for one in (*alone, other)):
+            return None
+        inputs = masked(z[-1], extra)
+        judge = Judge(forward, [alone[-1], other], z[-1], inputs)
+        self.check_model(forward, z[-1], inputs, alone[-1], judge)
+        if not judge.spread:
+            return None
         try:
-            return near(self.raw_logits(inputs_embeds=x, **bare), ours)
+            both = torch.cat([z[-1], z[-1].flip(1)])
+            maskless = self._maskless(forward, both, [alone[-1], other], judge)
+            return Layout(self._side(forward, z, alone, judge), maskless, in_place)
         except torch.OutOfMemoryError:
-            raise
-        except Exception:
-            return False
+            return None  # rows one by one may fit
 
-    def _padding(self, x: Tensor, inputs: dict[str, Tensor], ours: Tensor) -> str | None:
+    def _side(self, forward: ToLogits, z: Sequence[Tensor], alone: Sequence[Ran], judge: Judge) -> str | None:
         for side in ("right", "left"):
             if side == "left" and not takes(self.model, "position_ids"):
                 continue
-            room = (0, 3) if side == "right" else (3, 0)
-            padded = {key: F.pad(value, room) for key, value in inputs.items()}
-            if side == "left":
-                padded["position_ids"] = (padded["attention_mask"].cumsum(1) - 1).clamp_min(0)
-            theirs = self.raw_logits(inputs_embeds=F.pad(x, (0, 0, *room)), **padded)
-            if theirs.ndim == 3:
-                theirs = theirs[:, room[0] : theirs.shape[1] - room[1]]
-            if near(theirs, ours):
-                return side
+            with _refused():
+                if harmless(forward, z, alone, judge, self._extra(), side):
+                    return side
         return None
 
+    def _maskless(self, forward: ToLogits, z: Tensor, alone: Sequence[Ran], judge: Judge) -> bool:
+        inputs = masked(z, self._extra())
+        together = ran(forward, z, inputs)
+        apart = max(judge.difference(together.row(i, slice(None)), one) for i, one in enumerate(alone))
+        if apart > judge.most:
+            raise UnsupportedModelError(
+                f"{self.name} gives a text other numbers beside a second one than alone (apart by {apart:.3g} of the "
+                "largest): its rows mix, or its outputs hang on chance. Neither can be explained."
+            )
+        with _refused():
+            return without_mask(forward, z, alone, judge, inputs)
+        return False
+
+    def given(self, call: Call) -> Call:
+        """The call as the model gets it: a model that writes into its embeddings gets its own."""
+        return dataclasses.replace(call, inputs=own_embeddings(call.inputs)) if self.in_place else call
+
+    def logits_in_company(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
+        """The logits of several rows, of the model or of a copy of it."""
+        return self.logits_of(model, inputs)
+
     @abstractmethod
-    def check_model(self, x: Tensor, inputs: dict[str, Tensor], logits: Tensor) -> None:
-        """Raises UnsupportedModelError where the model is not what its class name promises."""
+    def check_model(self, forward: ToLogits, z: Tensor, inputs: Mapping[str, Tensor], plain: Ran, judge: Judge) -> None:
+        """Raises UnsupportedModelError where the model is not what its class name promises.
+
+        Args:
+            forward: runs it.
+            plain: what it computes at z (1, L, D).
+        """
 
     @abstractmethod
     def look_again(self) -> None:
@@ -309,17 +416,41 @@ def takes(model: nn.Module, name: str) -> bool:
     return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-def near(ours: Tensor, theirs: Tensor, closely: bool = False) -> bool:
-    """Equal but for rounding, as a share of the largest; NaN of theirs is left for the explanation itself to report."""
+def near(ours: Tensor, theirs: Tensor) -> bool:
+    """The same logits but for rounding, as a share of the largest. NaN agrees with nothing, infinity with itself."""
     if ours.shape != theirs.shape:
         return False
-    tolerance = 1e-3 if ours.dtype in (torch.float32, torch.float64) else 5e-2
-    if closely:
-        tolerance /= 10
+    tolerance = max(1e-5, 4 * torch.finfo(ours.dtype).eps)
     ours, theirs = ours.float(), theirs.float()
-    same = (ours == theirs) | theirs.isnan()  # infinities have no difference
     largest = theirs.abs().where(theirs.isfinite(), 0).max()
-    return bool((same | ((ours - theirs).abs() <= tolerance * largest + 1e-7)).all())
+    return bool(((ours == theirs) | ((ours - theirs).abs() <= tolerance * largest)).all())
+
+
+def own_embeddings(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs, with embeddings that may be written to."""
+    return {**inputs, "inputs_embeds": inputs["inputs_embeds"].clone()}
+
+
+@contextlib.contextmanager
+def _refused() -> Iterator[None]:
+    """A way that the model refuses is none."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """An error of the model as one of ours."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, FastshapError):
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(f"{what}: {type(error).__name__}: {error}") from error
 
 
 def _positions(model: nn.Module) -> int | None:

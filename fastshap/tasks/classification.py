@@ -16,8 +16,10 @@ from torch import Tensor
 
 from fastshap.batches import Call
 from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError, UnsupportedModelError
-from fastshap.tasks.base import Predict, Prepared, Task, near
-from fastshap.tasks.first_token import Cut, cuts, described, first_token_alone, points
+from fastshap.tasks.base import Predict, Prepared, Task
+from fastshap.tasks.first_token import Cut, cuts, described, first_token_alone
+from fastshap.tasks.layout import masked
+from fastshap.tasks.trial import Judge, Ran, ToLogits, as_written, points, ran
 from fastshap.text import Encoded
 from fastshap.types import InferenceModes, ModelTask
 
@@ -50,45 +52,54 @@ class ClassificationTask(Task):
         logits: Tensor = model(**inputs).logits
         return logits
 
-    def check_model(self, x: Tensor, inputs: dict[str, Tensor], logits: Tensor) -> None:
-        """Any classifier will do."""
+    def logits_in_company(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
+        with _padding_token_named(model):
+            return self.logits_of(model, inputs)
+
+    def check_model(self, forward: ToLogits, z: Tensor, inputs: Mapping[str, Tensor], plain: Ran, judge: Judge) -> None:
+        """A classifier gives a row of logits for a text."""
+        if plain.logits.ndim != 2:
+            raise UnsupportedModelError(
+                f"{self.name} gives logits of shape {tuple(plain.logits.shape)} for a text, and not one for each class."
+            )
 
     def look_again(self) -> None:
-        now = described(self.model)
+        now = described(self._model)
         if now != self._described:
-            self._cut, self._described = self._harmless_cut(), now
+            with as_written():
+                (self._cut,) = self.found("cut", lambda: (self._harmless_cut(),), now) or (None,)
+            self._described = now
 
     def _harmless_cut(self) -> Cut | None:
         """Where the last layer can be cut down to the first token, if logits and gradients stay as they are."""
         tokens = min(_TRIED, self.max_length() or _TRIED)
         for cut in cuts(self.model) if tokens > 1 else []:
             try:
-                right, gradient = self._tried(tokens, None)
-                poisoned, _ = self._tried(tokens, cut, poisoned=True)
-                ours, our_gradient = self._tried(tokens, cut)
+                z = torch.cat(points(self.model, [tokens] * 2, self._usable()))
+                inputs = masked(z, [])
+                right = ran(self._through(None), z, inputs)
+                with torch.no_grad():
+                    poisoned = self._through(cut, poisoned=True)({"inputs_embeds": z, **inputs})
+                ours = ran(self._through(cut), z, inputs)
+                judge = Judge(self._through(None), [right], z, inputs)
             except Exception:
                 continue  # a head that wants all rows, or no memory to spare
             # Of logits that hardly depend on the text, agreement would say nothing.
-            tells = bool(right.isfinite().all()) and not near(right[:1], right[1:])
-            alone = bool(poisoned.isfinite().all()) and near(poisoned, right, closely=True)
-            if tells and alone and near(ours, right, closely=True) and near(our_gradient, gradient):
+            if right.tells() and judge.agree(right._replace(logits=poisoned), right) and judge.agree(ours, right):
                 return cut
         return None
 
-    def _tried(self, tokens: int, cut: Cut | None, poisoned: bool = False) -> tuple[Tensor, Tensor]:
-        """Logits (2, classes) of two texts of random embeddings, and the gradient of their sum."""
-        z = points(self.model, tokens).requires_grad_()
-        inputs = {"inputs_embeds": z, "attention_mask": z.new_ones(z.shape[:2], dtype=torch.int64)}
-        with torch.enable_grad(), _padding_token_named(self.model):
+    def _through(self, cut: Cut | None, poisoned: bool = False) -> ToLogits:
+        def forward(inputs: Mapping[str, Any]) -> Tensor:
             with first_token_alone(self.model, cut, poisoned):
-                logits = self.logits_of(self.model, inputs)
-            (gradient,) = torch.autograd.grad(logits.sum(), z)
-        return logits.detach(), gradient
+                return self.logits_in_company(self.model, inputs)
+
+        return forward
 
     def logits(self, model: Any, call: Call) -> Tensor:
         """(R, classes), before the inference mode."""
-        with _padding_token_named(model), first_token_alone(model, self._cut):
-            return self.logits_of(model, call.inputs)
+        with first_token_alone(model, self._cut):
+            return self.logits_in_company(model, self.given(call).inputs)
 
     def scores(self, model: Any, call: Call) -> Tensor:
         return self.transformed(self.logits(model, call)).to(call.targets.device).gather(1, call.targets)

@@ -54,13 +54,6 @@ def cuts(model: nn.Module) -> list[Cut]:
     return found
 
 
-def points(model: Any, tokens: int) -> Tensor:
-    """(2, tokens, D) embeddings, each unlike the others, so that texts differ and so do their logits."""
-    table = next(model.get_input_embeddings().parameters())
-    noise = torch.randn(2, tokens, table.shape[1], generator=torch.Generator("cpu").manual_seed(0), device="cpu")
-    return (noise.to(table.device) * table.float().std()).to(table.dtype)
-
-
 @contextlib.contextmanager
 def first_token_alone(model: nn.Module, cut: Cut | None, poisoned: bool = False) -> Iterator[None]:
     """Calls from this thread leave out what lies behind ``cut``; those from others, who may use the model too, nothing.

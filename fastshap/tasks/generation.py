@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +20,10 @@ from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeErro
 from fastshap.inputs import KINDS, Tokens, sources
 from fastshap.sampling import text_key
 from fastshap.spelling import read
-from fastshap.tasks.base import Predict, Prepared, Task, near, takes, unwrapped
+from fastshap.tasks.base import Predict, Prepared, Task, takes
 from fastshap.tasks.heads import Way, described, full_logits, kept_logits, target_logits
+from fastshap.tasks.layout import masked
+from fastshap.tasks.trial import Judge, Ran, ToLogits, as_written, far, leaks, points, ran
 from fastshap.text import Encoded, after, continuation, join, without_ending
 from fastshap.types import InferenceModes, ModelTask
 
@@ -47,50 +50,75 @@ class GenerationTask(Task):
         logits: Tensor = model(**inputs, **self._options).logits
         return logits
 
-    def check_model(self, x: Tensor, inputs: dict[str, Tensor], logits: Tensor) -> None:
-        """A causal model's logits do not depend on later tokens."""
-        other = x.clone()
-        other[:, -1] = -x[:, -1] + 1
-        if not near(self.raw_logits(inputs_embeds=other, **inputs)[:, :-1], logits[:, :-1]):
+    def check_model(self, forward: ToLogits, z: Tensor, inputs: Mapping[str, Tensor], plain: Ran, judge: Judge) -> None:
+        """A causal model's logits, a row for each token, do not depend on later tokens."""
+        if plain.logits.ndim != 3 or plain.logits.shape[1] != z.shape[1]:
             raise UnsupportedModelError(
-                f"{type(unwrapped(self.model)).__name__} is not causal: its logits depend on later tokens, so they do not "
-                "predict the next one. Load an encoder as a decoder (is_decoder=True in its configuration), or use a causal "
-                "language model."
+                f"{self.name} gives logits of shape {tuple(plain.logits.shape)} for {z.shape[1]} tokens, and not one row of "
+                "the vocabulary for each, which would predict the next."
             )
-        self._way, self._tried_head = self._shortest_way(x, inputs), described(self.model)
+        before = torch.ones(z.shape[:2], dtype=torch.bool, device=z.device)
+        before[:, -1] = False
+        ours = ran(forward, z, inputs, before)
+        theirs = ran(forward, torch.cat([z[:, :-1], far(z, 1)], 1), inputs, before)
+        earlier = [one.row(0, slice(0, -1)) for one in (ours, theirs)]
+        if leaks(ours.gradients[:, -1], ours.gradients) or not judge.agree(*earlier):
+            raise UnsupportedModelError(
+                f"{self.name} is not causal: its logits depend on later tokens, so they do not predict the next one. Load "
+                "an encoder as a decoder (is_decoder=True in its configuration), or use a causal language model."
+            )
 
     def look_again(self) -> None:
-        """The output layer is looked at in each call."""
+        """The output layer is looked at in each call; the way to the logits is found once."""
+        if self._tried_head is None:
+            mode = self.inference_mode
+            with as_written():
+                known = isinstance(mode, InferenceModes)  # what a callable does may hang on anything
+                way = self.found(("way", mode), self._shortest_way) if known else self._shortest_way()
+                self._way = way or full_logits
+            self._tried_head = (described(self.model),)
 
-    def _shortest_way(self, x: Tensor, inputs: dict[str, Tensor]) -> Way:
+    def _shortest_way(self) -> Way | None:
         """The way to the targets' logits that computes least, of those that give what the full logits hold."""
         if backward_only_once(self.model):
             return full_logits  # a compiled graph is made for one way
-        # A short text is repeated, so that there are columns that are asked for and columns that are not.
-        length = min(max(_TRIED, x.shape[1]), self.max_length() or _TRIED)
-        x, *values = (_repeated(one, length) for one in (x, *inputs.values()))
-        inputs = dict(zip(inputs, values, strict=True))
-        count = (length - 1) // 2
-        if count == 0:
-            return full_logits
-        vocabulary = next(self.model.get_input_embeddings().parameters()).shape[0]
+        length = min(_TRIED, self.max_length() or _TRIED)
+        count = (length - 1) // 2  # so that there are columns that are asked for and columns that are not
+        z = points(self.model, [length] * 2, self._usable())
+        if count == 0 or not z:
+            return None
+        rows = torch.cat(z)
+        inputs = masked(rows, self._extra())
+        with torch.no_grad():
+            vocabulary = self.logits_of(self.model, {"inputs_embeds": rows.clone(), **inputs}).shape[-1]
         # As in a call to come, the last column predicts nothing.
-        targets = torch.linspace(vocabulary - 1, 0, count, device=x.device).long()[None]
-        row, before = torch.zeros_like(targets[:1, :1]), torch.arange(-count - 1, -1, device=x.device)[None]
-        call = Call({"inputs_embeds": x, **inputs}, targets, row, before, count + 1, None)
+        targets = torch.linspace(vocabulary - 1, 0, 2 * count, device=rows.device).long().view(2, count)
+        row = torch.arange(2, device=rows.device)[:, None]
+        before = torch.arange(-count - 1, -1, device=rows.device).expand(2, -1)
+        call = Call({}, targets, row, before, count + 1, None)
+
+        def through(way: Way) -> ToLogits:
+            def forward(given: Mapping[str, Any]) -> Tensor:
+                asked = self.given(dataclasses.replace(call, inputs=dict(given)))
+                return self._picked(way(self.model, asked, self._options), asked)
+
+            return forward
+
+        right = ran(through(full_logits), rows, inputs)
+        if not right.tells():
+            return None
+        judge = Judge(through(full_logits), [right], rows, inputs)
         ways = [kept_logits, full_logits] if takes(self.model, "logits_to_keep") else [full_logits]
         if self.inference_mode is InferenceModes.LOGITS:
             ways = [target_logits, *ways]
-        right = self._picked(full_logits(self.model, call, self._options), call)
         for way in ways:
             try:
-                ours = self._picked(way(self.model, call, self._options), call)
+                if judge.agree(ran(through(way), rows, inputs), right):
+                    return way
             except torch.OutOfMemoryError:
                 raise
             except Exception:
                 continue
-            if near(ours, right, closely=True):
-                return way
         return full_logits
 
     def _picked(self, logits: Tensor, call: Call) -> Tensor:
@@ -104,8 +132,8 @@ class GenerationTask(Task):
         return values.gather(2, call.targets[..., None]).squeeze(2)
 
     def scores(self, model: Any, call: Call) -> Tensor:
-        way = self._way if described(model) == self._tried_head else full_logits
-        return self._picked(way(model, call, self._options), call)
+        way = self._way if (described(model),) == self._tried_head else full_logits
+        return self._picked(way(model, self.given(call), self._options), call)
 
     def tokenised(self, sources: Sequence[Any], targets: Sequence[Any] | None, options: Mapping[str, Any]) -> Any:
         if targets is None:
@@ -281,7 +309,7 @@ class GenerationTask(Task):
             if name in options:
                 options[name] = parameters.whole(options[name], name, least=1)
         if not getattr(self.model, "can_generate", lambda: True)():
-            raise UnsupportedModelError(f"{type(unwrapped(self.model)).__name__} cannot generate; pass targets.")
+            raise UnsupportedModelError(f"{self.name} cannot generate; pass targets.")
         if "max_length" not in options:
             options = {"max_new_tokens": _NEW_TOKENS} | options
         options = {"do_sample": False} | options
@@ -314,12 +342,6 @@ class GenerationTask(Task):
         if len(each) != count:
             raise InvalidArgumentError(f"There are {count} inputs but {len(each)} targets; give one for each input.")
         return each
-
-
-def _repeated(values: Tensor, length: int) -> Tensor:
-    """(1, L, ...) cut or repeated to so many columns."""
-    times = -(-length // values.shape[1])
-    return torch.cat([values] * times, 1)[:, :length]
 
 
 def _stripped(prompt: str) -> str:

@@ -37,7 +37,7 @@ def target_logits(model: Any, call: Call, options: Mapping[str, Any]) -> Tensor:
     Raises:
         ValueError: the output layer is not a plain linear one, or the model does not use it as one.
     """
-    head = model.get_output_embeddings()
+    head = output_layer(model)
     if type(head) is not nn.Linear or type(head.weight) not in (nn.Parameter, Tensor) or "forward" in vars(head):
         raise ValueError("The output layer is not a plain linear one.")
     with _for_targets(head, call):
@@ -47,9 +47,17 @@ def target_logits(model: Any, call: Call, options: Mapping[str, Any]) -> Tensor:
     return logits.squeeze(2)
 
 
+def output_layer(model: Any) -> Any:
+    """The layer that makes the logits; None where the model does not say which."""
+    try:
+        return model.get_output_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+
+
 def described(model: Any) -> Any:
     """What the output layer is and what hangs on it; where that has changed, a way that was exact may be so no more."""
-    head = model.get_output_embeddings()
+    head = output_layer(model)
     if head is None:
         return None
     return type(head), "forward" in vars(head), (*head._forward_pre_hooks,), (*head._forward_hooks,)
