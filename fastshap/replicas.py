@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from fastshap.errors import UnsupportedModelError
 from fastshap.provenance import checksum, version_of
@@ -73,6 +74,14 @@ def is_plain(module: nn.Module) -> bool:
     """Whether a module is as its class made it: without hooks, a forward of its own, or compiled parts."""
     hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
     return not any(hooks) and "forward" not in vars(module) and getattr(module, "_compiled_call_impl", None) is None
+
+
+def watched() -> bool:
+    """Whether hooks hang on all modules there are."""
+    return any(
+        getattr(torch_module, f"_global_{kind}_hooks")
+        for kind in ("forward", "forward_pre", "backward", "backward_pre")
+    )
 
 
 def hooks_of(model: nn.Module) -> list[tuple[int | None, ...]]:

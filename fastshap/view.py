@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fastshap.errors import SharedModelWarning
 from fastshap.forked import prepare_threads
 from fastshap.locks import lock_of
-from fastshap.replicas import is_plain
+from fastshap.replicas import is_plain, watched
 
 
 class Desk:
@@ -41,7 +41,8 @@ class Desk:
             prepare_threads()
             if self._view is None or not self._view.fits(self._model):
                 self._view = _View(self._model) if _can_be_viewed(self._model) else None
-            with _frozen(self._model) if self._view is None else self._view.lent() as model:
+            alone = self._view is None or watched()  # hooks on all modules may look for the model's own
+            with _frozen(self._model) if alone else self._view.lent() as model:  # type: ignore[union-attr]
                 yield model
 
     def __reduce__(self) -> Any:

@@ -185,7 +185,7 @@ def test_a_model_that_cannot_be_copied(bert_pair, tmp_path):
     with open(tmp_path / "log", "w") as file:
         model.lock, model.log = threading.Lock(), file
         model.cached = model.classifier.weight * 2
-        with pytest.raises(Exception, match="pickle|deepcopy"):
+        with pytest.raises(Exception, match=r"pickle|deepcopy"):
             copy.deepcopy(model)
         after = explainer(texts)
         with pytest.raises(fastshap.UnsupportedModelError, match="Name one device"):

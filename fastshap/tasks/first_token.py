@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 
 from fastshap.engine import backward_only_once
-from fastshap.replicas import is_plain
+from fastshap.replicas import is_plain, watched
 
 # What follows a layer's attention and takes each token by itself: in BERT and its kin, in DistilBERT, in ModernBERT.
 _AFTER_ATTENTION = ("attention.output", "sa_layer_norm", "mlp_norm")
@@ -33,7 +32,7 @@ class Cut(NamedTuple):
 def described(model: nn.Module) -> Any:
     """What a model is made of; where that has changed, a cut that was right may be so no more."""
     config = repr(vars(model.config))  # which token a head reads may stand there
-    return [(id(module), type(module), is_plain(module)) for module in model.modules()], config, _watched()
+    return [(id(module), type(module), is_plain(module)) for module in model.modules()], config, watched()
 
 
 def cuts(model: nn.Module) -> list[Cut]:
@@ -42,7 +41,7 @@ def cuts(model: nn.Module) -> list[Cut]:
     Nowhere if anything in it is not as transformers and PyTorch make it, or hooks could see that something is missing.
     """
     stock = all(is_plain(module) and type(module).__module__.startswith(_KNOWN) for module in model.modules())
-    if not stock or _watched() or backward_only_once(model):
+    if not stock or watched() or backward_only_once(model):
         return []
     found = []
     for name, layers in model.named_modules():
@@ -93,11 +92,3 @@ class _FirstRows:
 
     def __reduce__(self) -> Any:
         return _FirstRows, ()
-
-
-def _watched() -> bool:
-    """Whether hooks hang on all modules there are."""
-    return any(
-        getattr(torch_module, f"_global_{kind}_hooks")
-        for kind in ("forward", "forward_pre", "backward", "backward_pre")
-    )
