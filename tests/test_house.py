@@ -31,6 +31,7 @@ CHAIN = [
     *(
         "inputs",
         "spelling",
+        "words",
         "text",
         "groups",
         "estimate",
