@@ -60,7 +60,11 @@ class _Scored(NamedTuple):
 
 
 class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
-    """GradientSHAP (Lundberg and Lee 2017, "A unified approach to interpreting model predictions") for Hugging Face models.
+    """GradientSHAP for Hugging Face models: expected gradients, with a normal distribution around a baseline as background.
+
+    Expected gradients are Erion et al.'s (2021, "Improving performance of deep learning models with axiomatic attribution
+    priors and expected gradients"); captum calls them GradientShap, as they approximate the SHAP values that Lundberg
+    and Lee define (2017, "A unified approach to interpreting model predictions").
 
     The gradient of a target's score is averaged over n points between the text's embeddings and a noisy baseline, and
     multiplied by their difference. Same arguments, same numbers: the noise depends on the seed and the tokens of a text
@@ -86,9 +90,11 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             with "sum" gives zeros but for rounding for models that normalise each embedding first, as BERT's LayerNorm does:
             such a gradient's elements add up to nothing; "abs_mean" shows its size.
         n_perturbations: samples a text (of one round, where rtol is given).
-        baseline: the reference embedding: None (zero), a number, a Tensor (D,) or (L, D).
-        noise_std: standard deviation of the normal noise added to the baseline.
-        reduction: "sum" is signed and additive, as the paper means it; "abs_mean" is what interpreto computes, unsigned.
+        baseline: the reference embedding: None (zero), a number (a constant for all dimensions, never a token id), a Tensor
+            (D,) or (L, D).
+        noise_std: standard deviation of the normal noise added to the baseline. 0.1 is more than the spread of the packaged
+            model's own embeddings, 0.063.
+        reduction: "sum" is signed and additive, as expected gradients are; "abs_mean" is what interpreto computes, unsigned.
         sampling: "antithetic" (stratified path positions, pairs of opposite noise: fewer samples for the same error) or
             "iid" (independent draws, what the peers do).
         path_density: None draws path positions uniformly. A number w draws them in proportion to
