@@ -406,11 +406,14 @@ def c_samples(pair, monkeypatch):
     hook.remove()
     explainer = GradientShap(*pair, n_perturbations=7, batch_size=4)
     explainer("fine", 0)  # tries the model first
-    hook = pair[0].register_forward_pre_hook(lambda m, a, k: rows.append(len(k["inputs_embeds"])), with_kwargs=True)
+    hook = pair[0].register_forward_pre_hook(
+        lambda m, a, k: rows.append((len(k["inputs_embeds"]), torch.is_grad_enabled())), with_kwargs=True
+    )
     explainer("not good at all", 0)
     hook.remove()
-    assert sum(rows) == 7
-    assert max(rows) == 4
+    assert rows.pop(0) == (1, False)  # the text itself, for the prediction
+    assert sum(count for count, _ in rows) == 7
+    assert max(count for count, _ in rows) == 4
 
 
 SENTENCE = "A gorgeous, witty film, but the ending is dull."

@@ -142,15 +142,15 @@ class ClassificationTask(Task):
     def _prepared(
         self, encoded: Encoded, classes: Sequence[int | None], logits: Tensor | None
     ) -> Prepared | FastshapError:
-        """``logits``: (classes,) of the text itself, None where nobody asks for them."""
-        best = None if logits is None else int(logits.argmax())
+        """``logits``: (classes,) of the text itself; None where neither a target nor a prediction hangs on them."""
+        best = -1 if logits is None else int(logits.argmax())
         chosen = [best if index is None else index for index in classes]
         try:
             names = [self.labels[self._class(index)] for index in chosen]
         except FastshapError as error:
             return error
         prepared = Prepared(encoded, torch.tensor(chosen, device="cpu"), names)
-        if logits is None or best not in range(len(self.labels)) or not self._predicts() or not logits.isfinite().all():
+        if logits is None or best >= len(self.labels) or not self._predicts() or not logits.isfinite().all():
             return prepared
         probabilities = self.probabilities(logits)
         prediction = Prediction(self.labels[best], float(probabilities[best]), probabilities[chosen].cpu())

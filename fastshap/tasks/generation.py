@@ -112,7 +112,6 @@ class GenerationTask(Task):
             zip(given, self._with_targets([sources[i] for i in given], [targets[i] for i in given]), strict=True)
         )
         asked = {i: source for i, source in enumerate(sources) if i not in found}
-        # Of those that the model is to write, no more than the prompts can be made here.
         options = options or (self.check_options(None) if asked else {})
         prompts = self._with_room([*asked.values()], self._prompts([*asked.values()]), options)
         return found, dict(zip(asked, zip(asked.values(), prompts, strict=True), strict=True)), options
@@ -123,8 +122,9 @@ class GenerationTask(Task):
         found, asked, options = tokenised
         generated = [self._generated(prompt, options) for _, prompt in asked.values()]
         endings = self.encode(generated, max_length=None)
-        written = {i: self._prepared(*one, ending) for (i, one), ending in zip(asked.items(), endings, strict=True)}
-        return [found[i] if i in found else written[i] for i in range(len(found) + len(written))]
+        for (i, (source, prompt)), ending in zip(asked.items(), endings, strict=True):
+            found[i] = self._prepared(source, prompt, ending)
+        return [found[i] for i in range(len(found))]
 
     def _with_targets(self, sources: Sequence[Any], targets: Sequence[Any]) -> list[Prepared | FastshapError]:
         texts = [isinstance(s, str) and isinstance(t, str) for s, t in zip(sources, targets, strict=True)]
