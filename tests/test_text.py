@@ -18,6 +18,7 @@ from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegac
 from fastshap import Granularity
 from fastshap.groups import groups
 from fastshap.inputs import Tokens
+from fastshap.render.plot import label
 from fastshap.text import encode, join
 from fastshap.words import word_starts
 
@@ -262,3 +263,7 @@ def test_tokenizer_state_is_put_back(default_pair):
     finally:
         core.no_truncation()
         core.no_padding()
+
+
+def test_labels_of_what_cannot_be_seen():
+    assert [label(text) for text in ("\n", "\r\n\n", " \t", " film\n", "didn't")] == ["↵", "↵↵", "␣␣", "film", "didn't"]
