@@ -64,7 +64,7 @@ def prepare_fastshap(workload: Workload, tokens: bool = False, targets: bool = T
 
     @functools.lru_cache(maxsize=4)
     def explainer(batch_size: Any, n: int, seed: int) -> fastshap.GradientShap:
-        granularity = "all_tokens" if tokens else "word"
+        granularity = "all_tokens" if tokens else "tokenizer_word"
         return fastshap.GradientShap(
             workload.model,
             workload.tokenizer,

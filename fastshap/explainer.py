@@ -32,7 +32,7 @@ from fastshap.provenance import Provenance, provenance_of, version_of
 from fastshap.record import Record
 from fastshap.replicas import Replicas, side_by_side
 from fastshap.sampling import SAMPLINGS, Samples, draw_all
-from fastshap.tasks import Prepared, takes
+from fastshap.tasks import Prediction, Prepared, takes
 from fastshap.text import EXTRA, Encoded
 from fastshap.types import (
     Granularity,
@@ -62,7 +62,11 @@ class _Scored(NamedTuple):
 
 
 class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
-    """GradientSHAP (Lundberg and Lee 2017, "A unified approach to interpreting model predictions") for Hugging Face models.
+    """GradientSHAP for Hugging Face models: expected gradients, with a normal distribution around a baseline as background.
+
+    Expected gradients are Erion et al.'s (2021, "Improving performance of deep learning models with axiomatic attribution
+    priors and expected gradients"); captum calls them GradientShap, as they approximate the SHAP values that Lundberg
+    and Lee define (2017, "A unified approach to interpreting model predictions").
 
     The gradient of a target's score is averaged over n points between the text's embeddings and a noisy baseline, and
     multiplied by their difference. Same arguments, same numbers: the noise depends on the seed and the tokens of a text
@@ -76,7 +80,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         tokenizer: its tokenizer.
         batch_size: perturbed rows of one model call, at most; "auto" takes what is fastest on a CPU, and what the free memory
             holds on a GPU. Calls that run out of memory are halved, and later ones stay as small.
-        granularity: ALL_TOKENS, TOKEN, WORD, PART_SENTENCE or SENTENCE; a member or its name.
+        granularity: ALL_TOKENS, TOKEN, WORD (as people read), TOKENIZER_WORD (as the tokenizer splits; what interpreto's WORD
+            member gives), PART_SENTENCE or SENTENCE; a member or its name.
         granularity_aggregation_strategy: MEAN, MAX, MIN, SUM, SIGNED_MAX, FIRST or LAST of a group's token scores; ignored
             for ALL_TOKENS and TOKEN. SUM keeps the result additive.
         device: where the method runs: the model is moved there once, now. None leaves it where it is. "auto" takes all GPUs of
@@ -87,9 +92,11 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             with "sum" gives zeros but for rounding for models that normalise each embedding first, as BERT's LayerNorm does:
             such a gradient's elements add up to nothing; "abs_mean" shows its size.
         n_perturbations: samples a text (of one round, where rtol is given).
-        baseline: the reference embedding: None (zero), a number, a Tensor (D,) or (L, D).
-        noise_std: standard deviation of the normal noise added to the baseline.
-        reduction: "sum" is signed and additive, as the paper means it; "abs_mean" is what interpreto computes, unsigned.
+        baseline: the reference embedding: None (zero), a number (a constant for all dimensions, never a token id), a Tensor
+            (D,) or (L, D).
+        noise_std: standard deviation of the normal noise added to the baseline. 0.1 is more than the spread of the packaged
+            model's own embeddings, 0.063.
+        reduction: "sum" is signed and additive, as expected gradients are; "abs_mean" is what interpreto computes, unsigned.
         sampling: "antithetic" (stratified path positions, pairs of opposite noise: fewer samples for the same error) or
             "iid" (independent draws, what the peers do).
         path_density: None draws path positions uniformly. A number w draws them in proportion to
@@ -240,7 +247,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             prompt_length=len(ids) - (len(record.targets) if generates else 0),
             extra={name: given[name] for name in EXTRA if name in given},
         )
-        prepared = Prepared(encoded, record.targets, record.target_names, record.probability)
+        prediction = Prediction(record.predicted_label, record.probability, record.target_probabilities)
+        prepared = Prepared(encoded, record.targets, record.target_names, prediction)
         grouping = self._grouping(encoded, (record.element_tokens, record.elements))
         with self._desk.at_work() as model, self.task.running_on(model):
             self._raise_first([self.task.unknown(ids)], 0)
@@ -418,7 +426,9 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             text=prepared.encoded.text,
             element_spans=grouping.spans,
             element_tokens=grouping.members,
-            probability=prepared.probability,
+            predicted_label=prepared.prediction.label,
+            probability=prepared.prediction.probability,
+            target_probabilities=prepared.prediction.of_targets,
             truncated=prepared.encoded.truncated,
             converged=None if self.rtol is None else running.meets(self.rtol),
             **self._settings_used() | {"n_perturbations": running.samples, "rounds": running.rounds},

@@ -17,6 +17,7 @@ from fastshap import GradientShap
 from fastshap.groups import groups
 from fastshap.sampling import Samples, draw_samples
 from fastshap.text import encode
+from fastshap.types import member_of
 
 with warnings.catch_warnings():  # what shap's plotting says at import is not ours
     warnings.simplefilter("ignore")
@@ -89,8 +90,15 @@ def i_batch_size(pair, monkeypatch):
 
 def i_granularity(pair, monkeypatch):
     for member in interpreto.Granularity:
+        name = member.name.lower().replace("word", "tokenizer_word")
         close(ours_at(pair, monkeypatch, granularity=member), deterministic(pair, granularity=member))
-        close(ours_at(pair, monkeypatch, granularity=member.name.lower()), deterministic(pair, granularity=member))
+        close(ours_at(pair, monkeypatch, granularity=name), deterministic(pair, granularity=member))
+    assert GradientShap(*pair, granularity=interpreto.Granularity.WORD)("I didn't.")[0].elements[1:4] == [
+        "didn",
+        "'",
+        "t",
+    ]
+    assert GradientShap(*pair, granularity="word")("I didn't.")[0].elements == ["I", "didn't", "."]
 
 
 def i_strategy(pair, monkeypatch):
@@ -133,6 +141,7 @@ def i_n_perturbations(pair, monkeypatch):
 def i_baseline(pair, monkeypatch):
     close(ours_at(pair, monkeypatch, baseline=1e-6), deterministic(pair))
     close(ours_at(pair, monkeypatch, baseline=0.5), deterministic(pair, baseline=0.5))
+    assert torch.equal(ours_at(pair, monkeypatch, baseline=1), ours_at(pair, monkeypatch, baseline=1.0))
     zero = ours_at(pair, monkeypatch, baseline=None)
     assert not torch.equal(zero, ours_at(pair, monkeypatch, baseline=1e-6))
     vector = torch.linspace(-1, 1, pair[0].config.hidden_size)
@@ -200,6 +209,22 @@ def i_elements(pair, monkeypatch):
     assert GradientShap(*pair)("Café GOOD")[0].elements == ["Café", "GOOD"]
 
 
+def i_words(pair, monkeypatch):
+    (word,), (split,), (other,) = (
+        GradientShap(*pair)("I didn't."),
+        GradientShap(*pair, granularity="tokenizer_word")("I didn't."),
+        theirs(pair, granularity=interpreto.Granularity.WORD)("I didn't."),
+    )
+    assert word.elements == ["I", "didn't", "."]
+    assert [element.lower() for element in split.elements] == other.elements == ["i", "didn", "'", "t", "."]
+
+
+def i_unknown(pair, monkeypatch):
+    text = "a \U0001f9ff film"
+    assert theirs(pair, granularity=interpreto.Granularity.TOKEN)(text)[0].elements == ["a", "film"]
+    assert GradientShap(*pair, granularity="token")(text)[0].elements == text.split()
+
+
 def i_groups(pair, monkeypatch):
     """On the examples in interpreto's own docstrings, and on sentences with the same features."""
     documented = re.findall(r'"([^"\n]+[.?])"', interpreto.Granularity.get_indices.__doc__)
@@ -213,7 +238,8 @@ def i_groups(pair, monkeypatch):
         inputs = tokenizer(text, return_tensors="pt", return_offsets_mapping=True)
         (encoded,) = encode(tokenizer, [text], max_length=None)
         for member in interpreto.Granularity:
-            assert groups(encoded, fastshap.Granularity[member.name])[0] == member.get_indices(inputs, tokenizer)[0]
+            ours = member_of(fastshap.Granularity, member, "granularity")
+            assert groups(encoded, ours)[0] == member.get_indices(inputs, tokenizer)[0]
     quoted = "“It is dull.” So he said."
     inputs = tokenizer(quoted, return_tensors="pt", return_offsets_mapping=True)
     assert len(interpreto.Granularity.SENTENCE.get_indices(inputs, tokenizer)[0]) == 1
@@ -236,6 +262,15 @@ def i_later_tokens(pair, monkeypatch, llama_pair):
 def i_strings(pair, monkeypatch):
     for form in (TEXT, [TEXT, "fine"]):
         assert len(GradientShap(*pair)(form)) == len(theirs(pair)(form))
+
+
+def i_pairs(pair, monkeypatch):
+    assert len(theirs(pair)([("good", "bad")])) == 2
+    assert len(GradientShap(*pair)(("good", "bad"))) == 2
+    with pytest.raises(fastshap.InvalidTypeError, match="pair"):
+        GradientShap(*pair)([("good", "bad")])
+    (output,) = GradientShap(*pair)(pair[1]("good", "bad"))
+    assert output.elements == ["good", "bad"]
 
 
 def i_encodings(pair, monkeypatch):
@@ -265,6 +300,8 @@ def i_lists(pair, monkeypatch):
     ):
         ours, other = GradientShap(*pair)([TEXT, "fine"], targets), theirs(pair)([TEXT, "fine"], targets)
         assert [o.targets.flatten().tolist() for o in ours] == [o.targets.flatten().tolist() for o in other]
+    predicted = GradientShap(*pair)(TEXT)[0].targets.tolist()
+    assert [o.targets.tolist() for o in GradientShap(*pair)([TEXT, "fine"], [None, 0])] == [predicted, [0]]
 
 
 def i_generation_targets(pair, monkeypatch, llama_pair):
@@ -369,19 +406,51 @@ def c_samples(pair, monkeypatch):
     hook.remove()
     explainer = GradientShap(*pair, n_perturbations=7, batch_size=4)
     explainer("fine", 0)  # tries the model first
-    hook = pair[0].register_forward_pre_hook(lambda m, a, k: rows.append(len(k["inputs_embeds"])), with_kwargs=True)
+    hook = pair[0].register_forward_pre_hook(
+        lambda m, a, k: rows.append((len(k["inputs_embeds"]), torch.is_grad_enabled())), with_kwargs=True
+    )
     explainer("not good at all", 0)
     hook.remove()
-    assert sum(rows) == 7
-    assert max(rows) == 4
+    assert rows.pop(0) == (1, False)  # the text itself, for the prediction
+    assert sum(count for count, _ in rows) == 7
+    assert max(count for count, _ in rows) == 4
+
+
+SENTENCE = "A gorgeous, witty film, but the ending is dull."
+
+
+def of_the_sentence(pair, **options):
+    """(L,) with noise on the baseline, of 2,000 draws."""
+    options = {"granularity": "all_tokens", "n_perturbations": 2000, "batch_size": "auto"} | options
+    return GradientShap(*pair, **options)(SENTENCE, 1)[0].attributions[0]
 
 
 def c_stdevs(pair, monkeypatch):
     """Noise on the input moves the point itself; on the baseline it vanishes at the input's end of the path."""
-    noisy = captum_runs(pair, stdevs=0.3, n_samples=800).sum(-1)[0]
-    mine = ours(pair, noise_std=0.3, n_perturbations=800).attributions[0]
     alike(ours(pair).attributions[0], captum_runs(pair).sum(-1)[0])
-    assert (noisy - mine).abs().max() > 0.02 * mine.abs().max()
+    x, scores = embedded(pair, SENTENCE), lambda x: pair[0](inputs_embeds=x).logits[:, 1]
+    zero = torch.zeros_like(x)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    forward = captum.attr.GradientShap(scores_of(pair))
+    runs = [forward.attribute(x, zero, n_samples=500, stdevs=0.1, target=1) for _ in range(4)]
+    noisy, mine = torch.stack(runs).mean(0).sum(-1)[0].detach(), of_the_sentence(pair)
+    assert 0.4 < (noisy - mine).abs().max() / mine.abs().max() < 0.7
+    with torch.no_grad():
+        noise = 0.1 * torch.randn(2000, *x.shape[1:])
+        on_input, on_baseline = scores(x + noise).mean() - scores(zero), scores(x) - scores(noise).mean()
+    assert mine.sum() == pytest.approx(float(on_baseline), abs=0.05)
+    assert noisy.sum() == pytest.approx(float(on_input), abs=0.05)
+
+
+def c_equal(pair, monkeypatch):
+    x = embedded(pair, SENTENCE)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    forward = captum.attr.GradientShap(scores_of(pair))
+    drawn = (0.1 * torch.randn(500, *x.shape[1:]) for _ in range(4))
+    runs = [forward.attribute(x, baselines, n_samples=500, stdevs=0.0, target=1) for baselines in drawn]
+    alike(torch.stack(runs).mean(0).sum(-1)[0].detach(), of_the_sentence(pair), share=0.1)
 
 
 def c_target(pair, monkeypatch):
@@ -471,6 +540,9 @@ def s_seed(pair, monkeypatch):
 def s_variances(pair, monkeypatch):
     values, variances = shap_runs(pair, nsamples=20, return_variances=True)
     assert np.array(variances).shape[-2:] == values.shape[1:3] == (6, 128)
+    runs = [shap_runs(pair, nsamples=25, rseed=seed, return_variances=True) for seed in range(30)]
+    measured = np.var([run[0] for run in runs], axis=0, ddof=1).mean()
+    assert np.mean([run[1] for run in runs]) / measured == pytest.approx(25**0.5, rel=0.3)
     output = ours(pair)
     assert output.standard_error.shape == output.attributions.shape == (1, 6)
     assert (output.standard_error > 0).all()
@@ -497,9 +569,12 @@ INTERPRETO = {
     "independent samples": i_independent,
     "`AttributionOutput`": i_output,
     "elements are decoded tokens": i_elements,
-    "words and sentences": i_groups,
+    "words are the tokenizer's: `didn`, `'`, `t`": i_words,
+    "unknown tokens are missing at TOKEN": i_unknown,
+    "sentences and parts of sentences": i_groups,
     "generation: later tokens are NaN": i_later_tokens,
     "a string or a list of strings": i_strings,
+    "a tuple in the list becomes texts of their own": i_pairs,
     "a `BatchEncoding` of one row": i_encodings,
     "one int as the target of one text": i_one_int,
     "a list or tensor of targets": i_lists,
@@ -514,6 +589,7 @@ CAPTUM_AND_SHAP = {
     "`baselines`": c_baselines,
     "`n_samples=5`": c_samples,
     "`stdevs=0.0`": c_stdevs,
+    "`stdevs=0.0` and baselines drawn from N(b, noise²)": c_equal,
     "`target`": c_target,
     "`return_convergence_delta=True`": c_delta,
     "numpy's global random state": c_random,

@@ -3,6 +3,7 @@
 import warnings
 from pathlib import Path
 
+import pytest
 import torch
 
 import fastshap
@@ -27,6 +28,9 @@ def test_it_loads_as_a_standard_model_without_a_warning():
     assert not model.training
     assert tokenizer.is_fast
     assert model.config.id2label == {0: "negative", 1: "positive"}
+    assert float(model.get_input_embeddings().weight.detach().std()) == pytest.approx(
+        0.063, abs=5e-4
+    )  # as the pages say
 
 
 def test_labels_of_plain_sentences(default_pair):

@@ -130,12 +130,16 @@ def test_classification_targets(bert_pair, targets, expected):
 
 class Foreign(enum.Enum):
     WORD = 17
+    SENTENCE = 3
     SOFTMAX = 4
 
 
 def test_members_names_and_other_libraries_members(bert_pair):
-    for granularity in (Granularity.WORD, "word", "WORD", " Word ", Foreign.WORD):
+    for granularity in (Granularity.WORD, "word", "WORD", " Word "):
         assert GradientShap(*bert_pair, granularity=granularity).granularity is Granularity.WORD
+    for granularity in (Granularity.TOKENIZER_WORD, "tokenizer_word", Foreign.WORD):  # what interpreto means by a word
+        assert GradientShap(*bert_pair, granularity=granularity).granularity is Granularity.TOKENIZER_WORD
+    assert GradientShap(*bert_pair, granularity=Foreign.SENTENCE).granularity is Granularity.SENTENCE
     assert GradientShap(*bert_pair, inference_mode=Foreign.SOFTMAX).inference_mode is fastshap.InferenceModes.SOFTMAX
 
 

@@ -33,6 +33,7 @@ CHAIN = [
     *(
         "inputs",
         "spelling",
+        "words",
         "text",
         "groups",
         "estimate",

@@ -132,6 +132,13 @@ def test_captum_draws(default_pair):
     assert words == output.elements
 
 
+def test_captum_names_the_predicted_class(default_pair):
+    (output,) = fastshap.GradientShap(*default_pair)("not good at all", "positive")
+    (record,) = output.to_captum()
+    assert (record.pred_class, record.attr_class) == ("negative", "positive")
+    assert record.pred_prob == output.probability > 0.5
+
+
 def test_captum_draws_generations(llama_pair):
     (output,) = fastshap.GradientShap(*llama_pair)("The film is", "not good at all")
     records = output.to_captum()

@@ -390,7 +390,7 @@ def calls(request):
 
     def watch(model):
         def record(module, args, kwargs):
-            if "inputs_embeds" in kwargs and kwargs["inputs_embeds"].shape[0] > 1:
+            if "inputs_embeds" in kwargs and kwargs["inputs_embeds"].shape[0] > 1 and torch.is_grad_enabled():
                 seen.append((kwargs.get("attention_mask"), kwargs.get("position_ids")))
 
         handles.append(model.register_forward_pre_hook(record, with_kwargs=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from fastshap.types import ModelTask
 
 # As in the terminal: blue speaks for the target, orange against it.
 FOR, AGAINST = "#2166de", "#d6600a"
+_SPACES = re.compile(r"\s")
 _LONGEST = 32  # characters of a label
 
 
@@ -86,5 +88,5 @@ def _axes(figsize: tuple[float, float]) -> Any:
 
 def label(text: str) -> str:
     """One line of printable characters, not too long."""
-    line = printable(" ".join(text.split()) or text)
+    line = printable(" ".join(text.split()) or _SPACES.sub("␣", text.replace("\r\n", "\n").replace("\n", "↵")))
     return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"

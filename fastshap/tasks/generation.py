@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -26,12 +25,11 @@ from fastshap.tasks.layout import masked
 from fastshap.tasks.trial import Judge, Ran, ToLogits, as_written, far, leaks, points, ran
 from fastshap.text import Encoded, after, continuation, join, without_ending
 from fastshap.types import InferenceModes, ModelTask
+from fastshap.words import unspaced
 
 _NEW_TOKENS = 20
 _TRIED = 8  # tokens, at least, on which the ways to the logits are compared
 _sampling = threading.Lock()
-# Scripts that put no space between words, by the beginnings of their characters' Unicode names.
-_UNSPACED = ("CJK", "IDEOGRAPHIC", "FULLWIDTH", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 
 
 class GenerationTask(Task):
@@ -136,20 +134,25 @@ class GenerationTask(Task):
         return self._picked(way(model, self.given(call), self._options), call)
 
     def tokenised(self, sources: Sequence[Any], targets: Sequence[Any] | None, options: Mapping[str, Any]) -> Any:
-        if targets is None:
-            return sources, self._with_room(sources, self._prompts(sources), options)
-        return self._with_targets(sources, targets)
+        targets = [None] * len(sources) if targets is None else targets
+        given = [i for i, target in enumerate(targets) if target is not None]
+        found = dict(
+            zip(given, self._with_targets([sources[i] for i in given], [targets[i] for i in given]), strict=True)
+        )
+        asked = {i: source for i, source in enumerate(sources) if i not in found}
+        options = options or (self.check_options(None) if asked else {})
+        prompts = self._with_room([*asked.values()], self._prompts([*asked.values()]), options)
+        return found, dict(zip(asked, zip(asked.values(), prompts, strict=True), strict=True)), options
 
     def prepare(
         self, tokenised: Any, targets: Sequence[Any] | None, predict: Predict, options: Mapping[str, Any]
     ) -> list[Prepared | FastshapError]:
-        if targets is None:
-            sources, prompts = tokenised
-            generated = [self._generated(prompt, options) for prompt in prompts]
-            endings = self.encode(generated, max_length=None)
-            return [self._prepared(*one) for one in zip(sources, prompts, endings, strict=True)]
-        found: list[Prepared | FastshapError] = tokenised
-        return found
+        found, asked, options = tokenised
+        generated = [self._generated(prompt, options) for _, prompt in asked.values()]
+        endings = self.encode(generated, max_length=None)
+        for (i, (source, prompt)), ending in zip(asked.items(), endings, strict=True):
+            found[i] = self._prepared(source, prompt, ending)
+        return [found[i] for i in range(len(found))]
 
     def _with_targets(self, sources: Sequence[Any], targets: Sequence[Any]) -> list[Prepared | FastshapError]:
         texts = [isinstance(s, str) and isinstance(t, str) for s, t in zip(sources, targets, strict=True)]
@@ -327,15 +330,15 @@ class GenerationTask(Task):
 
     def entries(self, targets: Any) -> Iterator[Any]:
         try:
-            return sources(targets)
+            return sources(targets, or_none=True)
         except InvalidTypeError:
             raise InvalidTypeError(
-                f"Generation targets are None (the model generates them) or, for each input, {KINDS}; got "
+                f"Generation targets are None (the model generates them) or, for each input, None, {KINDS}; got "
                 f"{type(targets).__name__}."
             ) from None
 
     def split_targets(self, targets: Any, count: int) -> list[Any] | None:
-        """None, or a text or token ids for each input."""
+        """None, or a text, token ids or None for each input."""
         if targets is None:
             return None
         each = list(self.entries(targets))
@@ -353,10 +356,6 @@ def _stripped(prompt: str) -> str:
 def _spaced(prompt: str, target: str) -> str:
     """The target with the space that parts it from the prompt."""
     last, first = prompt[-1:], target[:1]
-    if not first or not last or last.isspace() or first.isspace() or _unspaced(last) or _unspaced(first):
+    if not first or not last or last.isspace() or first.isspace() or unspaced(last) or unspaced(first):
         return target
     return f" {target}"
-
-
-def _unspaced(character: str) -> bool:
-    return unicodedata.name(character, "").startswith(_UNSPACED)
