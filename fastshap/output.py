@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastshap import interop, plain
 from fastshap.disk import whole
-from fastshap.errors import InvalidArgumentError
+from fastshap.errors import InvalidArgumentError, InvalidTypeError
 from fastshap.extras import needed
 from fastshap.record import Record
 
@@ -73,21 +73,27 @@ class AttributionOutput(Record):
         """The output that ``to_dict`` was called on, to the bit; a function as inference mode comes back as its name.
 
         Raises:
-            InvalidArgumentError: ``data`` is no output, or one of a later version.
+            InvalidArgumentError: ``data`` is no output, or one of a later version; the message names the field.
         """
         output: AttributionOutput = plain.from_plain(cls, data)
         return output
 
     def to_json(self) -> str:
-        """One line of JSON, as fastshap/schemas/output-1.json describes it."""
+        """One line of JSON, as fastshap/schemas/output-2.json describes it."""
         return json.dumps(self.to_dict(), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> AttributionOutput:
-        """The output that ``to_json`` was called on. For files of many see :func:`fastshap.read_jsonl`."""
+        """The output that ``to_json`` was called on. For files of many see :func:`fastshap.read_jsonl`.
+
+        Raises:
+            InvalidArgumentError: ``text`` is no JSON, no output, or one of a later version; the message names the field.
+        """
+        if not isinstance(text, str | bytes | bytearray):
+            raise InvalidTypeError(f"from_json takes a string; got {type(text).__name__}.")
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidArgumentError(f"This is no JSON: {error}.") from None
         return cls.from_dict(data)
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-_MOST_FREEDOM = 1000  # beyond it the quantile no longer moves
-
 
 @dataclass(frozen=True)
 class Lean:
@@ -69,8 +67,7 @@ class _Tally:
         """Of the interval."""
         if self.count < 2:
             return math.nan
-        freedom = min(self.count - 1, _MOST_FREEDOM)
-        return student_quantile(0.975, freedom) * math.sqrt(self.squares / (self.count - 1) / self.count)
+        return student_quantile(0.975, self.count - 1) * math.sqrt(self.squares / (self.count - 1) / self.count)
 
 
 class Summary:

@@ -13,6 +13,7 @@ PACKAGE = ROOT / "fastshap"
 CHAIN = [
     *(
         "errors",
+        "visible",
         "adjoint",
         "version",
         "locks",
@@ -36,6 +37,7 @@ CHAIN = [
         "estimate",
         "default_model",
         "tasks",
+        "checked",
         "record",
         "plain",
         "extras",
