@@ -1,6 +1,7 @@
 """A record as plain lists, numbers and strings, and back: the form that files hold (schemas/output-2.json describes it).
 
-What is read has to fit the schema, so that nothing which an output is used for later meets a value it cannot take. NaN is null and infinities are "Infinity" and "-Infinity", as JSON has neither; all other numbers come back to the bit.
+What is read has to fit the schema, so that nothing that an output is used for later meets a value it cannot take.
+NaN is null and infinities are "Infinity" and "-Infinity", as JSON has neither; all other numbers come back to the bit.
 """
 
 from __future__ import annotations

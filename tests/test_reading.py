@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import random
 import time
 from pathlib import Path
@@ -106,7 +105,7 @@ def test_what_is_nested_deeply_or_of_another_kind():
     deep = []
     for _ in range(10**4):
         deep = [deep]
-    with pytest.raises(fastshap.InvalidArgumentError, match="settings.seed"):
+    with pytest.raises(fastshap.InvalidArgumentError, match=r"settings\.seed"):
         fastshap.AttributionOutput.from_dict(changed(settings__seed=deep))
     with pytest.raises(fastshap.InvalidArgumentError, match="a very large int"):
         fastshap.AttributionOutput.from_dict(changed(settings__seed=10**5000))
@@ -246,7 +245,7 @@ def use(output):
     drawn = io.StringIO()
     output.show(Console(file=drawn, width=80))
     shown = drawn.getvalue() + str(output) + repr(output)
-    assert not any(ord(c) < 32 and c != "\n" or 127 <= ord(c) < 160 or c == "\u202e" for c in shown)
+    assert not any((ord(c) < 32 and c != "\n") or 127 <= ord(c) < 160 or c == "\u202e" for c in shown)
     page = output._repr_html_()
     assert MARKUP not in page
     page.encode()
@@ -256,10 +255,10 @@ def use(output):
         output.to_captum()
 
 
-def tried(read):
+def tried(source, read):
     """Whether a mutated file was read; what was is used."""
     try:
-        outputs = read()
+        outputs = list(read(source))
     except fastshap.FastshapError:
         return 0
     for output in outputs:
@@ -267,11 +266,10 @@ def tried(read):
     return 1
 
 
-COUNT = 400
-MANY = [COUNT, pytest.param(10_000, marks=pytest.mark.slow)]
+MANY = pytest.param(10_000, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("count", MANY)
+@pytest.mark.parametrize("count", [400, MANY])
 def test_mutated_json_reads_or_says_why(count, tmp_path):
     dice = random.Random(count)
     read = 0
@@ -281,14 +279,14 @@ def test_mutated_json_reads_or_says_why(count, tmp_path):
             text = scratched(line, dice)
             path = tmp_path / "lines.jsonl"
             path.write_bytes(text.encode("utf-8", "surrogatepass"))
-            read += tried(lambda: list(fastshap.read_jsonl(path)))
+            read += tried(path, fastshap.read_jsonl)
         else:
             text = json.dumps(mutated(json.loads(line), dice))
-            read += tried(lambda: [fastshap.AttributionOutput.from_json(text)])
+            read += tried(text, lambda text: [fastshap.AttributionOutput.from_json(text)])
     assert 0 < read < count
 
 
-@pytest.mark.parametrize("count", MANY)
+@pytest.mark.parametrize("count", [100, MANY])
 def test_mutated_parquet_reads_or_says_why(count, tmp_path):
     dice = random.Random(count)
     whole = [(DATA / "kinds-1.parquet").read_bytes()]
@@ -309,6 +307,5 @@ def test_mutated_parquet_reads_or_says_why(count, tmp_path):
             for _ in range(dice.choice((1, 3, 9))):
                 content[dice.randrange(len(content))] = dice.randrange(256)
             path.write_bytes(content)
-        read += tried(lambda: list(fastshap.read_parquet(path)))
+        read += tried(path, fastshap.read_parquet)
     assert 0 < read < count
-    assert os.listdir(tmp_path)
