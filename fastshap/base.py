@@ -52,12 +52,14 @@ class AttributionExplainer:
         Args:
             model_inputs: a string; token ids (a list of integers, or an integer tensor (L,) or (n, L)); a mapping with
                 ``input_ids`` and, where there is padding, ``attention_mask``, as a tokenizer returns it, with one or many
-                rows; or an iterable of n of these, a column of a data set say.
+                rows; or an iterable of n of these, a column of a data set say. A pair of texts is what the tokenizer
+                makes of it, ``tokenizer(first, second)``; strings in a tuple or list within the list are an error.
             targets: classification: None (the predicted class), a class number, a label or "all" for every text, a list
                 with one of these (or a list of several) for each text, or an integer tensor (n,) or (n, t). Generation:
-                None (the model generates), or what follows each input, as strings or token ids.
-            generation_kwargs: for ``model.generate`` where a causal language model is given no targets. By default it
-                decodes greedily, 20 tokens at most; sampling draws from the explainer's seed.
+                None (the model generates), or a list with what follows each input, as strings or token ids; None among
+                these lets the model generate that one.
+            generation_kwargs: for ``model.generate`` where a causal language model is given no targets, or None among them.
+                By default it decodes greedily, 20 tokens at most; sampling draws from the explainer's seed.
 
         Returns:
             n outputs, in the order of the texts.
@@ -99,7 +101,7 @@ class AttributionExplainer:
 
     def _options(self, targets: Any, generation_kwargs: Mapping[str, Any] | None) -> Mapping[str, Any]:
         if targets is None or generation_kwargs:
-            if targets is not None:
+            if targets is not None and not _may_hold_none(targets):
                 raise InvalidArgumentError("generation_kwargs have no use beside targets; pass one of the two.")
             return self.task.check_options(generation_kwargs)
         return {}
@@ -199,6 +201,13 @@ def _one_ahead(entries: Iterator[_T]) -> Iterator[_T]:
 
 def _are_strings(model_inputs: Any) -> bool:
     return isinstance(model_inputs, list | tuple) and all(isinstance(text, str) for text in model_inputs)
+
+
+def _may_hold_none(targets: Any) -> bool:
+    """Whether the model may have to choose the target of some text; of an iterator nobody knows before it is read."""
+    if isinstance(targets, list | tuple):
+        return any(target is None for target in targets)
+    return isinstance(targets, Iterable) and not isinstance(targets, str | bytes | Mapping | Tensor)
 
 
 class MultitaskExplainerMixin:

@@ -169,7 +169,7 @@ def explain(
         nonlocal failed
         for text, output in zip(wanted_texts, _with_bar(outputs, len(wanted_texts)), strict=True):
             failed = failed or output.error is not None
-            prediction = None if output.error is not None else _prediction(explainer, output)
+            prediction = _prediction(output)
             if as_json or html is None:
                 _print(text, output, prediction, as_json)
             yield output, _caption(prediction)
@@ -270,23 +270,10 @@ def _write_page(results: Iterator[tuple[AttributionOutput, str | None]], path: P
     typer.echo(f"fastshap: {count} {'text' if count == 1 else 'texts'} written to {path}", err=True)
 
 
-def _prediction(explainer: Any, output: AttributionOutput) -> dict[str, Any] | None:
+def _prediction(output: AttributionOutput) -> dict[str, Any] | None:
     """The most probable label and its probability, for a classifier of two classes or more."""
-    import torch
-
-    if output.probability is not None:
-        return {"label": output.target_names[0], "probability": output.probability}
-    labels = getattr(explainer.task, "labels", [])
-    if len(labels) < 2:
-        return None
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    given = output.model_inputs_to_explain
-    inputs = {name: given[name].to(explainer.model.device) for name in names if name in given}
-    with torch.no_grad():
-        logits = explainer.model(**inputs).logits[0].float()
-    probabilities = explainer.task.probabilities(logits)
-    best = int(probabilities.argmax())
-    return {"label": labels[best], "probability": float(probabilities[best])}
+    label = output.predicted_label
+    return None if label is None else {"label": label, "probability": output.probability}
 
 
 def _caption(prediction: dict[str, Any] | None) -> str | None:

@@ -31,7 +31,7 @@ from fastshap.provenance import Provenance, provenance_of, version_of
 from fastshap.record import Record
 from fastshap.replicas import Replicas, side_by_side
 from fastshap.sampling import SAMPLINGS, Samples, draw_all
-from fastshap.tasks import Prepared, takes
+from fastshap.tasks import Prediction, Prepared, takes
 from fastshap.text import EXTRA, Encoded
 from fastshap.types import (
     Granularity,
@@ -237,7 +237,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             prompt_length=len(ids) - (len(record.targets) if generates else 0),
             extra={name: given[name] for name in EXTRA if name in given},
         )
-        prepared = Prepared(encoded, record.targets, record.target_names, record.probability)
+        prediction = Prediction(record.predicted_label, record.probability, record.target_probabilities)
+        prepared = Prepared(encoded, record.targets, record.target_names, prediction)
         grouping = self._grouping(encoded, (record.element_tokens, record.elements))
         with engine.frozen(self.model), torch.inference_mode(False):
             self._raise_first([self.task.unknown(ids)], 0)
@@ -398,7 +399,9 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             text=prepared.encoded.text,
             element_spans=grouping.spans,
             element_tokens=grouping.members,
-            probability=prepared.probability,
+            predicted_label=prepared.prediction.label,
+            probability=prepared.prediction.probability,
+            target_probabilities=prepared.prediction.of_targets,
             truncated=prepared.encoded.truncated,
             converged=None if self.rtol is None else running.meets(self.rtol),
             **self._settings_used() | {"n_perturbations": running.samples, "rounds": running.rounds},

@@ -16,6 +16,10 @@ KINDS = (
     "a string, token ids (a list or an integer tensor), a mapping of tensors with input_ids as a tokenizer returns it, or an "
     "iterable of these"
 )
+_PAIR = (
+    "Several strings stand where one text is expected. A pair of texts is one input: pass what the tokenizer makes of it, "
+    "tokenizer(first, second). Texts that do not belong together stand in one list."
+)
 _HANDLED = ("input_ids", "attention_mask", "special_tokens_mask", "token_type_ids")
 
 
@@ -38,10 +42,14 @@ def is_one_text(model_inputs: Any) -> bool:
     return isinstance(model_inputs, str) or (_is_ids(model_inputs) and not _is_batch(model_inputs))
 
 
-def sources(model_inputs: Any) -> Iterator[Any]:
+def sources(model_inputs: Any, or_none: bool = False) -> Iterator[Any]:
     """One :class:`str` or :class:`Tokens` for each text, in order; what is none of these stands in its place as an error.
 
-    Mappings of several rows and tensors (n, L) give n texts.
+    Mappings of several rows and tensors (n, L) give n texts. A tuple of strings is a list of texts when it stands alone, as for
+    a tokenizer, and a pair of texts when it stands in a list.
+
+    Args:
+        or_none: whether an entry may be None, which then stands for itself.
 
     Raises:
         InvalidTypeError: ``model_inputs`` as a whole cannot hold texts.
@@ -50,10 +58,14 @@ def sources(model_inputs: Any) -> Iterator[Any]:
         return _entry(model_inputs)
     if hasattr(model_inputs, "columns") and hasattr(model_inputs, "iloc"):
         raise InvalidTypeError("model_inputs is a table; pass one of its columns, for instance table['text'].")
+    if isinstance(model_inputs, np.ndarray) and (
+        model_inputs.ndim == 1 or (model_inputs.ndim == 2 and _holds_text(model_inputs))
+    ):
+        model_inputs = model_inputs.tolist()
     if isinstance(model_inputs, Iterable) and not isinstance(model_inputs, bytes | Tensor | np.ndarray):
-        return (source for entry in model_inputs for source in _entry(entry))
-    if isinstance(model_inputs, np.ndarray) and model_inputs.ndim == 1:
-        return (source for entry in model_inputs.tolist() for source in _entry(entry))
+        return (
+            source for entry in model_inputs for source in ((None,) if entry is None and or_none else _entry(entry))
+        )
     raise InvalidTypeError(f"model_inputs must be {KINDS}; got {_described(model_inputs)}.")
 
 
@@ -66,10 +78,23 @@ def _entry(entry: Any) -> Iterator[Any]:
         elif _is_ids(entry):
             rows = _lists(entry, "token ids")
             yield from (Tokens(row, masked=len(rows) == 1) for row in rows)
+        elif _is_pair(entry):
+            raise InvalidTypeError(_PAIR)
         else:
             yield InvalidTypeError(f"A text must be a string or token ids; got {_described(entry)}.")
     except FastshapError as error:
         yield error
+
+
+def _is_pair(entry: Any) -> bool:
+    """Strings in a tuple, a list or an array: what a tokenizer would take for a pair of texts."""
+    if isinstance(entry, np.ndarray):
+        return _holds_text(entry)
+    return isinstance(entry, list | tuple) and len(entry) > 1 and all(isinstance(part, str) for part in entry)
+
+
+def _holds_text(values: np.ndarray) -> bool:
+    return values.dtype.kind in "UTO" and values.size > 1 and all(isinstance(one, str) for one in values.flat)
 
 
 def _from_mapping(mapping: Mapping[str, Any]) -> Iterator[Tokens]:
@@ -78,6 +103,8 @@ def _from_mapping(mapping: Mapping[str, Any]) -> Iterator[Tokens]:
             "A mapping with role and content is a message of a chat; make a prompt of the chat first, with "
             "tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)."
         )
+    if "text_pair" in mapping:
+        raise InvalidTypeError(_PAIR)
     if "input_ids" not in mapping:
         raise InvalidTypeError(
             f"A mapping must hold input_ids, as a tokenizer returns it; got the keys {', '.join(map(str, mapping))}. To "

@@ -108,7 +108,7 @@ def to_captum(record: Record, true_class: str = "–") -> list[Any]:
             visualization.VisualizationDataRecord(
                 word_attributions=row / largest if largest else row,
                 pred_prob=record.probability if predicted else math.nan,
-                pred_class=html.escape(record.target_names[0]) if predicted else "–",
+                pred_class=html.escape(record.predicted_label or record.target_names[0]) if predicted else "–",
                 true_class=html.escape(true_class),
                 attr_class=html.escape(name),
                 attr_score=float(row.sum()),

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fastshap import FastshapError, GradientShap, InvalidArgumentError, InvalidTypeError
+from fastshap import FastshapError, GradientShap, InvalidArgumentError, InvalidTypeError, reproduce
 
 TEXTS = ["A gorgeous, witty film, but the ending is dull.", "not good at all"]
 
@@ -115,6 +115,7 @@ BAD = [
     (b"fine", InvalidTypeError, "bytes"),
     (["fine", 1.5], InvalidTypeError, "Text 1.*float"),
     (["fine", ["fine"]], InvalidTypeError, "Text 1.*list"),
+    ([(text for text in TEXTS)], InvalidTypeError, "Text 0.*generator"),
 ]
 
 
@@ -122,6 +123,87 @@ BAD = [
 def test_bad_forms(bert_pair, inputs, error, message):
     with pytest.raises(error, match=message):
         GradientShap(*bert_pair)(inputs)
+
+
+PAIR = ("not good", "fine")
+PAIRS = {
+    "tuple": lambda: [PAIR],
+    "list": lambda: [list(PAIR)],
+    "behind a text": lambda: ["fine", PAIR],
+    "zip": lambda: zip(*[[text] for text in PAIR], strict=True),
+    "array": lambda: np.array([PAIR]),
+    "array of tuples": lambda: np.array([PAIR, None], dtype=object)[:1],
+    "list of arrays": lambda: [np.array(PAIR)],
+    "pandas": lambda: pandas.Series([PAIR]),
+    "data set": lambda: datasets.Dataset.from_dict({"texts": [list(PAIR)]})["texts"],
+    "pipeline": lambda: {"text": PAIR[0], "text_pair": PAIR[1]},
+}
+
+
+@pytest.mark.parametrize("form", PAIRS)
+def test_a_pair_of_texts_is_never_taken_for_two(bert_pair, form):
+    message = r"Text \d: Several strings.*pair.*tokenizer\(first, second\)"
+    with pytest.raises(InvalidTypeError, match=message):
+        GradientShap(*bert_pair)(PAIRS[form]())
+    with pytest.raises(InvalidTypeError, match=message):
+        list(GradientShap(*bert_pair).iter_explain(PAIRS[form]()))
+
+
+def test_a_pair_is_no_generation_target(llama_pair):
+    with pytest.raises(InvalidTypeError, match=r"Text 0: The target cannot be used\. Several strings"):
+        GradientShap(*llama_pair)("Nobody", [PAIR])
+
+
+def test_the_predicted_class_of_some_texts(bert_pair):
+    explainer = GradientShap(*bert_pair)
+    first, second = (output.targets.tolist() for output in explainer(TEXTS))
+    other = (second[0] + 1) % 3
+    for targets in ([None, other], iter([None, other]), np.array([None, other]), [[None], [other]]):
+        found = list(explainer.iter_explain(TEXTS, targets))
+        assert [output.targets.tolist() for output in found] == [first, [other]]
+    same(explainer(TEXTS, [None, other]), found)
+    same(explainer(TEXTS, [None, None]), explainer(TEXTS))
+    assert explainer(TEXTS, [[other, None], "all"])[0].targets.tolist() == [other, *first]
+
+
+def test_the_prediction_stands_on_every_output(bert_pair):
+    """Also where targets are given; a text's is the same in any company."""
+    model, tokenizer = bert_pair
+    explainer = GradientShap(model, tokenizer)
+    with torch.no_grad():
+        expected = torch.stack([model(**tokenizer(text, return_tensors="pt")).logits[0].softmax(0) for text in TEXTS])
+    for targets in (None, 1, "all", [[0, 2], None]):
+        for output, right in zip(explainer(TEXTS, targets), expected, strict=True):
+            assert output.predicted_label == f"LABEL_{int(right.argmax())}"
+            assert output.probability == pytest.approx(float(right.max()), rel=1e-5)
+            torch.testing.assert_close(output.target_probabilities, right[output.targets])
+            again = reproduce(output, model, tokenizer).output
+            assert (again.predicted_label, again.probability) == (output.predicted_label, output.probability)
+            assert torch.equal(again.target_probabilities, output.target_probabilities)
+
+
+@pytest.mark.parametrize("kind", ["multi_label_classification", "regression"])
+def test_the_prediction_by_kind_of_problem(bert_pair, kind):
+    model = copy.deepcopy(bert_pair[0])
+    model.config.problem_type = kind
+    (output,) = GradientShap(model, bert_pair[1])(TEXTS[0], [[0, 1, 2]])
+    with torch.no_grad():
+        logits = model(**bert_pair[1](TEXTS[0], return_tensors="pt")).logits[0]
+    if kind == "regression":
+        assert (output.predicted_label, output.probability, output.target_probabilities) == (None, None, None)
+        assert GradientShap(model, bert_pair[1])(TEXTS[0])[0].targets.tolist() == [int(logits.argmax())]
+    else:
+        torch.testing.assert_close(output.target_probabilities, logits.sigmoid())
+        assert output.probability == pytest.approx(float(logits.sigmoid().max()), rel=1e-5)
+
+
+def test_no_prediction_where_a_logit_is_infinite(bert_pair):
+    model = copy.deepcopy(bert_pair[0])
+    with torch.no_grad():
+        model.classifier.bias[2] = -torch.inf
+    (output,) = GradientShap(model, bert_pair[1])(TEXTS[0], 0)
+    assert (output.error, output.predicted_label, output.probability) == (None, None, None)
+    assert output.target_probabilities is None
 
 
 def test_labels_of_a_data_set_row_are_no_obstacle(bert_pair):
@@ -185,6 +267,19 @@ def test_generated_targets(llama_pair):
     }
     assert len(drawn) > 1
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_the_model_writes_some_targets(llama_pair):
+    explainer = GradientShap(*llama_pair)
+    texts, targets, options = [PROMPT, "Nobody", PROMPT], [None, ENDING, None], {"max_new_tokens": 3}
+    expected = [
+        explainer(PROMPT, generation_kwargs=options)[0],
+        explainer("Nobody", ENDING)[0],
+        explainer(PROMPT, generation_kwargs=options)[0],
+    ]
+    same(explainer(texts, targets, generation_kwargs=options), expected)
+    same(list(explainer.iter_explain(texts, iter(targets), generation_kwargs=options)), expected)
+    same(explainer([PROMPT], [None]), explainer(PROMPT))
 
 
 def test_bad_generation(llama_pair, bert_pair):

@@ -307,7 +307,7 @@ def _caption(record: Record, caption: str | None) -> str:
         return f'<p class="h" dir="auto">{_text(caption)}</p>'
     if record.probability is None or not record.target_names:
         return ""
-    label = f"<bdi>{_text(_named(record.target_names[0]))}</bdi>"
+    label = f"<bdi>{_text(_named(record.predicted_label or record.target_names[0]))}</bdi>"
     return f'<p class="h">predicted {label}, probability {record.probability:.3f}</p>'
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fastshap.errors import UnsupportedModelError
-from fastshap.tasks.base import Prepared, Task, takes, unwrapped
+from fastshap.tasks.base import Prediction, Prepared, Task, takes, unwrapped
 from fastshap.tasks.classification import ClassificationTask
 from fastshap.tasks.generation import GenerationTask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["ClassificationTask", "GenerationTask", "Prepared", "Task", "takes", "task_for", "unwrapped"]
+__all__ = ["ClassificationTask", "GenerationTask", "Prediction", "Prepared", "Task", "takes", "task_for", "unwrapped"]
 
 _TASKS: tuple[type[Task], ...] = (ClassificationTask, GenerationTask)
 

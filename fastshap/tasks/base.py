@@ -24,6 +24,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+class Prediction(NamedTuple):
+    """What a classifier of two classes or more makes of the text itself."""
+
+    label: str | None  # of the largest logit
+    probability: float | None  # of that class
+    of_targets: Tensor | None  # (T,) the targets' probabilities
+
+
+_NO_PREDICTION = Prediction(None, None, None)
+
+
 @dataclass(frozen=True)
 class Prepared:
     """One text ready to be explained."""
@@ -31,7 +42,7 @@ class Prepared:
     encoded: Encoded  # all tokens the model sees
     targets: Tensor  # (T,) int64
     target_names: list[str]  # a label each, or a token each
-    probability: float | None = None  # of the predicted class
+    prediction: Prediction = _NO_PREDICTION
 
 
 Predict = Callable[[list[Encoded], Forward], list[Tensor]]
@@ -68,7 +79,7 @@ class Task(ABC):
 
         Args:
             sources: one entry a text, from :func:`fastshap.inputs.sources`.
-            targets: one entry a text, from :meth:`split_targets`, or None.
+            targets: one entry a text, from :meth:`split_targets`, or None where the task chooses all of them.
             options: how a model that generates its targets does so.
         """
 

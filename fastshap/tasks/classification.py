@@ -7,6 +7,7 @@ import dataclasses
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from fastshap.batches import Call
 from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError, UnsupportedModelError
-from fastshap.tasks.base import Predict, Prepared, Task, near
+from fastshap.tasks.base import Predict, Prediction, Prepared, Task, near
 from fastshap.tasks.first_token import Cut, cuts, described, first_token_alone, points
 from fastshap.text import Encoded
 from fastshap.types import InferenceModes, ModelTask
@@ -98,22 +99,31 @@ class ClassificationTask(Task):
     def prepare(
         self, tokenised: Any, targets: Sequence[Any] | None, predict: Predict, options: Mapping[str, Any]
     ) -> list[Prepared | FastshapError]:
-        encoded = [self._readable(one) for one in tokenised]
-        if targets is not None:
-            return [
-                self._prepared(one, target) if isinstance(one, Encoded) else one
-                for one, target in zip(encoded, targets, strict=True)
-            ]
-        predicted = iter(predict([e for e in encoded if isinstance(e, Encoded)], self.logits))
-        return [self._predicted(one, next(predicted)) if isinstance(one, Encoded) else one for one in encoded]
+        wanted = [[None]] * len(tokenised) if targets is None else targets
+        found = [self._with_classes(one, given) for one, given in zip(tokenised, wanted, strict=True)]
+        read = [one for one in found if isinstance(one, tuple)]
+        logits: Iterator[Tensor | None] = repeat(None)
+        if self._predicts() or any(None in classes for _, classes in read):
+            logits = iter(predict([encoded for encoded, _ in read], self.logits))
+        return [self._prepared(*one, next(logits)) if isinstance(one, tuple) else one for one in found]
 
-    def _predicted(self, encoded: Encoded, logits: Tensor) -> Prepared | FastshapError:
-        """The class of the largest of the logits (classes,)."""
-        best = int(logits.argmax())
-        prepared = self._prepared(encoded, [best])
-        if isinstance(prepared, FastshapError) or len(logits) < 2:
-            return prepared
-        return dataclasses.replace(prepared, probability=float(self.probabilities(logits)[best]))
+    def _with_classes(
+        self, encoded: Encoded | FastshapError, targets: Sequence[Any]
+    ) -> tuple[Encoded, list[int | None]] | FastshapError:
+        """The numbers of a text's target classes, None for the predicted one."""
+        encoded = self._readable(encoded)
+        if isinstance(encoded, FastshapError):
+            return encoded
+        try:
+            each = [[None] if target is None else self._classes(target) for target in targets]
+        except FastshapError as error:
+            return error
+        return encoded, [index for some in each for index in some]
+
+    def _predicts(self) -> bool:
+        """Whether the largest logit tells a class."""
+        config: Any = self.model.config
+        return len(self.labels) > 1 and config.problem_type != "regression"
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """(..., classes) float32: each class by itself where they do not exclude each other."""
@@ -129,13 +139,22 @@ class ClassificationTask(Task):
             "token for padding, than from inputs_embeds. Give the model a padding token of its own, or leave the token out."
         )
 
-    def _prepared(self, encoded: Encoded, targets: list[Any]) -> Prepared | FastshapError:
+    def _prepared(
+        self, encoded: Encoded, classes: Sequence[int | None], logits: Tensor | None
+    ) -> Prepared | FastshapError:
+        """``logits``: (classes,) of the text itself, None where nobody asks for them."""
+        best = None if logits is None else int(logits.argmax())
+        chosen = [best if index is None else index for index in classes]
         try:
-            classes = [index for target in targets for index in self._classes(target)]
+            names = [self.labels[self._class(index)] for index in chosen]
         except FastshapError as error:
             return error
-        names = [self.labels[index] for index in classes]
-        return Prepared(encoded, torch.tensor(classes, device="cpu"), names)
+        prepared = Prepared(encoded, torch.tensor(chosen, device="cpu"), names)
+        if logits is None or best not in range(len(self.labels)) or not self._predicts() or not logits.isfinite().all():
+            return prepared
+        probabilities = self.probabilities(logits)
+        prediction = Prediction(self.labels[best], float(probabilities[best]), probabilities[chosen].cpu())
+        return dataclasses.replace(prepared, prediction=prediction)
 
     def entries(self, targets: Any) -> Iterator[Any]:
         if isinstance(targets, bytes | Mapping):
@@ -150,7 +169,10 @@ class ClassificationTask(Task):
         return isinstance(targets, str) or _is_whole(targets)
 
     def split_targets(self, targets: Any, count: int) -> list[list[Any]] | None:
-        """None, one class or "all" for every text, a list of these (or of lists of these), or a tensor (n,) or (n, t)."""
+        """None, one class or "all" for every text, a list of these (or of lists of these), or a tensor (n,) or (n, t).
+
+        None among the entries is that text's predicted class.
+        """
         if targets is None:
             return None
         if isinstance(targets, np.ndarray):
@@ -180,8 +202,8 @@ class ClassificationTask(Task):
     @staticmethod
     def _unsuited(targets: Any) -> InvalidTypeError:
         return InvalidTypeError(
-            "Classification targets are None (the predicted class), a class (a number or a label), 'all', a list with one "
-            f"entry for each text, or an integer tensor (texts,) or (texts, targets); got {type(targets).__name__}."
+            "Classification targets are None (the predicted class), a class (a number or a label), 'all', a list with one of "
+            f"these for each text, or an integer tensor (texts,) or (texts, targets); got {type(targets).__name__}."
         )
 
     def _classes(self, target: Any) -> list[int]:

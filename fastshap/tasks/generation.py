@@ -108,20 +108,25 @@ class GenerationTask(Task):
         return self._picked(way(model, call, self._options), call)
 
     def tokenised(self, sources: Sequence[Any], targets: Sequence[Any] | None, options: Mapping[str, Any]) -> Any:
-        if targets is None:
-            return sources, self._with_room(sources, self._prompts(sources), options)
-        return self._with_targets(sources, targets)
+        targets = [None] * len(sources) if targets is None else targets
+        given = [i for i, target in enumerate(targets) if target is not None]
+        found = dict(
+            zip(given, self._with_targets([sources[i] for i in given], [targets[i] for i in given]), strict=True)
+        )
+        asked = {i: source for i, source in enumerate(sources) if i not in found}
+        # Of those that the model is to write, no more than the prompts can be made here.
+        options = options or (self.check_options(None) if asked else {})
+        prompts = self._with_room([*asked.values()], self._prompts([*asked.values()]), options)
+        return found, dict(zip(asked, zip(asked.values(), prompts, strict=True), strict=True)), options
 
     def prepare(
         self, tokenised: Any, targets: Sequence[Any] | None, predict: Predict, options: Mapping[str, Any]
     ) -> list[Prepared | FastshapError]:
-        if targets is None:
-            sources, prompts = tokenised
-            generated = [self._generated(prompt, options) for prompt in prompts]
-            endings = self.encode(generated, max_length=None)
-            return [self._prepared(*one) for one in zip(sources, prompts, endings, strict=True)]
-        found: list[Prepared | FastshapError] = tokenised
-        return found
+        found, asked, options = tokenised
+        generated = [self._generated(prompt, options) for _, prompt in asked.values()]
+        endings = self.encode(generated, max_length=None)
+        written = {i: self._prepared(*one, ending) for (i, one), ending in zip(asked.items(), endings, strict=True)}
+        return [found[i] if i in found else written[i] for i in range(len(found) + len(written))]
 
     def _with_targets(self, sources: Sequence[Any], targets: Sequence[Any]) -> list[Prepared | FastshapError]:
         texts = [isinstance(s, str) and isinstance(t, str) for s, t in zip(sources, targets, strict=True)]
@@ -299,15 +304,15 @@ class GenerationTask(Task):
 
     def entries(self, targets: Any) -> Iterator[Any]:
         try:
-            return sources(targets)
+            return sources(targets, or_none=True)
         except InvalidTypeError:
             raise InvalidTypeError(
-                f"Generation targets are None (the model generates them) or, for each input, {KINDS}; got "
+                f"Generation targets are None (the model generates them) or, for each input, None, {KINDS}; got "
                 f"{type(targets).__name__}."
             ) from None
 
     def split_targets(self, targets: Any, count: int) -> list[Any] | None:
-        """None, or a text or token ids for each input."""
+        """None, or a text, token ids or None for each input."""
         if targets is None:
             return None
         each = list(self.entries(targets))
