@@ -30,7 +30,7 @@ FIVE = {
     "The battery died after two days.": "negative",
     "Terrible customer service, I want my money back.": "negative",
 }
-# Words whose side is beyond doubt, as they speak for or against the label above.
+# Words whose side is beyond doubt, as they support or oppose the label above.
 STRONGEST = {"gorgeous": 1, "witty": 1, "not": 1, "good": -1, "loved": 1, "died": 1, "Terrible": 1}
 
 
