@@ -80,7 +80,9 @@ def explain(
         int | None,
         typer.Option(help="Tokens that a language model generates at most, without --target.  [default: 20]"),
     ] = None,
-    granularity: Annotated[str, typer.Option(help="all_tokens, token, word, part_sentence or sentence.")] = "word",
+    granularity: Annotated[
+        str, typer.Option(help="all_tokens, token, word, tokenizer_word, part_sentence or sentence.")
+    ] = "word",
     granularity_aggregation_strategy: Annotated[
         str, typer.Option(help="mean, max, min, sum, signed_max, first or last of an element's tokens.")
     ] = "mean",

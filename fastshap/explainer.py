@@ -74,7 +74,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         tokenizer: its tokenizer.
         batch_size: perturbed rows of one model call, at most; "auto" takes what is fastest on a CPU, and what the free memory
             holds on a GPU. Calls that run out of memory are halved, and later ones stay as small.
-        granularity: ALL_TOKENS, TOKEN, WORD, PART_SENTENCE or SENTENCE; a member or its name.
+        granularity: ALL_TOKENS, TOKEN, WORD (as people read), TOKENIZER_WORD (as the tokenizer splits; what interpreto's WORD
+            member gives), PART_SENTENCE or SENTENCE; a member or its name.
         granularity_aggregation_strategy: MEAN, MAX, MIN, SUM, SIGNED_MAX, FIRST or LAST of a group's token scores; ignored
             for ALL_TOKENS and TOKEN. SUM keeps the result additive.
         device: where the method runs: the model is moved there once, now. None leaves it where it is. "auto" takes all GPUs of

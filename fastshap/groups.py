@@ -17,6 +17,7 @@ from fastshap import ops
 from fastshap.batches import to_device
 from fastshap.text import Encoded, first_visible
 from fastshap.types import Granularity, GranularityAggregationStrategy
+from fastshap.words import unspaced, word_starts
 
 _CLOSING = "\"'”’»)\\]"
 _WIDE_CLOSING = "”’」』）】》〉"
@@ -187,7 +188,7 @@ def groups(encoded: Encoded, granularity: Granularity) -> tuple[list[list[int]],
     elif granularity is Granularity.TOKEN:
         members = [[i] for i in range(len(encoded)) if not encoded.special[i]]
     else:
-        keys = _word_keys(encoded) if granularity is Granularity.WORD else _sentence_keys(encoded, granularity)
+        keys = _keys(encoded, granularity)
         gathered: dict[tuple[bool, Any], list[int]] = {}
         for i, key in enumerate(keys):
             if key is not None:
@@ -208,7 +209,34 @@ def span(encoded: Encoded, member: list[int]) -> tuple[int, int]:
     return min(encoded.offsets[i][0] for i in member), max(encoded.offsets[i][1] for i in member)
 
 
+def _keys(encoded: Encoded, granularity: Granularity) -> Sequence[Any]:
+    """What tokens of one element have in common, growing along the text; None for special tokens."""
+    if granularity is Granularity.WORD:
+        return _word_keys(encoded)
+    return (
+        _tokenizer_word_keys(encoded)
+        if granularity is Granularity.TOKENIZER_WORD
+        else _sentence_keys(encoded, granularity)
+    )
+
+
 def _word_keys(encoded: Encoded) -> list[tuple[int, int] | None]:
+    """The word that a token begins in; without spaces between words, the tokenizer's word within it too."""
+    text, starts = encoded.text, word_starts(encoded.text)
+    keys: list[tuple[int, int] | None] = []
+    piece, before = 0, None
+    for word, span in zip(encoded.words, encoded.offsets, strict=True):
+        first = first_visible(text, span)
+        if word != before and first > 0 and (unspaced(text[first - 1]) or unspaced(text[first : first + 1])):
+            piece += 1
+        before = word
+        # A token of white space alone belongs to what follows.
+        run = bisect.bisect_right(starts, first) + text[first : first + 1].isspace()
+        keys.append(None if word is None else (run, piece))
+    return keys
+
+
+def _tokenizer_word_keys(encoded: Encoded) -> list[tuple[int, int] | None]:
     """The tokenizer's word and the run of text between white space: some tokenizers take a whole text for one word."""
     starts = [match.start() for match in re.finditer(r"\S+", encoded.text)]
     keys: list[tuple[int, int] | None] = []

@@ -142,6 +142,8 @@ def _agree(data: dict[str, Any]) -> None:
         raise InvalidArgumentError("error is for a text without targets and elements; this has some.")
     if not failed and not (targets and elements):
         raise InvalidArgumentError("target_names and elements must hold at least one entry each, where error is null.")
+    if data["converged"] is not None and data["settings"]["rtol"] is None:
+        raise InvalidArgumentError("converged must be null where settings.rtol is.")
     tokens = _tokens(data["model_inputs"], failed)
     for i, ((start, end), member) in enumerate(zip(data["element_spans"], data["element_tokens"], strict=True)):
         if not start <= end <= len(data["text"]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 # Further inputs of the model that have one value for each token.
 EXTRA = ("token_type_ids",)
+
+
+# WordPiece loses the white space of a text, and its decoder writes "didn ' t".
+_APART = re.compile(r"(?<=\w) (['’]) (?=(?:t|s|m|d|re|ve|ll)\b)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -181,9 +186,10 @@ def _read(
     if not tokenizer.is_fast:
         return *spell(tokenizer, ids, tokens, marker), words(tokens, marker)
     text = read(tokenizer, ids)
-    encoding = tokenizer(text, add_special_tokens=False).encodings[0]
-    if encoding.ids == ids:
-        return text, list(encoding.offsets), _numbered(encoding.word_ids, [0] * len(ids))
+    for spelled in dict.fromkeys((_APART.sub(r"\1", text), text)):
+        encoding = tokenizer(spelled, add_special_tokens=False).encodings[0]
+        if encoding.ids == ids:
+            return spelled, list(encoding.offsets), _numbered(encoding.word_ids, [0] * len(ids))
     # Not the tokens that this text would have today: cut within a word, or written one by one by a model.
     text, spans = spell(tokenizer, ids, tokens, marker)
     if tokenizer.unk_token_id in ids:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
+
+_SPACE = re.compile(r"\s")
 
 
 def printable(text: str) -> str:
@@ -12,8 +15,5 @@ def printable(text: str) -> str:
 
 
 def named(text: str) -> str:
-    """A name where no running text surrounds it: without white space around it, and never of white space alone.
-
-    A line break by itself is ↵; other white space stands in quotes.
-    """
-    return text.strip() or "↵" * (text.count("\n") or text.count("\r")) or repr(text)
+    """A name where no running text surrounds it: without white space around it; of white space alone, signs for it (↵, ␣)."""
+    return text.strip() or _SPACE.sub("␣", re.sub("\r\n?|\n", "↵", text)) or repr(text)

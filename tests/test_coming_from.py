@@ -17,6 +17,7 @@ from fastshap import GradientShap
 from fastshap.groups import groups
 from fastshap.sampling import Samples, draw_samples
 from fastshap.text import encode
+from fastshap.types import member_of
 
 with warnings.catch_warnings():  # what shap's plotting says at import is not ours
     warnings.simplefilter("ignore")
@@ -89,8 +90,15 @@ def i_batch_size(pair, monkeypatch):
 
 def i_granularity(pair, monkeypatch):
     for member in interpreto.Granularity:
+        name = member.name.lower().replace("word", "tokenizer_word")
         close(ours_at(pair, monkeypatch, granularity=member), deterministic(pair, granularity=member))
-        close(ours_at(pair, monkeypatch, granularity=member.name.lower()), deterministic(pair, granularity=member))
+        close(ours_at(pair, monkeypatch, granularity=name), deterministic(pair, granularity=member))
+    assert GradientShap(*pair, granularity=interpreto.Granularity.WORD)("I didn't.")[0].elements[1:4] == [
+        "didn",
+        "'",
+        "t",
+    ]
+    assert GradientShap(*pair, granularity="word")("I didn't.")[0].elements == ["I", "didn't", "."]
 
 
 def i_strategy(pair, monkeypatch):
@@ -213,7 +221,8 @@ def i_groups(pair, monkeypatch):
         inputs = tokenizer(text, return_tensors="pt", return_offsets_mapping=True)
         (encoded,) = encode(tokenizer, [text], max_length=None)
         for member in interpreto.Granularity:
-            assert groups(encoded, fastshap.Granularity[member.name])[0] == member.get_indices(inputs, tokenizer)[0]
+            ours = member_of(fastshap.Granularity, member, "granularity")
+            assert groups(encoded, ours)[0] == member.get_indices(inputs, tokenizer)[0]
     quoted = "“It is dull.” So he said."
     inputs = tokenizer(quoted, return_tensors="pt", return_offsets_mapping=True)
     assert len(interpreto.Granularity.SENTENCE.get_indices(inputs, tokenizer)[0]) == 1

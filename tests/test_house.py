@@ -32,6 +32,7 @@ CHAIN = [
     *(
         "inputs",
         "spelling",
+        "words",
         "text",
         "groups",
         "estimate",

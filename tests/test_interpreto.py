@@ -13,7 +13,7 @@ from fastshap.sampling import Samples
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 STRATEGIES = list(fastshap.GranularityAggregationStrategy)
-GRANULARITIES = list(fastshap.Granularity)
+GRANULARITIES = list(interpreto.Granularity)
 N = 6
 
 

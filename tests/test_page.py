@@ -159,6 +159,11 @@ def test_small_scores_are_not_shaded_and_zeros_have_no_sign():
     assert [attrs["aria-description"] for _, attrs in words] == ["+1", "−0.01", "+0"]
 
 
+def test_infinite_scores():
+    record = record_of("a b c", attributions=torch.tensor([[torch.inf, 1.0, -torch.inf]]))
+    assert [attrs.get("class") for _, attrs in Parsed(page_of(record)).words] == ["p8", None, "n8"]
+
+
 def test_all_scores_zero():
     record = record_of("a b", attributions=torch.zeros(1, 2))
     assert [attrs.get("class") for _, attrs in Parsed(page_of(record)).words] == [None, None]
@@ -285,7 +290,7 @@ def test_many_targets_need_no_more_rules():
 def test_names_of_white_space_can_be_chosen():
     found = Parsed(page_of(record_of("a b", ["\n", " "])))
     assert "↵" in found.text
-    assert "' '" in found.text
+    assert "␣" in found.text
 
 
 def test_the_line_below_says_how():

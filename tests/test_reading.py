@@ -70,6 +70,7 @@ def changed(line=0, **changes):
         ({"element_tokens": [[]] * 12}, r"element_tokens\[0\] must hold at least 1"),
         ({"probability": 2}, "probability must be at most 1"),
         ({"probability": float("nan")}, "probability must be"),
+        ({"converged": True}, r"converged must be null where settings\.rtol is"),
         ({"error": "lost"}, "error is for a text without"),
         ({"model_inputs": {}}, "model_inputs lacks 'input_ids'"),
         ({"model_inputs__input_ids": [[[5]]]}, r"model_inputs.input_ids\[0\]\[0\] must be a whole number"),

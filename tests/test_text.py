@@ -1,5 +1,7 @@
 """Groups that show the original text."""
 
+import time
+
 import pytest
 import sentencepiece
 from conftest import SENTENCES
@@ -17,6 +19,7 @@ from fastshap import Granularity
 from fastshap.groups import groups
 from fastshap.inputs import Tokens
 from fastshap.text import encode, join
+from fastshap.words import word_starts
 
 
 def elements(tokenizer, text, granularity):
@@ -58,6 +61,59 @@ def test_words_keep_case_and_accents(default_pair, byte_tokenizer):
     text = "Café GORGEOUS, unbelievably so!"
     assert elements(default_pair[1], text, Granularity.WORD) == ["Café", "GORGEOUS", ",", "unbelievably", "so", "!"]
     assert "".join(elements(byte_tokenizer, text, Granularity.WORD)) == text
+
+
+WORDS = [
+    ("I didn't like it, it’s dull.", "I|didn't|like|it|,|it’s|dull|."),
+    ("rock'n'roll, the dogs' 'yes'", "rock'n'roll|,|the|dogs|'|'|yes|'"),
+    ("a state-of-the-art well--known end—or", "a|state-of-the-art|well|--|known|end|—|or"),
+    ("$3.50, 1,000 at 10:30: 9/10", "$|3.50|,|1,000|at|10:30|:|9/10"),
+    ("the U.S. army, e.g. at 3 p.m.", "the|U.S.|army|,|e.g.|at|3|p.m."),
+    ("dull.The end. See example.com.", "dull|.|The|end|.|See|example.com|."),
+    ("https://x.org/a?b=c, me@x.org", "https://x.org/a?b=c|,|me@x.org"),
+    ("@film #great snake_case", "@film|#great|snake_case"),
+    ("wow!!! what?! :) ... no...", "wow|!!!|what|?|!|:)|...|no|..."),
+    ("Cafe\u0301 ❤\ufe0f 👍🏽👍 👨\u200d👩 🇩🇪🇫🇷", "Cafe\u0301|❤\ufe0f|👍🏽👍|👨\u200d👩|🇩🇪|🇫🇷"),
+    ("हिन्दी में है।", "हिन्दी|में|है|।"),
+    (" a\n\nb\n", "a|b"),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), WORDS)
+def test_words_as_people_read(text, words):
+    starts = word_starts(text)
+    assert [text[a:b].strip() for a, b in zip(starts, [*starts[1:], len(text)], strict=True)] == words.split("|")
+
+
+@pytest.mark.parametrize("text", ["I didn't pay $3.50, it’s state-of-the-art in the U.S.!", "e.g. me@x.org: wow!!!"])
+def test_every_tokenizer_gives_the_same_words(default_pair, byte_tokenizer, slow_tokenizers, text):
+    starts = word_starts(text)
+    words = [text[a:b].strip() for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
+    for tokenizer in (default_pair[1], byte_tokenizer, *(slow_tokenizers[kind] for kind in ("bytes", "characters"))):
+        assert [element.strip() for element in elements(tokenizer, text, Granularity.WORD)] == words
+
+
+def test_the_tokenizers_own_words(default_pair):
+    shown = elements(default_pair[1], "didn't! U.S.", Granularity.TOKENIZER_WORD)
+    assert shown == ["didn", "'", "t", "!", "U", ".", "S", "."]
+
+
+def test_without_spaces_words_are_the_tokenizers(default_pair, byte_tokenizer):
+    assert elements(default_pair[1], "iphone手机。", Granularity.WORD) == ["iphone", "手", "机", "。"]
+    assert elements(byte_tokenizer, "电影很好。不好", Granularity.WORD) == ["电影很好", "。", "不好"]
+
+
+def test_contractions_of_token_ids(default_pair):
+    tokenizer = default_pair[1]
+    (encoded,) = encode(tokenizer, [Tokens(tokenizer("I didn't, it’s 'so'")["input_ids"])], max_length=None)
+    assert groups(encoded, Granularity.WORD)[1] == ["i", "didn't", ",", "it’s", "'", "so", "'"]
+
+
+@pytest.mark.parametrize("text", ["a+" * 20000, "a." * 20000, "!?" * 20000, "www." + "!" * 20000, "👍\u200d" * 20000])
+def test_words_of_a_long_run_take_no_long_time(text):
+    start = time.process_time()
+    word_starts(text)
+    assert time.process_time() - start < 5
 
 
 def test_tokens_and_special_tokens(default_pair):
@@ -110,9 +166,7 @@ def slow_tokenizers(tmp_path_factory, default_pair):
 def test_tokenizers_without_offsets_show_the_text(slow_tokenizers, kind):
     tokenizer = slow_tokenizers[kind]
     assert not tokenizer.is_fast
-    expected = ["Café", "GORGEOUS,", "unbelievably", "so!", "👍", "ok"]
-    if kind == "WordPiece":
-        expected = ["Café", "GORGEOUS", ",", "unbelievably", "so", "!", "👍", "ok"]
+    expected = ["Café", "GORGEOUS", ",", "unbelievably", "so", "!", "👍", "ok"]
     if kind == "BPE":
         assert elements(tokenizer, "Café so! ok", Granularity.TOKEN) == ["Ca", "fé", "so!", "ok"]
         assert elements(tokenizer, "Café so! ok", Granularity.WORD) == ["Café", "so!", "ok"]
@@ -128,9 +182,9 @@ def test_tokenizers_without_offsets_show_the_text(slow_tokenizers, kind):
 @pytest.mark.parametrize(
     "words",
     [
-        ["हिन्दी", "में", "लिखा", "है", "और", "अच्छा", "है।"],
+        ["हिन्दी", "में", "लिखा", "है", "और", "अच्छा", "है"],
         ["Cafe\u0301", "crème"],
-        ["I", "❤\ufe0f", "you."],
+        ["I", "❤\ufe0f", "you"],
         ["بِكُمْ", "هنا"],
     ],
 )
@@ -169,7 +223,7 @@ def test_token_ids_that_no_text_would_get(byte_tokenizer):
     letters = byte_tokenizer.convert_tokens_to_ids(list("ĠunderstoodĠso")) + byte_tokenizer("é👍!")["input_ids"]
     (encoded,) = encode(byte_tokenizer, [Tokens(letters)], max_length=None)
     assert encoded.text == " understood soé👍!"
-    assert [element.strip() for element in groups(encoded, Granularity.WORD)[1]] == ["understood", "soé", "👍!"]
+    assert [element.strip() for element in groups(encoded, Granularity.WORD)[1]] == ["understood", "soé", "👍", "!"]
     assert len(groups(encoded, Granularity.TOKEN)[0]) == len(letters)
 
 
@@ -190,8 +244,9 @@ def test_a_tokenizer_that_takes_a_text_for_one_word():
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core)
     first, second = encode(tokenizer, ["The film", " is dull."], max_length=None, add_special_tokens=False)
     assert set(first.words) == {0}
-    words = [word.strip() for word in groups(join(first, second), Granularity.WORD)[1]]
-    assert words == ["The", "film", "is", "dull."]
+    for granularity, ending in ((Granularity.WORD, ["dull", "."]), (Granularity.TOKENIZER_WORD, ["dull."])):
+        words = [word.strip() for word in groups(join(first, second), granularity)[1]]
+        assert words == ["The", "film", "is", *ending]
 
 
 def test_tokenizer_state_is_put_back(default_pair):

@@ -139,7 +139,7 @@ def view(record: Record, t: int, pieces: list[Piece], target: str, largest: floa
     scores = record.attributions[t].tolist()
     errors = record.standard_error[t].tolist() if record.standard_error.numel() else [math.nan] * len(scores)
     if largest is None:
-        largest = largest_of(scores)
+        largest = wording.largest_of(scores)
     generates = record.model_task is ModelTask.GENERATION
     own = len(scores) - len(record.attributions) + t if generates else -1
     signed = record.reduction == "sum"
@@ -155,14 +155,9 @@ def view(record: Record, t: int, pieces: list[Piece], target: str, largest: floa
     return f'{_sentence("".join(content))}<p class="k">{legend}</p>'
 
 
-def largest_of(scores: list[float]) -> float:
-    """The largest absolute score that is a number."""
-    return max((abs(score) for score in scores if not math.isnan(score)), default=0.0)
-
-
 def _step(score: float, largest: float) -> str:
     """The class of a score's shade: its share of the largest."""
-    step = round(style.STEPS * abs(score) / largest) if largest else 0
+    step = round(style.STEPS * abs(wording.share(score, largest)))
     return f"{'p' if score > 0 else 'n'}{step}" if step else ""
 
 

@@ -58,7 +58,7 @@ def _lines(
     elements: list[str], scores: list[float], errors: list[float], width: int, style: Callable[[float], Style]
 ) -> Iterator[Text]:
     """Rows of words, of their scores and of the standard errors, as wide as the terminal."""
-    largest = max((abs(score) for score in scores if not math.isnan(score)), default=0.0)
+    largest = wording.largest_of(scores)
     form = "+#.3g" if largest < 1e-2 or largest >= 1e3 else "+.3f"  # the # keeps trailing zeros
     block, used = (Text(), Text(), Text()), 0
     for element, score, error in zip(elements, scores, errors, strict=True):
@@ -71,7 +71,7 @@ def _lines(
             yield from (line for line in block if line.plain.strip())
             block, used = (Text(), Text(), Text()), 0
         words, *numbers = block
-        words.append(shown, style=style(score / largest if largest else 0.0))
+        words.append(shown, style=style(wording.share(score, largest)))
         words.append(" " * (cell - cell_len(shown)))
         for line, number in zip(numbers, below, strict=True):
             line.append(number.ljust(cell), style="dim")

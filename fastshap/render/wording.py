@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from fastshap.record import Record
@@ -54,3 +55,15 @@ def prediction(record: Record) -> str | None:
 def probability(record: Record, t: int) -> float | None:
     """Of a target's class, where that is known."""
     return None if record.target_probabilities is None else float(record.target_probabilities[t])
+
+
+def largest_of(scores: list[float]) -> float:
+    """The largest absolute score that is a number."""
+    return max((abs(score) for score in scores if not math.isnan(score)), default=0.0)
+
+
+def share(score: float, largest: float) -> float:
+    """Of full colour, from -1 to 1."""
+    if math.isinf(score):
+        return math.copysign(1.0, score)
+    return score / largest if largest else 0.0

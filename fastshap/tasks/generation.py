@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -23,12 +22,11 @@ from fastshap.tasks.base import Predict, Prepared, Task, near, takes, unwrapped
 from fastshap.tasks.heads import Way, described, full_logits, kept_logits, target_logits
 from fastshap.text import Encoded, after, continuation, join, without_ending
 from fastshap.types import InferenceModes, ModelTask
+from fastshap.words import unspaced
 
 _NEW_TOKENS = 20
 _TRIED = 8  # tokens, at least, on which the ways to the logits are compared
 _sampling = threading.Lock()
-# Scripts that put no space between words, by the beginnings of their characters' Unicode names.
-_UNSPACED = ("CJK", "IDEOGRAPHIC", "FULLWIDTH", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 
 
 class GenerationTask(Task):
@@ -336,10 +334,6 @@ def _stripped(prompt: str) -> str:
 def _spaced(prompt: str, target: str) -> str:
     """The target with the space that parts it from the prompt."""
     last, first = prompt[-1:], target[:1]
-    if not first or not last or last.isspace() or first.isspace() or _unspaced(last) or _unspaced(first):
+    if not first or not last or last.isspace() or first.isspace() or unspaced(last) or unspaced(first):
         return target
     return f" {target}"
-
-
-def _unspaced(character: str) -> bool:
-    return unicodedata.name(character, "").startswith(_UNSPACED)
