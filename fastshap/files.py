@@ -5,7 +5,9 @@ A file appears under its name when it is whole; where writing fails, what stood 
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fastshap.disk import StrPath, whole
 from fastshap.errors import InvalidArgumentError
 from fastshap.extras import needed
-from fastshap.output import AttributionOutput
+from fastshap.output import AttributionOutput, Row
 from fastshap.plain import encodable, number
 from fastshap.record import Record
 from fastshap.visible import printable
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _ROWS = 1024  # of a Parquet row group
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet runs
 _SECOND = {"predicted_label", "target_probabilities"}  # columns that files of schema version 1 lack
 
 
@@ -49,6 +52,28 @@ def read_jsonl(path: StrPath) -> Iterator[AttributionOutput]:
             except InvalidArgumentError as error:
                 raise InvalidArgumentError(f"{_name(path)}, line {number}: {error}") from None
             yield output
+
+
+def write_csv(outputs: Iterable[AttributionOutput], path: StrPath) -> int:
+    """Writes a row for each output, target and element, for spreadsheets, and returns how many outputs there were.
+
+    Columns: text, the output's number from 1 on, and those of :meth:`AttributionOutput.to_pandas`; NaN is an empty cell. A text
+    that was not explained has no rows. Spreadsheets run what begins with ``=``, ``+``, ``-`` or ``@`` as a formula, so such
+    targets and elements begin with an apostrophe instead; ``write_jsonl`` and ``write_parquet`` keep them as they are.
+    """
+    count = 0
+    with whole(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("text", *Row._fields))
+        for count, output in enumerate(outputs, 1):
+            writer.writerows((count, *map(_cell, row)) for row in output.rows())
+    return count
+
+
+def _cell(value: str | float) -> str | int:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.9g}"  # float32 to the bit
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
 def write_html(

@@ -46,6 +46,7 @@ CHAIN = [
         "interop",
         "render",
         "output",
+        "comparison",
         "files",
         "summary",
         "memory",

@@ -307,8 +307,8 @@ def test_the_line_below_says_how():
     )
     text = Parsed(page_of(record)).text
     assert (
-        "explains the logit; one score per word (sum of its tokens); 40 samples in 4 rounds; within rtol 0.05; elsewhere −0.25; "
-        "convergence delta +0.003; the text was cut to what the model takes" in text
+        "explains the logit; one score per word (sum of its tokens); 40 samples in 4 rounds; within rtol 0.05; "
+        "elsewhere −0.25; convergence delta +0.003; the text was cut to what the model takes" in text
     )
     assert "rtol 0.05 not met" in Parsed(page_of(dataclasses.replace(record, converged=False))).text
     plain = Parsed(page_of(record_of("not good"))).text

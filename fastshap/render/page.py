@@ -21,9 +21,12 @@ def fragment(record: Record, name: str) -> str:
     Args:
         name: what no other output of that page is called; its switch between targets goes by it.
     """
-    return (
-        f'<div class="fastshap"><style>{style.style(style.ARTICLE)}</style>{"".join(_output(record, name, None))}</div>'
-    )
+    return f'<div class="fastshap"><style>{style.style(style.ARTICLE)}</style>{article(record, name)}</div>'
+
+
+def article(record: Record, name: str, caption: str | None = None) -> str:
+    """One output without its style."""
+    return "".join(_output(record, name, caption))
 
 
 def write_page(

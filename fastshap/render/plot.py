@@ -24,8 +24,6 @@ def plot(record: Record, target: int, top: int, ax: Any) -> Any:
         raise InvalidArgumentError(f"This text was not explained, so there is nothing to draw: {record.error}")
     if record.model_task is ModelTask.GENERATION:
         return _heat_map(record, ax)
-    if not -len(record.target_names) <= target < len(record.target_names):
-        raise InvalidArgumentError(f"There are {len(record.target_names)} targets; target {target} is none of them.")
     scores = record.attributions[target]
     strongest = scores.abs().argsort(descending=True, stable=True)[: max(1, top)].sort().values
     errors = record.standard_error[target, strongest].nan_to_num(0)

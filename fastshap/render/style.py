@@ -123,6 +123,33 @@ body { margin: 0 }
 """
 
 
+# Tables of scores, and bars beside them.
+TABLE = """
+& .w { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19em), 1fr)); gap: 1.4em 2.5em }
+& .w > section { min-width: 0 }
+& .o { overflow-x: auto }
+& table { width: 100%; margin: 1.4em 0 0; border-collapse: collapse; font-size: .9em; font-variant-numeric: tabular-nums }
+& caption { padding: .3em 0; font-weight: 600; text-align: start; overflow-wrap: anywhere }
+& th, & td { padding: .2em .6em; border-bottom: 1px solid var(--line); font-weight: 400; text-align: end; white-space: nowrap }
+& th:first-child { min-width: 6em; padding-left: 0; text-align: start; white-space: normal; overflow-wrap: anywhere }
+& thead th { color: var(--quiet); font-size: .9em; white-space: normal; vertical-align: bottom }
+& td.p, & td.n { text-decoration: underline 2px; text-underline-offset: .25em }
+& td.p { text-decoration-color: var(--for) }
+& td.n { text-decoration-style: dashed; text-decoration-color: var(--against) }
+& .bars { width: 32%; min-width: 8em; padding-right: 0 }
+& .bars > span {
+    display: block; position: relative; height: 1em;
+    background: linear-gradient(var(--line), var(--line)) 50%/1px 100% no-repeat;
+}
+& .bars i, & .bars u { position: absolute; top: 0; height: 100% }
+& .bars .p { background: var(--for) }
+& .bars .n { background: repeating-linear-gradient(135deg, var(--against) 0 5px, var(--paper) 5px 7px) }
+& .bars u { top: 45%; height: 10%; background: var(--ink); text-decoration: none }
+@media (max-width: 40em) { & .bars, & .more { display: none } }
+"""
+WIDE = "& main { max-width: 64em }"
+
+
 def style(rules: str) -> str:
     """The rules with the colours of light and dark, without needless white space."""
     dark = f"@media screen and (prefers-color-scheme: dark) {{ {colours(DARK)} }}"
@@ -160,7 +187,7 @@ def head(title: str, rules: str = ARTICLE) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{plain(title)}</title><style>{style(rules + PAGE)}</style></head>\n"
+        f"<title>{plain(title)}</title><style>{style(PAGE + rules)}</style></head>\n"
         f'<body class="fastshap page"><main><h1 dir="auto">{marked(title)}</h1>\n'
     )
 

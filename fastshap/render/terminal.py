@@ -43,7 +43,9 @@ def show(output: Record, console: Console | None = None) -> None:
             console.print(Text("  ").append_text(line), soft_wrap=True)
         if remarks := ", ".join(wording.remainders(output, t, "+.3f")):
             console.print(Text(f"  {remarks}", style="dim"), soft_wrap=True)
-    for line in Text(_legend(output), style="dim").wrap(console, max(20, console.width - 2)):
+    for line in Text(_legend(output, console.color_system is not None), style="dim").wrap(
+        console, max(20, console.width - 2)
+    ):
         console.print(Text("  ").append_text(line))
 
 
@@ -96,9 +98,9 @@ def _few_colours(strength: float) -> Style:
     return Style(color="bright_white", bgcolor="blue") if strength > 0 else Style(color="black", bgcolor="yellow")
 
 
-def _legend(output: Record) -> str:
-    signed = output.reduction == "sum"
-    side = "blue (+) supports the target, orange (-) opposes it" if signed else "larger weighs more"
+def _legend(output: Record, coloured: bool) -> str:
+    plus, minus = ("blue (+)", "orange (-)") if coloured else ("+", "-")
+    side = f"{plus} supports the target, {minus} opposes it" if output.reduction == "sum" else "larger weighs more"
     known = "± standard error; " if output.degrees_of_freedom > 0 else ""
     parts = [
         f"explains the {wording.explained(output)}, one score per {wording.unit(output)}: {side}",
