@@ -132,6 +132,13 @@ def test_captum_draws(default_pair):
     assert words == output.elements
 
 
+def test_captum_names_the_prediction_for_given_targets_too(default_pair):
+    (output,) = fastshap.GradientShap(*default_pair)("not good at all", "all")
+    for record in output.to_captum():
+        assert (record.pred_class, record.pred_prob) == ("negative", output.probability)
+    assert [record.attr_class for record in output.to_captum()] == ["negative", "positive"]
+
+
 def test_captum_draws_generations(llama_pair):
     (output,) = fastshap.GradientShap(*llama_pair)("The film is", "not good at all")
     records = output.to_captum()

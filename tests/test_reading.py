@@ -245,15 +245,20 @@ def use(output):
     output.interval()
     drawn = io.StringIO()
     output.show(Console(file=drawn, width=80))
-    shown = drawn.getvalue() + str(output) + repr(output)
+    shown = drawn.getvalue() + str(output) + repr(output) + str(fastshap.AttributionOutputs([output]))
     assert not any((ord(c) < 32 and c != "\n") or 127 <= ord(c) < 160 or c == "\u202e" for c in shown)
     page = output._repr_html_()
     assert MARKUP not in page
     page.encode()
     output.to_pandas()
     fastshap.summarize([output], min_count=1)._repr_html_().encode()
+    assert len(list(output.rows())) == output.attributions.numel()
+    output.top(3)
     if output.error is None:
         output.to_captum()
+        shown = fastshap.compare(output, output)
+        assert MARKUP not in shown._repr_html_()
+        assert "\x1b" not in str(shown)
 
 
 def tried(source, read):
