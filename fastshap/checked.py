@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from fastshap.errors import InvalidArgumentError
 
-_KINDS = {
+_KINDS: dict[str, tuple[type, ...]] = {
     "null": (type(None),),
     "boolean": (bool,),
     "integer": (int,),

@@ -70,7 +70,7 @@ def write_csv(outputs: Iterable[AttributionOutput], path: StrPath) -> int:
     return count
 
 
-def _cell(value: str | float) -> str | int:
+def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.9g}"  # float32 to the bit
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

@@ -26,7 +26,7 @@ class Top(NamedTuple):
     element: str
     attribution: float
     standard_error: float  #: NaN where there is none
-    index: int  #: of the element, a column of ``attributions``
+    place: int  #: among the elements, the column of ``attributions``
     span: tuple[int, int]  #: where it stands in ``text``; (0, 0) for special tokens
 
 
@@ -161,13 +161,13 @@ class AttributionOutput(Record):
         return json.dumps(self.to_dict(), allow_nan=False)
 
     @classmethod
-    def from_json(cls, text: str) -> AttributionOutput:
+    def from_json(cls, text: str | bytes) -> AttributionOutput:
         """The output that ``to_json`` was called on. For files of many see :func:`fastshap.read_jsonl`.
 
         Raises:
             InvalidArgumentError: ``text`` is no JSON, no output, or one of a later version; the message names the field.
         """
-        if not isinstance(text, str | bytes | bytearray):
+        if not isinstance(text, str | bytes):
             raise InvalidTypeError(f"from_json takes a string; got {type(text).__name__}.")
         try:
             data = json.loads(text)

@@ -102,7 +102,7 @@ def test_top(outputs, llama_pair):
     assert (first.element, second.element, third.element) == ("gorgeous", "witty", "dull")
     assert first.attribution == outputs[0].attributions[1, 1].item()
     assert first.standard_error == outputs[0].standard_error[1, 1].item()
-    assert first.index == 1
+    assert first.place == 1
     assert outputs[0].text[slice(*third.span)] == "dull"
     assert len(outputs[0].top(99)) == len(outputs[0].elements)
     assert outputs[0].top() == outputs[0].top(5, -2)
