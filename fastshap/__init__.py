@@ -2,6 +2,7 @@
 
 from fastshap.base import AttributionExplainer, MultitaskExplainerMixin
 from fastshap.batch import BatchExplainer
+from fastshap.comparison import ComparedColumn, ComparedElement, Comparison, compare
 from fastshap.default_model import load_default_model
 from fastshap.errors import (
     BackendUnavailableError,
@@ -18,8 +19,8 @@ from fastshap.errors import (
     WorkerDiedError,
 )
 from fastshap.explainer import GradientShap
-from fastshap.files import read_jsonl, read_parquet, to_arrow, write_html, write_jsonl, write_parquet
-from fastshap.output import AttributionOutput
+from fastshap.files import read_jsonl, read_parquet, to_arrow, write_csv, write_html, write_jsonl, write_parquet
+from fastshap.output import AttributionOutput, AttributionOutputs
 from fastshap.provenance import Provenance
 from fastshap.reproduction import Reproduction, reproduce
 from fastshap.summary import Lean, Summary, summarize
@@ -29,8 +30,12 @@ from fastshap.version import __version__
 __all__ = [
     "AttributionExplainer",
     "AttributionOutput",
+    "AttributionOutputs",
     "BackendUnavailableError",
     "BatchExplainer",
+    "ComparedColumn",
+    "ComparedElement",
+    "Comparison",
     "FastshapError",
     "GradientShap",
     "Granularity",
@@ -53,12 +58,14 @@ __all__ = [
     "UnsupportedModelError",
     "WorkerDiedError",
     "__version__",
+    "compare",
     "load_default_model",
     "read_jsonl",
     "read_parquet",
     "reproduce",
     "summarize",
     "to_arrow",
+    "write_csv",
     "write_html",
     "write_jsonl",
     "write_parquet",

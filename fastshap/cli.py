@@ -6,6 +6,7 @@ import errno
 import itertools
 import json
 import platform
+import re
 import sys
 import time
 import warnings
@@ -20,9 +21,13 @@ from tqdm import tqdm
 
 from fastshap import cli_jobs
 from fastshap.version import __version__
+from fastshap.visible import printable
 
 if TYPE_CHECKING:
     from fastshap.output import AttributionOutput
+
+# What JSON leaves as it is and a terminal obeys or reorders by.
+_STEERING = re.compile("[\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 
 app = typer.Typer(
     help="What a Hugging Face text model looks at, with GradientSHAP.",
@@ -269,7 +274,7 @@ def _write_page(results: Iterator[tuple[AttributionOutput, str | None]], path: P
 
     outputs, captions = itertools.tee(results)
     count = write_html((one for one, _ in outputs), path, captions=(caption for _, caption in captions))
-    typer.echo(f"fastshap: {count} {'text' if count == 1 else 'texts'} written to {path}", err=True)
+    typer.echo(f"fastshap: {count} {'text' if count == 1 else 'texts'} written to {printable(str(path))}", err=True)
 
 
 def _prediction(output: AttributionOutput) -> dict[str, Any] | None:
@@ -287,21 +292,20 @@ def _caption(prediction: dict[str, Any] | None) -> str | None:
 def _print(text: str, output: AttributionOutput, prediction: dict[str, Any] | None, as_json: bool) -> None:
     if as_json:
         unicode = (sys.stdout.encoding or "").lower().startswith("utf")
-        typer.echo(json.dumps(output.to_dict() | {"prediction": prediction}, ensure_ascii=not unicode))
+        line = json.dumps(output.to_dict() | {"prediction": prediction}, ensure_ascii=not unicode)
+        typer.echo(_STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", line))
         return
     from rich.console import Console
     from rich.text import Text
 
-    from fastshap.render.terminal import printable, show
+    from fastshap.render.terminal import show
 
     console = Console(highlight=False)
     console.print(Text(printable(text), style="italic"))
-    if caption := _caption(prediction):
-        console.print(Text(printable(caption)))
     show(output, console)
     console.print()
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:
-    typer.echo(f"fastshap: {message}", err=True)
+    typer.echo("\n".join(map(printable, f"fastshap: {message}".split("\n"))), err=True)
     raise typer.Exit(code)

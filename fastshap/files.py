@@ -5,24 +5,28 @@ A file appears under its name when it is whole; where writing fails, what stood 
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fastshap.disk import StrPath, whole
 from fastshap.errors import InvalidArgumentError
 from fastshap.extras import needed
-from fastshap.output import AttributionOutput
+from fastshap.output import AttributionOutput, Row
+from fastshap.plain import encodable, number
 from fastshap.record import Record
+from fastshap.visible import printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _ROWS = 1024  # of a Parquet row group
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet runs
+_SECOND = {"predicted_label", "target_probabilities"}  # columns that files of schema version 1 lack
 
 
 def write_jsonl(outputs: Iterable[AttributionOutput], path: StrPath) -> int:
@@ -39,15 +43,37 @@ def read_jsonl(path: StrPath) -> Iterator[AttributionOutput]:
     """The outputs of a file, one after the other.
 
     Raises:
-        InvalidArgumentError: a line is no output; the message names it.
+        InvalidArgumentError: a line is no output; the message names it, and the field.
     """
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 output = AttributionOutput.from_json(line)
             except InvalidArgumentError as error:
-                raise InvalidArgumentError(f"{os.fspath(path)}, line {number}: {error}") from None
+                raise InvalidArgumentError(f"{_name(path)}, line {number}: {error}") from None
             yield output
+
+
+def write_csv(outputs: Iterable[AttributionOutput], path: StrPath) -> int:
+    """Writes a row for each output, target and element, for spreadsheets, and returns how many outputs there were.
+
+    Columns: text, the output's number from 1 on, and those of :meth:`AttributionOutput.to_pandas`; NaN is an empty cell. A text
+    that was not explained has no rows. Spreadsheets run what begins with ``=``, ``+``, ``-`` or ``@`` as a formula, so such
+    targets and elements begin with an apostrophe instead; ``write_jsonl`` and ``write_parquet`` keep them as they are.
+    """
+    count = 0
+    with whole(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("text", *Row._fields))
+        for count, output in enumerate(outputs, 1):
+            writer.writerows((count, *map(_cell, row)) for row in output.rows())
+    return count
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.9g}"  # float32 to the bit
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
 def write_html(
@@ -92,7 +118,8 @@ def write_parquet(outputs: Iterable[AttributionOutput], path: StrPath) -> int:
     """
     parquet = needed("pyarrow.parquet", "tables")
     rest, count = iter(outputs), 0
-    with whole(path) as beside, parquet.ParquetWriter(beside, _schema(), compression="zstd") as writer:
+    options = {"compression": "zstd", "write_page_checksum": True}
+    with whole(path) as beside, parquet.ParquetWriter(beside, _schema(), **options) as writer:
         while group := list(islice(rest, _ROWS)):
             writer.write_table(to_arrow(group))
             count += len(group)
@@ -103,18 +130,34 @@ def read_parquet(path: StrPath) -> Iterator[AttributionOutput]:
     """The outputs of a file that ``write_parquet`` wrote, one after the other.
 
     Raises:
-        InvalidArgumentError: the file was written by something else.
+        InvalidArgumentError: the file was written by something else, or is damaged; the message names the row and the field.
         MissingPackageError: pyarrow is not installed.
     """
-    parquet = needed("pyarrow.parquet", "tables")
-    with parquet.ParquetFile(path) as file:
-        if missing := set(_schema().names) - set(file.schema_arrow.names):
-            raise InvalidArgumentError(
-                f"{os.fspath(path)} holds no outputs: it lacks the columns {', '.join(sorted(missing))}."
-            )
-        for batch in file.iter_batches(batch_size=64):
-            for row in batch.to_pylist():
-                yield AttributionOutput.from_dict(_from_row(row))
+    arrow, parquet = needed("pyarrow", "tables"), needed("pyarrow.parquet", "tables")
+    try:
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            if missing := set(_schema().names) - _SECOND - set(file.schema_arrow.names):
+                raise InvalidArgumentError(
+                    f"{_name(path)} holds no outputs: it lacks the columns {', '.join(sorted(missing))}."
+                )
+            batches = file.iter_batches(batch_size=64)
+            for count, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
+                yield _of_row(row, f"{_name(path)}, row {count}")
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # there is no such file, say
+            raise
+        raise InvalidArgumentError(f"{_name(path)} is no Parquet that can be read: {error}") from None
+
+
+def _of_row(row: dict[str, Any], place: str) -> AttributionOutput:
+    try:
+        return AttributionOutput.from_dict(_from_row(row))
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f"{place}: {error}") from None
+
+
+def _name(path: StrPath) -> str:
+    return printable(os.fspath(path))
 
 
 def to_arrow(outputs: Iterable[AttributionOutput]) -> pa.Table:
@@ -148,7 +191,9 @@ def _schema() -> pa.Schema:
             ("degrees_of_freedom", arrow.int32()),
             ("unassigned", floats),
             ("convergence_delta", floats),
+            ("predicted_label", arrow.string()),
             ("probability", arrow.float64()),
+            ("target_probabilities", floats),
             ("error", arrow.string()),
             ("truncated", arrow.bool_()),
             ("converged", arrow.bool_()),
@@ -171,7 +216,7 @@ def _row(output: AttributionOutput) -> dict[str, Any]:
         row
         | varying
         | {
-            "text": _encodable(row["text"]),
+            "text": encodable(row["text"]),
             "attributions": output.attributions.flatten().numpy(),
             "standard_error": output.standard_error.flatten().numpy(),
             "unassigned": output.unassigned.numpy(),
@@ -183,17 +228,31 @@ def _row(output: AttributionOutput) -> dict[str, Any]:
 
 def _from_row(row: dict[str, Any]) -> dict[str, Any]:
     """What ``from_dict`` takes."""
-    height, width = len(row["target_names"]), len(row["elements"])
-    settings = json.loads(row["settings"]) | {name: row.pop(name) for name in ("n_perturbations", "rounds")}
+    plain = {name: _plain(value) for name, value in row.items()}
+    for name in ("settings", "provenance", "model_inputs"):
+        try:
+            plain[name] = json.loads(row[name])
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidArgumentError(f"{name} is no JSON: {error}.") from None
+    if isinstance(plain["settings"], dict):
+        plain["settings"] |= {name: row[name] for name in ("n_perturbations", "rounds")}
     for name in ("attributions", "standard_error"):
-        row[name] = np.asarray(row[name], np.float32).reshape(height, width).tolist()
-    return row | {
-        "settings": settings,
-        "provenance": json.loads(row["provenance"]),
-        "model_inputs": json.loads(row["model_inputs"]),
-    }
+        plain[name] = _matrix(name, plain[name], row["target_names"], row["elements"])
+    return plain
 
 
-def _encodable(text: str) -> str:
-    """Halves of surrogate pairs, which UTF-8 has not (and only texts that were refused hold), replaced."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+def _plain(value: Any) -> Any:
+    """NaN and infinities, which Parquet has, as JSON has them."""
+    if isinstance(value, list):
+        return [number(one) if isinstance(one, float) else one for one in value]
+    return number(value) if isinstance(value, float) else value
+
+
+def _matrix(name: str, values: Any, targets: Any, elements: Any) -> list[Any]:
+    """(t, G) as lists."""
+    if not all(isinstance(one, list) for one in (values, targets, elements)):
+        raise InvalidArgumentError(f"{name}, target_names and elements must be lists.")
+    height, width = len(targets), len(elements)
+    if len(values) != height * width:
+        raise InvalidArgumentError(f"{name} must hold {height} x {width} entries; it holds {len(values)}.")
+    return [values[t * width : (t + 1) * width] for t in range(height)]

@@ -99,7 +99,7 @@ def to_captum(record: Record, true_class: str = "–") -> list[Any]:
     """
     _explained(record)
     visualization = needed("captum.attr").visualization
-    predicted = record.probability is not None
+    predicted = record.predicted_label
     made = []
     for t, name in enumerate(record.target_names):
         row = record.attributions[t].nan_to_num()
@@ -107,8 +107,8 @@ def to_captum(record: Record, true_class: str = "–") -> list[Any]:
         made.append(
             visualization.VisualizationDataRecord(
                 word_attributions=row / largest if largest else row,
-                pred_prob=record.probability if predicted else math.nan,
-                pred_class=html.escape(record.predicted_label or record.target_names[0]) if predicted else "–",
+                pred_prob=math.nan if record.probability is None else record.probability,
+                pred_class="–" if predicted is None else html.escape(predicted),
                 true_class=html.escape(true_class),
                 attr_class=html.escape(name),
                 attr_score=float(row.sum()),

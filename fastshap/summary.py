@@ -15,12 +15,11 @@ from fastshap.errors import InvalidArgumentError
 from fastshap.estimate import student_quantile
 from fastshap.extras import needed
 from fastshap.record import Record
+from fastshap.render import wording
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
-
-_MOST_FREEDOM = 1000  # beyond it the quantile no longer moves
 
 
 @dataclass(frozen=True)
@@ -69,18 +68,20 @@ class _Tally:
         """Of the interval."""
         if self.count < 2:
             return math.nan
-        freedom = min(self.count - 1, _MOST_FREEDOM)
-        return student_quantile(0.975, freedom) * math.sqrt(self.squares / (self.count - 1) / self.count)
+        return student_quantile(0.975, self.count - 1) * math.sqrt(self.squares / (self.count - 1) / self.count)
 
 
 class Summary:
     """The elements of many outputs with their mean scores, a target's largest mean absolute scores first."""
 
-    def __init__(self, rows: list[Lean], outputs: int, errors: int, min_count: int) -> None:
+    def __init__(
+        self, rows: list[Lean], outputs: int, errors: int, min_count: int, explained: tuple[str, ...] = ()
+    ) -> None:
         self.rows = rows
         self.outputs = outputs
         self.errors = errors
         self.min_count = min_count
+        self.explained = explained  # what the scores are parts of: "logit", say
 
     def __iter__(self) -> Iterator[Lean]:
         return iter(self.rows)
@@ -156,11 +157,13 @@ def summarize(outputs: Iterable[Record], *, min_count: int = 2, casefold: bool =
     least = parameters.whole(min_count, "min_count", least=1)
     tallies: dict[tuple[str, str], _Tally] = {}
     count = errors = 0
+    explained: dict[str, None] = {}
     for number, output in enumerate(outputs):
         count += 1
         if output.error is not None:
             errors += 1
             continue
+        explained[wording.explained(output)] = None
         names = [_bare(element.casefold() if casefold else element) for element in output.elements]
         for target, row in zip(map(_bare, output.target_names), output.attributions.tolist(), strict=True):
             for name, value in zip(names, row, strict=True):
@@ -169,7 +172,7 @@ def summarize(outputs: Iterable[Record], *, min_count: int = 2, casefold: bool =
     order = {target: i for i, target in enumerate(dict.fromkeys(target for target, _ in tallies))}
     rows = [_lean(target, name, tally) for (target, name), tally in tallies.items() if tally.count >= least]
     rows.sort(key=lambda row: (order[row.target], -row.mean_abs, row.element))
-    return Summary(rows, count, errors, least)
+    return Summary(rows, count, errors, least, tuple(explained))
 
 
 def _bare(text: str) -> str:

@@ -1,5 +1,6 @@
 """The command line as people run it."""
 
+import copy
 import fcntl
 import inspect
 import io
@@ -30,7 +31,7 @@ FIVE = {
     "The battery died after two days.": "negative",
     "Terrible customer service, I want my money back.": "negative",
 }
-# Words whose side is beyond doubt, as they speak for or against the label above.
+# Words whose side is beyond doubt, as they support or oppose the label above.
 STRONGEST = {"gorgeous": 1, "witty": 1, "not": 1, "good": -1, "loved": 1, "died": 1, "Terrible": 1}
 
 
@@ -90,6 +91,22 @@ def test_emoji_stay_whole():
 def test_text_cannot_steer_the_terminal():
     out = run("fine \x1b[31m\x07 film \u202e abc").stdout
     assert not set(out) & {"\x1b", "\x07", "\u202e"}
+
+
+def test_files_and_labels_cannot_steer_the_terminal(tmp_path, bert_pair):
+    evil = "\x1b]52;c;eA==\x07\x9b2J"
+    assert "No such file" in run("--file", str(tmp_path / evil), code=2).stderr
+    page = run("--html", str(tmp_path / f"{evil}.html"), "fine")
+    model, tokenizer = copy.deepcopy(bert_pair)
+    model.config.id2label = {i: f"{evil}{i}" for i in range(3)}
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "labels")
+    shown = run("--model", str(tmp_path / "labels"), "fine film")
+    line = run("--json", "--model", str(tmp_path / "labels"), "fine film").stdout
+    refused = run("--model", str(tmp_path / "labels"), "--target", f"{evil}9", "fine", code=2)
+    for out in (page.stderr, shown.stdout, refused.stderr, line):
+        assert not set(out) & {"\x1b", "\x07", "\x9b"}
+    assert json.loads(line)["predicted_label"][:-1] == evil
 
 
 def test_options():

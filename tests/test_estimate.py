@@ -16,7 +16,7 @@ from fastshap.reference import moments
 TEXTS = ["not good at all", "A gorgeous, witty film, but the ending is dull.", "fine"]
 
 
-@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 24, 63, 1000])
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 24, 63, 300, 301, 1000, 10**9])
 def test_quantiles_against_scipy(freedom):
     for probability in (0.55, 0.9, 0.975, 0.995):
         expected = scipy.stats.t.ppf(probability, freedom)

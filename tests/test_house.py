@@ -13,6 +13,7 @@ PACKAGE = ROOT / "fastshap"
 CHAIN = [
     *(
         "errors",
+        "visible",
         "adjoint",
         "version",
         "locks",
@@ -39,6 +40,7 @@ CHAIN = [
         "estimate",
         "default_model",
         "tasks",
+        "checked",
         "record",
         "plain",
         "extras",
@@ -46,6 +48,7 @@ CHAIN = [
         "interop",
         "render",
         "output",
+        "comparison",
         "files",
         "summary",
         "memory",

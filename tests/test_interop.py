@@ -132,11 +132,11 @@ def test_captum_draws(default_pair):
     assert words == output.elements
 
 
-def test_captum_names_the_predicted_class(default_pair):
-    (output,) = fastshap.GradientShap(*default_pair)("not good at all", "positive")
-    (record,) = output.to_captum()
-    assert (record.pred_class, record.attr_class) == ("negative", "positive")
-    assert record.pred_prob == output.probability > 0.5
+def test_captum_names_the_prediction_for_given_targets_too(default_pair):
+    (output,) = fastshap.GradientShap(*default_pair)("not good at all", "all")
+    for record in output.to_captum():
+        assert (record.pred_class, record.pred_prob) == ("negative", output.probability)
+    assert [record.attr_class for record in output.to_captum()] == ["negative", "positive"]
 
 
 def test_captum_draws_generations(llama_pair):

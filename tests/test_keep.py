@@ -235,3 +235,34 @@ def test_packages_that_are_missing_are_named(outputs, monkeypatch):
         with pytest.raises(fastshap.MissingPackageError, match=how) as caught:
             call()
         assert isinstance(caught.value, ImportError)
+
+
+def test_files_of_the_first_version_hold_every_kind(tmp_path):
+    """Written by the first version, as JSON and as Parquet: the same outputs, which become those of this version."""
+    lines, rows = (
+        list(fastshap.read_jsonl(DATA / "kinds-1.jsonl")),
+        list(fastshap.read_parquet(DATA / "kinds-1.parquet")),
+    )
+    assert [output.to_json() for output in lines] == [output.to_json() for output in rows]
+    tasks = {(output.model_task.value, output.granularity.value, output.error is None) for output in lines}
+    assert len(tasks) == 5
+    assert any(isinstance(output.baseline, torch.Tensor) for output in lines)
+    assert any(isinstance(output.inference_mode, CustomMode) for output in lines)
+    for output in lines:
+        known = output.probability is not None
+        assert output.predicted_label == (output.target_names[0] if known else None)
+        assert (output.target_probabilities is None) != known
+        assert json.loads(output.to_json())["schema_version"] == 2
+    assert fastshap.write_parquet(lines, tmp_path / "again") == len(lines)
+    again = fastshap.read_parquet(tmp_path / "again")
+    assert [output.to_json() for output in again] == [output.to_json() for output in lines]
+
+
+def test_what_a_classifier_predicts_is_kept(outputs, tmp_path):
+    output = fastshap.AttributionOutput.from_dict(outputs[3].to_dict())  # three targets
+    output.predicted_label, output.probability = "LABEL_2", 0.5
+    output.target_probabilities = torch.tensor([0.2, 0.3, 0.5])
+    assert_identical(fastshap.AttributionOutput.from_json(output.to_json()), output)
+    fastshap.write_parquet([output], tmp_path / "one")
+    (back,) = fastshap.read_parquet(tmp_path / "one")
+    assert_identical(back, output)

@@ -18,9 +18,11 @@ import torch
 from transformers import BatchEncoding
 
 import fastshap
+from fastshap.plain import CustomMode
 from fastshap.provenance import Provenance
 from fastshap.record import Record
-from fastshap.render import page
+from fastshap.render import settings, style
+from fastshap.render.markup import marked
 from fastshap.render.page import fragment, write_page
 from fastshap.types import Granularity, GranularityAggregationStrategy, InferenceModes, ModelTask
 
@@ -88,7 +90,9 @@ def everything_evil():
     for text in EVIL:
         origin = Provenance(*[text] * 8, versions={text: text})
         yield record_of(text, [text, text[::-1]], provenance=origin, sampling=text)
-        yield record_of(text, [text], probability=0.5, text="", element_spans=[], provenance=origin)
+        yield record_of(
+            text, [text], probability=0.5, predicted_label=text, text="", element_spans=[], provenance=origin
+        )
         chips = record_of(f"{text} b")
         yield dataclasses.replace(
             chips, elements=[text] * len(chips.elements), element_spans=[(0, 0)] * len(chips.elements)
@@ -155,22 +159,71 @@ def test_small_scores_are_not_shaded_and_zeros_have_no_sign():
     assert [attrs["aria-description"] for _, attrs in words] == ["+1", "−0.01", "+0"]
 
 
+def test_infinite_scores():
+    record = record_of("a b c", attributions=torch.tensor([[torch.inf, 1.0, -torch.inf]]))
+    assert [attrs.get("class") for _, attrs in Parsed(page_of(record)).words] == ["p8", None, "n8"]
+
+
 def test_all_scores_zero():
     record = record_of("a b", attributions=torch.zeros(1, 2))
     assert [attrs.get("class") for _, attrs in Parsed(page_of(record)).words] == [None, None]
 
 
+def test_several_targets_open_on_the_predicted_one_with_every_probability():
+    labels = ["joy", "fear", " anger"]
+    predicted = {
+        "predicted_label": "fear",
+        "probability": 0.75,
+        "target_probabilities": torch.tensor([0.125, 0.75, 0.0625]),
+    }
+    found = Parsed(page_of(record_of("not good", labels, **predicted)))
+    radios = [attrs for tag, attrs in found.tags if tag == "input"]
+    assert ["checked" in attrs for attrs in radios] == [False, True, False]
+    for shown in ("joy 0.125", "fear 0.750", "anger 0.062", "predicted fear, probability 0.750"):
+        assert shown in found.text
+    elsewhere = page_of(record_of("not good", labels[::2], predicted_label="fear", probability=0.75))
+    radios = [attrs for tag, attrs in Parsed(elsewhere).tags if tag == "input"]
+    assert ["checked" in attrs for attrs in radios] == [True, False]
+
+
+def test_the_probability_of_a_target_that_was_not_predicted():
+    predicted = {"predicted_label": "fear", "probability": 0.75, "target_probabilities": torch.tensor([0.125])}
+    text = Parsed(page_of(record_of("not good", ["joy"], **predicted))).text
+    assert "predicted fear, probability 0.750" in text
+    assert "probability of this target 0.125" in text
+
+
+@pytest.mark.parametrize(
+    ("mode", "called"),
+    [
+        (InferenceModes.LOGITS, "explains the logit;"),
+        (InferenceModes.SOFTMAX, "explains the probability;"),
+        (InferenceModes.LOG_SOFTMAX, "explains the log-probability;"),
+        (torch.sigmoid, "explains the score of sigmoid;"),
+    ],
+)
+def test_the_page_says_what_the_numbers_are(mode, called):
+    assert called in Parsed(page_of(record_of("not good", inference_mode=mode))).text
+
+
+def test_settings_that_are_markup_are_text():
+    evil = '"><script>ran=1</script>'
+    source = fragment(record_of("not good", n_perturbations=evil, inference_mode=CustomMode(evil)), "one")
+    assert "<script" not in source
+    assert evil in Parsed(source).text
+
+
 def test_the_scale_is_each_targets_own():
     text = Parsed(page_of(record_of("not good", ["joy", "fear"]))).text
-    assert "against −1  +1 for joy" in text
-    assert "against −0.5  +0.5 for fear" in text
+    assert "opposes −1  +1 supports joy" in text
+    assert "opposes −0.5  +0.5 supports fear" in text
 
 
 def test_unsigned_scores():
     record = record_of("not good", attributions=torch.tensor([[2.0, 1.0]]), reduction="abs_mean")
     found = Parsed(page_of(record))
     assert "0  2 larger weighs more for positive" in found.text
-    assert "against" not in found.text
+    assert "opposes" not in found.text
     assert [attrs["aria-description"] for _, attrs in found.words] == ["2 ± 0.01", "1 ± 0.005"]
 
 
@@ -187,7 +240,7 @@ def test_elements_without_characters_of_their_own_are_chips():
     assert found.sentences == ["good 🙂!"]
     assert [attrs.get("aria-label", word) for word, attrs in found.words] == record.elements
     assert [word for word, _ in found.words] == ["", "good", "🙂", "", "!", ""]
-    assert "one score a token;" in found.text
+    assert "one score per token;" in found.text
 
 
 def test_white_space_counted_to_an_element_is_not_shaded():
@@ -236,8 +289,8 @@ def test_many_targets_need_no_more_rules():
 
 def test_names_of_white_space_can_be_chosen():
     found = Parsed(page_of(record_of("a b", ["\n", " "])))
-    assert "'\\n'" in found.text
-    assert "' '" in found.text
+    assert "↵" in found.text
+    assert "␣" in found.text
 
 
 def test_the_line_below_says_how():
@@ -254,12 +307,12 @@ def test_the_line_below_says_how():
     )
     text = Parsed(page_of(record)).text
     assert (
-        "one score a word (sum of its tokens); 40 samples in 4 rounds; within rtol 0.05; elsewhere −0.25; "
-        "convergence delta +0.003; the text was cut to what the model takes" in text
+        "explains the logit; one score per word (sum of its tokens); 40 samples in 4 rounds; within rtol 0.05; "
+        "elsewhere −0.25; convergence delta +0.003; the text was cut to what the model takes" in text
     )
     assert "rtol 0.05 not met" in Parsed(page_of(dataclasses.replace(record, converged=False))).text
     plain = Parsed(page_of(record_of("not good"))).text
-    assert "one score a word (mean of its tokens); 10 samples\nSettings" in plain
+    assert "one score per word (mean of its tokens); 10 samples\nSettings" in plain
 
 
 def test_what_was_not_explained_says_why():
@@ -271,9 +324,10 @@ def test_what_was_not_explained_says_why():
 
 
 def test_captions():
-    record = record_of("not good", probability=0.8184)
+    record = record_of("not good", probability=0.8184, predicted_label="positive")
     found = Parsed(page_of(record, record, captions=[None, "<i>mine</i>"], title="A & B"))
     assert found.text.count("predicted positive, probability 0.818") == 1
+    assert "predicted" not in Parsed(page_of(record_of("not good"))).text
     assert "<i>mine</i>" in found.text
     assert found.text.startswith("A & B")
     with pytest.raises(ValueError, match="shorter"):
@@ -308,7 +362,7 @@ def test_the_call_names_what_is_not_a_default():
 
 def test_defaults_are_the_explainers():
     parameters = inspect.signature(fastshap.GradientShap.__init__).parameters
-    for name in page._NAMED:
+    for name in settings.NAMED:
         assert parameters[name].default == next(f.default for f in dataclasses.fields(Record) if f.name == name)
     elsewhere = {
         "self",
@@ -320,7 +374,7 @@ def test_defaults_are_the_explainers():
         "on_error",
         "backend",
     }
-    assert set(parameters) == {*page._NAMED, *elsewhere}
+    assert set(parameters) == {*settings.NAMED, *elsewhere}
 
 
 def test_each_combination_of_settings_once_and_twenty_at_most():
@@ -385,12 +439,12 @@ def test_nothing_untrusted_becomes_markup():
 
 def test_what_is_not_seen_is_marked_and_nothing_else():
     every = [chr(i) for i in range(1, sys.maxunicode + 1) if not 0xD800 <= i < 0xE000]
-    marked = {char for char in every if "data-u" in page._text(char)}
+    boxed = {char for char in every if "data-u" in marked(char)}
     unseen = {char for char in every if unicodedata.category(char) in ("Cc", "Cf", "Zl", "Zp")}
     signs = set("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd")
-    assert unseen - marked == set("\t\n\u200c\u200d") | signs
-    assert all(unicodedata.category(char) in ("Cn", "Lo", "Mn", "So") for char in marked - unseen)
-    assert "data-u" not in page._text("a\r\nb")
+    assert unseen - boxed == set("\t\n\u200c\u200d") | signs
+    assert all(unicodedata.category(char) in ("Cn", "Lo", "Mn", "So") for char in boxed - unseen)
+    assert "data-u" not in marked("a\r\nb")
     for text in ("a\0b\ud800", "".join(every)):
         assert Parsed(page_of(record_of(text, elements=[], element_spans=[], attributions=torch.zeros(1, 0)))).sentences
         page_of(failed(text, text), title=text).encode()
@@ -405,14 +459,14 @@ def test_every_rule_is_for_our_class_alone():
 
 
 def test_text_stands_out_from_every_shade():
-    for palette in (page._LIGHT, page._DARK):
-        pairs = re.findall("background-color: (#.{6}); color: #(.)", page._colours(palette))
+    for palette in (style.LIGHT, style.DARK):
+        pairs = re.findall("background-color: (#.{6}); color: #(.)", style.colours(palette))
         assert len(pairs) == 16
         for shade, ink in pairs:
-            light = page._luminance(bytes.fromhex(shade[1:]))
+            light = style.luminance(bytes.fromhex(shade[1:]))
             assert max(1.05 / (light + 0.05) * (ink == "f"), (light + 0.05) / 0.05 * (ink == "0")) > 4.5
         paper, ink, quiet, faint = (
-            page._luminance(bytes.fromhex(palette[n][1:])) for n in ("paper", "ink", "quiet", "faint")
+            style.luminance(bytes.fromhex(palette[n][1:])) for n in ("paper", "ink", "quiet", "faint")
         )
         for colour, least in ((ink, 12), (quiet, 4.5), (faint, 4)):
             low, high = sorted((paper, colour))
@@ -706,7 +760,7 @@ def test_targets_are_switched_by_keyboard_alone(visit):
         assert len(panels) == 1
         words = panels[0].find_elements("css selector", "[tabindex]")
         assert [word.get_attribute("class") for word in words] == side
-        assert f"for {emotion}" in panels[0].text
+        assert f"supports {emotion}" in panels[0].text
         radio = press(browser, "ARROW_RIGHT")
     assert press(browser, "TAB").text == "not"
     assert press(browser, "TAB").text == "good"

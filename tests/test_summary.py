@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 import statistics
 
 import matplotlib as mpl
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 from scipy import stats
+from test_page import Parsed
 
 import fastshap
+from fastshap.render import style
 from fastshap.render.summary import show
 
 mpl.use("agg")
@@ -85,8 +88,27 @@ def test_table(outputs):
     text = drawn.getvalue()
     assert "target positive" in text
     assert "gorgeous" in text
-    assert "5 outputs, 1 of them not explained" in " ".join(text.split())
+    assert "5 texts, 1 of them not explained; parts of the logit; elements that occur at least twice." in " ".join(
+        text.split()
+    )
     assert "\x1b" not in text
+
+
+def test_counts_in_words(outputs):
+    text = Parsed(fastshap.summarize(outputs[:1], min_count=1)._repr_html_()).text
+    assert "1 text; parts of the logit; all elements." in text
+    assert "elements that occur at least 3 times" in fastshap.summarize(outputs, min_count=3)._repr_html_()
+
+
+def test_page_has_the_look_of_the_others(outputs, tmp_path):
+    fastshap.summarize(outputs).to_html(tmp_path / "summary.html")
+    source = (tmp_path / "summary.html").read_text()
+    found = Parsed(source)
+    assert ("body", {"class": "fastshap page"}) in found.tags
+    assert "supports the target" in found.text
+    assert re.search("<style>(.*?)</style>", source)[1].startswith(
+        style.style(style.PAGE + style.ARTICLE).split(":root{--")[0][:2000]
+    )
 
 
 def test_page_is_escaped_and_stands_alone(outputs, tmp_path):
@@ -98,10 +120,10 @@ def test_page_is_escaped_and_stands_alone(outputs, tmp_path):
     text = path.read_text()
     assert "<script" not in text
     assert "<img" not in text
-    assert "\u202e" not in text
+    assert text.count('data-u="U+202E">\u202e</i>') == text.count("\u202e") > 0
     assert "http" not in text.replace("http-equiv", "")
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
-    assert "script" not in fastshap.summarize(outputs)._repr_html_()
+    assert "<script" not in fastshap.summarize(outputs)._repr_html_()
 
 
 # ------------------------------------------------------------------ pictures

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import torch
@@ -10,12 +9,12 @@ import torch
 from fastshap.errors import InvalidArgumentError
 from fastshap.extras import needed
 from fastshap.record import Record
-from fastshap.render.terminal import printable
+from fastshap.render import wording
 from fastshap.types import ModelTask
+from fastshap.visible import named, printable
 
-# As in the terminal: blue speaks for the target, orange against it.
+# As in the terminal: blue supports the target, orange opposes it.
 FOR, AGAINST = "#2166de", "#d6600a"
-_SPACES = re.compile(r"\s")
 _LONGEST = 32  # characters of a label
 
 
@@ -25,8 +24,6 @@ def plot(record: Record, target: int, top: int, ax: Any) -> Any:
         raise InvalidArgumentError(f"This text was not explained, so there is nothing to draw: {record.error}")
     if record.model_task is ModelTask.GENERATION:
         return _heat_map(record, ax)
-    if not -len(record.target_names) <= target < len(record.target_names):
-        raise InvalidArgumentError(f"There are {len(record.target_names)} targets; target {target} is none of them.")
     scores = record.attributions[target]
     strongest = scores.abs().argsort(descending=True, stable=True)[: max(1, top)].sort().values
     errors = record.standard_error[target, strongest].nan_to_num(0)
@@ -34,7 +31,10 @@ def plot(record: Record, target: int, top: int, ax: Any) -> Any:
     ax = bars(names, scores[strongest], errors, errors, ax)
     ax.set_title(f"target {label(record.target_names[target])}", parse_math=False, loc="left")
     known = record.degrees_of_freedom > 0
-    ax.set_xlabel("attribution" + (", with its standard error" if known else ""))
+    ax.set_xlabel(
+        printable(f"part of the {wording.explained(record)}") + (", with its standard error" if known else ""),
+        parse_math=False,
+    )
     return ax
 
 
@@ -77,7 +77,8 @@ def _heat_map(record: Record, ax: Any) -> Any:
         text.set_parse_math(False)
     ax.set_ylabel("generated")
     ax.set_xlabel("drew on")
-    ax.figure.colorbar(image, ax=ax, label="attribution")
+    bar = ax.figure.colorbar(image, ax=ax)
+    bar.set_label(printable(f"part of the {wording.explained(record)}"), parse_math=False)
     return ax
 
 
@@ -88,5 +89,5 @@ def _axes(figsize: tuple[float, float]) -> Any:
 
 def label(text: str) -> str:
     """One line of printable characters, not too long."""
-    line = printable(" ".join(text.split()) or _SPACES.sub("␣", text.replace("\r\n", "\n").replace("\n", "↵")))
+    line = printable(" ".join(named(text).split()))
     return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"

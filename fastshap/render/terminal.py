@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import math
-import unicodedata
 from collections.abc import Callable, Iterator
 
 from rich.cells import cell_len
@@ -12,7 +12,9 @@ from rich.style import Style
 from rich.text import Text
 
 from fastshap.record import Record
-from fastshap.types import Granularity, GranularityAggregationStrategy, ModelTask
+from fastshap.render import wording
+from fastshap.types import ModelTask
+from fastshap.visible import named, printable
 
 # Blue and orange: told apart by people who do not tell red from green.
 _FOR, _AGAINST = (33, 102, 222), (214, 96, 10)
@@ -20,7 +22,7 @@ _PAPER = (245, 245, 245)
 
 
 def show(output: Record, console: Console | None = None) -> None:
-    """Prints the elements with their scores below them, one block a target; blue speaks for the target, orange against.
+    """Prints the elements with their scores below them, one block a target; blue supports the target, orange opposes it.
 
     Args:
         console: a rich console; by default standard output, with colour where it is a terminal and NO_COLOR is not set.
@@ -29,52 +31,49 @@ def show(output: Record, console: Console | None = None) -> None:
     if output.error is not None:
         console.print(Text(f"not explained: {printable(output.error)}", style="bold"))
         return
+    if (predicted := wording.prediction(output)) is not None:
+        console.print(Text(printable(predicted)))
     rows = zip(output.target_names, output.attributions.tolist(), output.standard_error.tolist(), strict=True)
     for t, (name, row, errors) in enumerate(rows):
-        console.print(Text(f"target {printable(name).strip() or repr(name)}", style="bold"))
+        known = wording.probability(output, t)
+        also = "" if known is None else f", probability {known:.3f}"
+        console.print(Text(f"target {printable(named(name))}{also}", style="bold"))
         few = console.color_system in ("standard", "windows")
         for line in _lines(output.elements, row, errors, max(20, console.width - 2), _few_colours if few else _style):
             console.print(Text("  ").append_text(line), soft_wrap=True)
-        if remarks := _remarks(output, t):
+        if remarks := ", ".join(wording.remainders(output, t, "+.3f")):
             console.print(Text(f"  {remarks}", style="dim"), soft_wrap=True)
-    for line in Text(_legend(output), style="dim").wrap(console, max(20, console.width - 2)):
+    for line in Text(_legend(output, console.color_system is not None), style="dim").wrap(
+        console, max(20, console.width - 2)
+    ):
         console.print(Text("  ").append_text(line))
 
 
-def _remarks(output: Record, t: int) -> str:
-    """What it takes to add the scores up: where they are sums, and where it was asked for."""
-    remarks = []
-    if output.granularity_aggregation_strategy is GranularityAggregationStrategy.SUM and output.reduction == "sum":
-        remarks.append(f"elsewhere {float(output.unassigned[t]):+.3f}")
-    if output.convergence_delta is not None:
-        remarks.append(f"convergence delta {float(output.convergence_delta[t]):+.3f}")
-    return ", ".join(remarks)
-
-
-def printable(text: str) -> str:
-    """The text with control and invisible formatting characters made visible, so that it cannot steer the terminal."""
-    kept = "\u200c\u200d"  # joiners, which emoji and several scripts are spelt with
-    return "".join(c if unicodedata.category(c)[0] != "C" or c in kept else " " if c in "\t\n\r" else "�" for c in text)
+def lines_of(output: Record) -> str:
+    """What :func:`show` prints, without colour."""
+    file = io.StringIO()
+    show(output, Console(file=file, color_system=None, force_jupyter=False, highlight=False))
+    return "\n".join(line.rstrip() for line in file.getvalue().rstrip().split("\n"))
 
 
 def _lines(
     elements: list[str], scores: list[float], errors: list[float], width: int, style: Callable[[float], Style]
 ) -> Iterator[Text]:
     """Rows of words, of their scores and of the standard errors, as wide as the terminal."""
-    largest = max((abs(score) for score in scores if not math.isnan(score)), default=0.0)
+    largest = wording.largest_of(scores)
     form = "+#.3g" if largest < 1e-2 or largest >= 1e3 else "+.3f"  # the # keeps trailing zeros
     block, used = (Text(), Text(), Text()), 0
     for element, score, error in zip(elements, scores, errors, strict=True):
         if math.isnan(score):
             continue
-        shown = printable(" ".join(element.split()) or element)
+        shown = printable(" ".join(named(element).split()))
         below = [f"{score:{form}}", "" if math.isnan(error) else f"±{error:{form[1:]}}"]
         cell = max(cell_len(shown), *map(len, below)) + 1
         if used and used + cell > width:
             yield from (line for line in block if line.plain.strip())
             block, used = (Text(), Text(), Text()), 0
         words, *numbers = block
-        words.append(shown, style=style(score / largest if largest else 0.0))
+        words.append(shown, style=style(wording.share(score, largest)))
         words.append(" " * (cell - cell_len(shown)))
         for line, number in zip(numbers, below, strict=True):
             line.append(number.ljust(cell), style="dim")
@@ -99,17 +98,16 @@ def _few_colours(strength: float) -> Style:
     return Style(color="bright_white", bgcolor="blue") if strength > 0 else Style(color="black", bgcolor="yellow")
 
 
-def _legend(output: Record) -> str:
-    unit = output.granularity.name.lower().replace("_", " ").replace("all tokens", "token")
-    if output.granularity not in (Granularity.TOKEN, Granularity.ALL_TOKENS):
-        unit += f" ({output.granularity_aggregation_strategy.name.lower().replace('_', ' ')} of its tokens)"
-    what = (
-        "blue (+) speaks for the target, orange (-) against it" if output.reduction == "sum" else "larger weighs more"
-    )
-    known = output.degrees_of_freedom > 0
-    drawn = f"{'± standard error; ' if known else ''}{output.n_perturbations} samples, seed {output.seed}"
-    if output.converged is not None:
-        drawn += f", within rtol {output.rtol:g}" if output.converged else f", rtol {output.rtol:g} not met"
-    cut = "; the text was cut to what the model takes" if output.truncated else ""
-    hidden = "; each block shows what its target could see" if output.model_task is ModelTask.GENERATION else ""
-    return f"one score a {unit}: {what}; {drawn}{cut}{hidden}"
+def _legend(output: Record, coloured: bool) -> str:
+    plus, minus = ("blue (+)", "orange (-)") if coloured else ("+", "-")
+    side = f"{plus} supports the target, {minus} opposes it" if output.reduction == "sum" else "larger weighs more"
+    known = "± standard error; " if output.degrees_of_freedom > 0 else ""
+    parts = [
+        f"explains the {wording.explained(output)}, one score per {wording.unit(output)}: {side}",
+        f"{known}{', '.join((*wording.drawn(output), f'seed {output.seed}'))}",
+    ]
+    if output.truncated:
+        parts.append("the text was cut to what the model takes")
+    if output.model_task is ModelTask.GENERATION:
+        parts.append("each block shows what its target could see")
+    return printable("; ".join(parts))
