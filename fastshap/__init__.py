@@ -15,6 +15,7 @@ from fastshap.errors import (
     SharedModelWarning,
     TruncationWarning,
     UnsupportedModelError,
+    UntrainedHeadWarning,
     WorkerDiedError,
 )
 from fastshap.explainer import GradientShap
@@ -51,6 +52,7 @@ __all__ = [
     "Summary",
     "TruncationWarning",
     "UnsupportedModelError",
+    "UntrainedHeadWarning",
     "WorkerDiedError",
     "__version__",
     "load_default_model",

@@ -395,7 +395,9 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         items = [_item(one, torch.zeros(1, dtype=torch.int64, device="cpu")) for one in different.values()]
         here = Samples((0, 0, 0), np.zeros(1, np.float32), np.zeros(1, np.int64), *np.ones((2, 1), np.float32))
         plain = dataclasses.replace(self._settings, noise_std=0.0, baseline=0.0)
-        values = engine.evaluate(self._replicas.models(self.task.model), items, [here] * len(items), forward, plain, self._budget)
+        values = engine.evaluate(
+            self._replicas.models(self.task.model), items, [here] * len(items), forward, plain, self._budget
+        )
         found = dict(zip(different, values, strict=True))
         return [found[(*one.input_ids, *itertools.chain(*one.extra.values()))][0] for one in encoded]
 

@@ -37,6 +37,7 @@ CHAIN = [
         "groups",
         "estimate",
         "default_model",
+        "untrained",
         "tasks",
         "record",
         "plain",

@@ -21,7 +21,7 @@ from fastshap.inputs import KINDS, Tokens, sources
 from fastshap.sampling import text_key
 from fastshap.spelling import read
 from fastshap.tasks.base import Predict, Prepared, Task, takes
-from fastshap.tasks.heads import Way, described, full_logits, kept_logits, target_logits
+from fastshap.tasks.heads import Way, described, full_logits, kept_logits, output_layer, target_logits
 from fastshap.tasks.layout import masked
 from fastshap.tasks.trial import Judge, Ran, ToLogits, as_written, far, leaks, points, ran
 from fastshap.text import Encoded, after, continuation, join, without_ending
@@ -35,7 +35,7 @@ _UNSPACED = ("CJK", "IDEOGRAPHIC", "FULLWIDTH", "HIRAGANA", "KATAKANA", "THAI", 
 
 
 class GenerationTask(Task):
-    """``*ForCausalLM`` and ``*LMHeadModel``: logits (R, L, V); the one before a token's position predicts it."""
+    """``*ForCausalLM``, ``*LMHeadModel`` and others that go on with a text: logits (R, L, V); the one before a token's position predicts it."""
 
     class_endings = ("ForCausalLM", "LMHeadModel")
     model_task = ModelTask.GENERATION
@@ -230,6 +230,12 @@ class GenerationTask(Task):
             return prompt
         if isinstance(ending, FastshapError):
             return ending
+        known = getattr(output_layer(self.model), "out_features", None)
+        if known is not None and max(ending.input_ids, default=0) >= known:
+            return InvalidArgumentError(
+                f"The target holds token id {max(ending.input_ids)}, and the model predicts ids below {known}; leave the token "
+                "out of the target."
+            )
         limit = self.max_length()
         if limit is not None and len(prompt) + len(ending) > limit:
             cut = self._cut(source, len(prompt), len(ending), limit)
