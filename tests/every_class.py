@@ -167,7 +167,9 @@ def plainly(model, ids, wanted, task):
         z = ((1 - float(alpha)) * x + float(alpha) * b)[None]
         for i, target in enumerate(wanted):
             leaf = z.clone().requires_grad_()
-            logits = model(inputs_embeds=leaf * 1, attention_mask=torch.ones(1, length, dtype=torch.int64), **options).logits
+            logits = model(
+                inputs_embeds=leaf * 1, attention_mask=torch.ones(1, length, dtype=torch.int64), **options
+            ).logits
             score = logits[0, target] if task == "classification" else logits[0, target - 1, ids[target]]
             (gradient,) = torch.autograd.grad(score, leaf)
             total[i] += float(weight) * ((x - b) * gradient[0]).sum(1) / SAMPLES
