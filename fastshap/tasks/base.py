@@ -238,7 +238,7 @@ class Task(ABC):
                 f"{self.name} changes its attention from block_sparse to full for a short text, and stays so: its scores "
                 "depend on the texts before. Load it with attention_type='original_full'."
             )
-        with as_written():
+        with as_written(self.model):
             layout = self.found("layout", lambda: self._layout() if self._check_embeddings(texts) else None)
         self.in_place = layout is not None and layout.in_place
         return layout

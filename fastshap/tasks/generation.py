@@ -35,7 +35,7 @@ _UNSPACED = ("CJK", "IDEOGRAPHIC", "FULLWIDTH", "HIRAGANA", "KATAKANA", "THAI", 
 
 
 class GenerationTask(Task):
-    """``*ForCausalLM``, ``*LMHeadModel`` and others that go on with a text: logits (R, L, V); the one before a token's position predicts it."""
+    """Models that go on with a text: logits (R, L, V); the one before a token's position predicts it."""
 
     class_endings = ("ForCausalLM", "LMHeadModel")
     model_task = ModelTask.GENERATION
@@ -72,7 +72,7 @@ class GenerationTask(Task):
         """The output layer is looked at in each call; the way to the logits is found once."""
         if self._tried_head is None:
             mode = self.inference_mode
-            with as_written():
+            with as_written(self.model):
                 known = isinstance(mode, InferenceModes)  # what a callable does may hang on anything
                 way = self.found(("way", mode), self._shortest_way) if known else self._shortest_way()
                 self._way = way or full_logits
