@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -29,6 +30,33 @@ LENGTHS = (3, 5, 8, 17, 40, 75)  # words, a token each
 TARGET = "superb and dull"
 SAMPLES = 2
 TOLERANCE = 1e-4  # of a text's largest score
+
+HEAD = """# Models
+
+fastshap explains text classifiers and causal language models. It decides by what a model does, not by its name: before the
+first explanation the model runs at a few points of its own, and every shortcut (padding, calls without a mask, a shorter last
+layer, fewer logits) is taken only where logits and gradients stay as they are. What cannot be explained rightly is refused.
+
+A model is accepted if it is a `*ForSequenceClassification`, or if it goes on with a text: it generates, takes `inputs_embeds`,
+gives a row of logits for each token, and no logits depend on later tokens. Encoders with a decoder, and models that fill in,
+mark or classify tokens, are refused. If a checkpoint lacks a head, transformers makes up a random one; fastshap notices this
+by the marks that transformers 5 leaves on what it did read, and warns with `UntrainedHeadWarning`. A model that was copied
+carries no marks, so a made-up head goes unnoticed there: look at the loading report of transformers.
+
+## Every class
+
+Each of the {n} classes that transformers {version} maps to sequence classification or causal language modelling was built
+small with large random weights, and six texts of different lengths were explained in one list. "equal": the scores are those
+of a plain forward and backward pass of each text alone, with the same noise, to 1e-4 of the largest; the number is the
+largest difference, and behind it stands how texts of different lengths share a call ("right" or "left" padding, or "alone").
+"refused": an error of ours says why. "not built": no small model could be made here, so nothing is known. Equal: {equal},
+refused: {refused}, not built: {built}, wrong: {wrong}.
+
+Run again by `python tests/every_class.py` (all) or with the names of some.
+
+| class | task | verdict | |
+| --- | --- | --- | --- |
+"""
 
 # What a size of a configuration becomes, by its name.
 SIZES = {
@@ -53,13 +81,20 @@ SIZES = {
 }
 # What names and sizes do not tell.
 TWEAKS = {
-    "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8},
+    "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "layer_types": ["mamba", "attention"]},
     "codegen": {"rotary_dim": 4},
-    "dory": {"num_hidden_layers": 3, "n_input_layers": 1, "n_recurrent_layers": 1, "n_output_layers": 1},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dory": {
+        "num_hidden_layers": 3,
+        "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+        "n_input_layers": 1,
+        "n_recurrent_layers": 1,
+        "n_output_layers": 1,
+    },
     "falcon_h1": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_ssm": 64},
     "gemma3n_text": {"num_kv_shared_layers": 0},
     "gptj": {"rotary_dim": 4},
-    "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 8},
+    "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 8, "layer_types": ["mamba", "attention"]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "use_mamba_kernels": False},
     "layoutlmv3": {"coordinate_size": 6, "shape_size": 4},
     "lilt": {"hidden_size": 48, "channel_shrink_ratio": 2},
@@ -118,10 +153,10 @@ def shrunk(config, vocabulary, tweaks):
                 layers = value
         elif name == "vocab_size":
             given[name] = vocabulary
-    heads, groups = (getattr(config, f"num_{name}_heads", None) for name in ("attention", "key_value"))
-    if groups is not None and groups == heads:
+    heads, groups = (vars(config).get(f"num_{name}_heads") for name in ("attention", "key_value"))
+    if heads and (groups is None or groups == heads) and "num_key_value_heads" in vars(config):
         given["num_key_value_heads"] = SIZES["num_attention_heads"]
-    if hasattr(config, "head_dim") and config.head_dim is None:
+    if vars(config).get("head_dim", 0) is None:
         given["head_dim"] = SIZES["head_dim"]
     for name, value in vars(config).items():
         if isinstance(value, list | tuple) and layers > 2 and len(value) == layers:
@@ -211,17 +246,45 @@ def verdict(task, kind, name):
     return ("equal" if apart <= TOLERANCE else "wrong"), f"{apart:.1e} {how} {'' if side.maskless else 'masked'}", ""
 
 
+def row_of(task, name):
+    """The verdict in the page, or None."""
+    for line in PAGE.read_text().splitlines() if PAGE.exists() else []:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 4 and cells[:2] == [name, task]:
+            return cells[2:]
+    return None
+
+
+def written(rows):
+    """The page, of verdicts by (task, name)."""
+    counts = Counter({"equal": 0, "refused": 0, "built": 0, "wrong": 0})
+    counts.update(what.split()[-1] for what, _ in rows.values())
+    lines = [f"| {name} | {task} | {what} | {why} |" for (task, name), (what, why) in sorted(rows.items())]
+    PAGE.write_text(HEAD.format(n=len(rows), version=transformers.__version__, **counts) + "\n".join(lines) + "\n")
+
+
 def main():
+    """Runs all classes, or those named, and writes their rows of the page."""
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     wanted = sys.argv[1:]
+    rows = {}
     for task, kind, name in mapped():
-        if wanted and name not in wanted and kind not in wanted:
+        known = row_of(task, name)
+        if wanted and not {name, kind} & set(wanted):
+            rows |= {(task, name): known} if known else {}
             continue
         what, why, trace = verdict(task, kind, name)
-        print(task[:5], kind, name, "|", what, "|", why.replace("\n", " ")[:230], flush=True)
-        if wanted and os.environ.get("TRACE"):
+        rows[task, name] = what, in_short(why)
+        print(f"{task} {name} | {what} | {in_short(why)}", flush=True)
+        if os.environ.get("TRACE"):
             print(trace)
+    written(rows)
+
+
+def in_short(why):
+    """One line of a table."""
+    return " ".join(why.replace("|", "/").split())[:160].rstrip()
 
 
 if __name__ == "__main__":
