@@ -16,6 +16,7 @@ from fastshap.errors import (
     SharedModelWarning,
     TruncationWarning,
     UnsupportedModelError,
+    UntrainedHeadWarning,
     WorkerDiedError,
 )
 from fastshap.explainer import GradientShap
@@ -56,6 +57,7 @@ __all__ = [
     "Summary",
     "TruncationWarning",
     "UnsupportedModelError",
+    "UntrainedHeadWarning",
     "WorkerDiedError",
     "__version__",
     "compare",

@@ -57,3 +57,7 @@ class TruncationWarning(UserWarning):
 
 class SharedModelWarning(UserWarning):
     """Another thread changed the model while it was explained. Only models with hooks, compiled or quantised parts can tell."""
+
+
+class UntrainedHeadWarning(UserWarning):
+    """The model's checkpoint lacks weights that the task needs, so they are random: what is explained was never learned."""

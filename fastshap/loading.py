@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastshap.default_model import load_default_model
-from fastshap.errors import InvalidArgumentError, UnsupportedModelError
+from fastshap.errors import InvalidArgumentError, UnsupportedModelError, UntrainedHeadWarning
+from fastshap.untrained import warn_of_untrained
 
 
 def load_pair(model: str | None) -> tuple[Any, Any]:
@@ -24,13 +25,20 @@ def load_pair(model: str | None) -> tuple[Any, Any]:
     if model is None:
         return load_default_model()
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     try:
         config = AutoConfig.from_pretrained(model)
         named = (config.architectures or ["unknown"])[0]
-        if named.endswith(("ForSequenceClassification", "ForCausalLM", "LMHeadModel")):
-            kind = AutoModelForSequenceClassification if named.endswith("Classification") else AutoModelForCausalLM
-            return kind.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+        generates = named.endswith(("ForCausalLM", "LMHeadModel")) or named in _names(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+        if generates or named.endswith("ForSequenceClassification"):
+            kind = AutoModelForCausalLM if generates else AutoModelForSequenceClassification
+            loaded, report = kind.from_pretrained(model, output_loading_info=True)
+            tokenizer = AutoTokenizer.from_pretrained(model)
+            warn_of_untrained(loaded, {*report["missing_keys"], *map(str, report["mismatched_keys"])}, stacklevel=2)
+            return loaded, tokenizer
+    except UntrainedHeadWarning:  # where warnings are errors
+        raise
     except Exception as error:  # a damaged file fails in as many ways as there are file formats
         raise InvalidArgumentError(
             f"The model {model!r} could not be loaded. {_why_not_loaded(model, error)}"
@@ -38,6 +46,10 @@ def load_pair(model: str | None) -> tuple[Any, Any]:
     raise UnsupportedModelError(
         f"{model!r} holds a {named}; models for sequence classification and causal language models are explained."
     )
+
+
+def _names(mapping: Mapping[str, str | Sequence[str]]) -> set[str]:
+    return {one for names in mapping.values() for one in ([names] if isinstance(names, str) else names)}
 
 
 def _why_not_loaded(model: str, error: Exception) -> str:

@@ -230,7 +230,9 @@ def test_bad_generation_targets(llama_pair):
 def test_unsupported_models(default_pair):
     tokenizer = default_pair[1]
     tiny = BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
-    with pytest.raises(fastshap.UnsupportedModelError, match=r"\*ForSequenceClassification.*BertModel"):
+    with pytest.raises(
+        fastshap.UnsupportedModelError, match=r"BertModel gives hidden states.*\*ForSequenceClassification"
+    ):
         GradientShap(BertModel(tiny), tokenizer)
 
 

@@ -39,6 +39,7 @@ CHAIN = [
         "groups",
         "estimate",
         "default_model",
+        "untrained",
         "tasks",
         "checked",
         "record",

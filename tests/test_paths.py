@@ -306,6 +306,7 @@ def test_models_that_cannot_share_a_backward_pass_go_without(bert_pair, llama_pa
     module = model.bert.embeddings if task == "classification" else model.model.norm
     handle = module.register_forward_hook(lambda module, args, out: identity.apply(out))
     try:
+        fastshap.GradientShap(model, tokenizer, n_perturbations=4)(*arguments)  # the model is tried
         explainer = fastshap.GradientShap(model, tokenizer, n_perturbations=4)
         backward.clear()
         ours = explainer(*arguments)
@@ -497,8 +498,10 @@ def test_models_that_need_a_mask_get_one(bert_pair, llama_pair, calls, kind):
     model.load_state_dict(plain.state_dict())
     inputs = [SHORT, f"{SHORT[:3]} dull"]
     targets = [" superb"] * 2 if generates else 1
+    explainer = fastshap.GradientShap(model, tokenizer, batch_size=8)
+    explainer(inputs, targets)  # the model is tried
     seen = calls(model)
-    ours = fastshap.GradientShap(model, tokenizer, batch_size=8)(inputs, targets)
+    ours = explainer(inputs, targets)
     assert seen
     assert all(mask is not None for mask, _ in seen)
     assert_equal(ours, fastshap.GradientShap(plain, tokenizer, batch_size=8)(inputs, targets))

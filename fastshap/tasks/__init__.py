@@ -8,6 +8,8 @@ from fastshap.errors import UnsupportedModelError
 from fastshap.tasks.base import Prediction, Prepared, Task, takes, unwrapped
 from fastshap.tasks.classification import ClassificationTask
 from fastshap.tasks.generation import GenerationTask
+from fastshap.tasks.heads import output_layer
+from fastshap.untrained import newly_initialised, warn_of_untrained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,14 +19,43 @@ __all__ = ["ClassificationTask", "GenerationTask", "Prediction", "Prepared", "Ta
 _TASKS: tuple[type[Task], ...] = (ClassificationTask, GenerationTask)
 
 
+# What a class does, by the ending of its name as Hugging Face gives them.
+_OTHERS = {
+    "ForMaskedLM": "fills in masked tokens",
+    "ForQuestionAnswering": "marks answers in a text",
+    "ForTokenClassification": "classifies tokens",
+    "ForMultipleChoice": "chooses among texts",
+    "ForNextSentencePrediction": "tells whether a sentence follows another",
+    "ForPreTraining": "is made for pre-training",
+    "Model": "gives hidden states and no scores",
+}
+
+
 def task_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inference_mode: Any, seed: int = 0) -> Task:
-    """The task of a model, by the ending of its class name as Hugging Face names them."""
-    name = type(unwrapped(model)).__name__
+    """The task of a model: by the ending of its class name, or else by whether it goes on with a text.
+
+    Raises:
+        UnsupportedModelError: the model does something else.
+    """
+    own = unwrapped(model)
+    name = type(own).__name__
     for task in _TASKS:
-        if name.endswith(task.class_endings):
+        if name.endswith(task.class_endings) or (task is GenerationTask and _goes_on(own)):
+            warn_of_untrained(own, newly_initialised(own), stacklevel=4)
             return task(model, tokenizer, inference_mode, seed)
-    supported = ", ".join(f"*{ending}" for task in _TASKS for ending in task.class_endings)
+    does = next((what for ending, what in _OTHERS.items() if name.endswith(ending)), "does something else")
+    if getattr(own.config, "is_encoder_decoder", False):
+        does = "is an encoder with a decoder"
     raise UnsupportedModelError(
-        f"fastshap explains models of the classes {supported}; this one is a {name}. Load it with "
-        "AutoModelForSequenceClassification or AutoModelForCausalLM."
+        f"{name} {does}. fastshap explains models that classify texts (*{ClassificationTask.class_endings[0]}), and causal "
+        "language models, which predict the next token from text alone."
     )
+
+
+def _goes_on(model: Any) -> bool:
+    """Whether a model of any other name is a causal language model of text, as far as shows before it runs.
+
+    That its logits are a row for each token, and depend on no later one, is found when it is tried.
+    """
+    generates = getattr(model, "can_generate", bool)() and not getattr(model.config, "is_encoder_decoder", False)
+    return generates and takes(model, "inputs_embeds") and output_layer(model) is not None

@@ -18,6 +18,7 @@ from fastshap.engine import Forward, device_of
 from fastshap.errors import FastshapError, InvalidArgumentError, UnsupportedModelError
 from fastshap.inputs import Tokens
 from fastshap.provenance import version_of
+from fastshap.replicas import hooks_of
 from fastshap.tasks.first_token import described
 from fastshap.tasks.layout import Layout, harmless, lengths, masked, without_mask
 from fastshap.tasks.trial import Judge, Ran, ToLogits, as_written, points, ran, remembered
@@ -248,7 +249,7 @@ class Task(ABC):
                 f"{self.name} changes its attention from block_sparse to full for a short text, and stays so: its scores "
                 "depend on the texts before. Load it with attention_type='original_full'."
             )
-        with as_written():
+        with as_written(self.model):
             layout = self.found("layout", lambda: self._layout() if self._check_embeddings(texts) else None)
         self.in_place = layout is not None and layout.in_place
         return layout
@@ -266,7 +267,7 @@ class Task(ABC):
         """
         modes = [(kind, torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
         precision = torch.get_float32_matmul_precision()
-        state = looks or described(self._model), version_of(self._model), modes, precision
+        state = looks or described(self._model), hooks_of(self._model), version_of(self._model), modes, precision
         own = type(self), len(self.tokenizer), self.max_length(), *self._extra()
         return remembered(unwrapped(self._model), state, (what, own), find)
 

@@ -67,7 +67,7 @@ class ClassificationTask(Task):
     def look_again(self) -> None:
         now = described(self._model)
         if now != self._described:
-            with as_written():
+            with as_written(self.model):
                 (self._cut,) = self.found("cut", lambda: (self._harmless_cut(),), now) or (None,)
             self._described = now
 

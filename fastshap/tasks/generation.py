@@ -20,7 +20,7 @@ from fastshap.inputs import KINDS, Tokens, sources
 from fastshap.sampling import text_key
 from fastshap.spelling import read
 from fastshap.tasks.base import Predict, Prepared, Task, takes
-from fastshap.tasks.heads import Way, described, full_logits, kept_logits, target_logits
+from fastshap.tasks.heads import Way, described, full_logits, kept_logits, output_layer, target_logits
 from fastshap.tasks.layout import masked
 from fastshap.tasks.trial import Judge, Ran, ToLogits, as_written, far, leaks, points, ran
 from fastshap.text import Encoded, after, continuation, join, without_ending
@@ -33,7 +33,7 @@ _sampling = threading.Lock()
 
 
 class GenerationTask(Task):
-    """``*ForCausalLM`` and ``*LMHeadModel``: logits (R, L, V); the one before a token's position predicts it."""
+    """Models that go on with a text: logits (R, L, V); the one before a token's position predicts it."""
 
     class_endings = ("ForCausalLM", "LMHeadModel")
     model_task = ModelTask.GENERATION
@@ -70,7 +70,7 @@ class GenerationTask(Task):
         """The output layer is looked at in each call; the way to the logits is found once."""
         if self._tried_head is None:
             mode = self.inference_mode
-            with as_written():
+            with as_written(self.model):
                 known = isinstance(mode, InferenceModes)  # what a callable does may hang on anything
                 way = self.found(("way", mode), self._shortest_way) if known else self._shortest_way()
                 self._way = way or full_logits
@@ -233,6 +233,12 @@ class GenerationTask(Task):
             return prompt
         if isinstance(ending, FastshapError):
             return ending
+        known = getattr(output_layer(self.model), "out_features", None)
+        if known is not None and max(ending.input_ids, default=0) >= known:
+            return InvalidArgumentError(
+                f"The target holds token id {max(ending.input_ids)}, and the model predicts ids below {known}; leave the token "
+                "out of the target."
+            )
         limit = self.max_length()
         if limit is not None and len(prompt) + len(ending) > limit:
             cut = self._cut(source, len(prompt), len(ending), limit)

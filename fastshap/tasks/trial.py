@@ -12,7 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import grad
+
+from fastshap.engine import backward_only_once
 
 ToLogits = Callable[[Mapping[str, Any]], Tensor]
 _Found = TypeVar("_Found")
@@ -46,7 +49,7 @@ def ran(forward: ToLogits, z: Tensor, inputs: Mapping[str, Tensor], real: Tensor
     z = z.detach().clone().requires_grad_()
     with torch.enable_grad():
         logits = forward({"inputs_embeds": z, **inputs})
-        (gradients,) = torch.autograd.grad(_mixed(logits, real), z)
+        (gradients,) = grad(_mixed(logits, real), z)
     return Ran(logits.detach(), gradients)
 
 
@@ -149,9 +152,9 @@ def _eps(logits: Tensor, z: Tensor) -> float:
 
 
 @contextlib.contextmanager
-def as_written() -> Iterator[None]:
+def as_written(model: nn.Module) -> Iterator[None]:
     """Compiled models run as they were written: a graph for each shape that is tried would take minutes."""
-    stance = getattr(torch.compiler, "set_stance", None)
+    stance = getattr(torch.compiler, "set_stance", None) if backward_only_once(model) else None
     with contextlib.nullcontext() if stance is None else stance("force_eager"):
         yield
 

@@ -1,0 +1,240 @@
+"""A model is tried before it is explained: at points of its own, by logits and gradients, whatever the first text is."""
+
+import copy
+
+import pytest
+import torch
+import transformers
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertGenerationConfig,
+    BertGenerationDecoder,
+    BertLMHeadModel,
+    ConvBertConfig,
+    ConvBertForSequenceClassification,
+    FNetConfig,
+    FNetForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    YosoConfig,
+    YosoForSequenceClassification,
+)
+
+import fastshap
+from fastshap.loading import load_pair
+from fastshap.tasks import trial
+
+TEXTS = ["not good", "The film is superb at all, and the acting", "Dr. Smith loved it", "fine " * 60]
+SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+MIXING = {
+    "ConvBert": (ConvBertForSequenceClassification, ConvBertConfig, {"embedding_size": 24}),
+    "FNet": (FNetForSequenceClassification, FNetConfig, {}),
+    "Yoso": (YosoForSequenceClassification, YosoConfig, {"max_position_embeddings": 256}),
+}
+
+
+@pytest.mark.parametrize("scale", [0.02, 0.3])
+@pytest.mark.parametrize("name", MIXING)
+def test_models_that_mix_over_padding_never_get_any(default_pair, name, scale):
+    """Also with weights as they begin, and beside a large bias."""
+    kind, config, options = MIXING[name]
+    tokenizer = default_pair[1]
+    torch.manual_seed(0)
+    sizes = {k: v for k, v in SIZES.items() if name != "FNet" or k != "num_attention_heads"}
+    model = kind(config(vocab_size=len(tokenizer), pad_token_id=0, initializer_range=scale, **sizes, **options)).eval()
+    if name == "FNet":
+        torch.nn.init.constant_(model.classifier.bias, 3.0)
+    explainer = fastshap.GradientShap(model, tokenizer, batch_size=16, n_perturbations=2)
+    for order in (TEXTS, TEXTS[::-1]):
+        together = explainer(order, 1)
+        assert explainer._settings.equal_lengths
+        for text, ours in zip(order, together, strict=True):
+            alone = explainer(text, 1)[0].attributions
+            assert (ours.attributions - alone).abs().max() < 1e-4 * alone.abs().max()
+
+
+@pytest.fixture
+def overflowing(byte_tokenizer):
+    """A classifier by the last token, in half precision, with one token of infinite size."""
+    torch.manual_seed(2)
+    sizes = {"n_positions": 128, "n_embd": 24, "n_layer": 1, "n_head": 2, "num_labels": 3, "initializer_range": 0.3}
+    model = GPT2ForSequenceClassification(GPT2Config(vocab_size=len(byte_tokenizer) + 1, **sizes)).eval().bfloat16()
+    model.config.pad_token_id = len(byte_tokenizer)
+    with torch.no_grad():
+        model.transformer.wte.weight[byte_tokenizer("!")["input_ids"][0]] = torch.inf
+    return model, byte_tokenizer
+
+
+def test_a_first_text_that_is_not_finite_spoils_no_later_one(overflowing):
+    explainer = fastshap.GradientShap(*overflowing, batch_size=16, on_error="record")
+    texts = ["bad!", "not good at all", "fine", "The battery died after two days"]
+    bad, *ours = explainer(texts, 1)
+    assert bad.error.startswith("NonFiniteError")
+    for text, output in zip(texts[1:], ours, strict=True):
+        alone = fastshap.GradientShap(*overflowing)(text, 1)[0].attributions
+        torch.testing.assert_close(output.attributions, alone, atol=0.1 * alone.abs().max().item(), rtol=0)
+    assert explainer._settings.padding_side == "left"
+
+
+def test_nan_agrees_with_nothing():
+    nan, one = torch.tensor([[1.0, torch.nan]]), torch.tensor([[1.0, 2.0]])
+    near = fastshap.tasks.base.near
+    assert not near(one, nan)
+    assert not near(nan, nan)
+    assert near(torch.tensor([[1.0, torch.inf]]), torch.tensor([[1.0, torch.inf]]))
+
+
+class FailsForSequenceClassification(BertForSequenceClassification):
+    """Cannot take the token number 7."""
+
+    def forward(self, input_ids=None, **inputs):
+        if input_ids is not None and (input_ids == 7).any():
+            raise RuntimeError("seven")
+        return super().forward(input_ids=input_ids, **inputs)
+
+
+def test_a_first_text_on_which_the_model_fails(default_pair):
+    model = FailsForSequenceClassification(BertConfig(vocab_size=len(default_pair[1]), **SIZES)).eval()
+    outputs = fastshap.GradientShap(model, default_pair[1], n_perturbations=2, on_error="record")([[7, 9], [9, 10]], 1)
+    assert outputs[1].error is None
+
+
+class PastForSequenceClassification(BertForSequenceClassification):
+    """Right in its logits without a mask, wrong in their gradients."""
+
+    def forward(self, attention_mask=None, **inputs):
+        out = super().forward(attention_mask=attention_mask, **inputs)
+        if attention_mask is None:
+            out["logits"] = out["logits"].detach() + 2 * (out["logits"] - out["logits"].detach())
+        return out
+
+
+def test_gradients_are_compared_too(bert_pair):
+    model = PastForSequenceClassification(bert_pair[0].config).eval()
+    model.load_state_dict(bert_pair[0].state_dict())
+    explainer = fastshap.GradientShap(model, bert_pair[1], n_perturbations=2)
+    ours = explainer(TEXTS[0], 1)[0].attributions
+    assert not explainer._settings.maskless
+    torch.testing.assert_close(ours, fastshap.GradientShap(*bert_pair, n_perturbations=2)(TEXTS[0], 1)[0].attributions)
+
+
+class MixedForSequenceClassification(BertForSequenceClassification):
+    """Its rows mix."""
+
+    def forward(self, **inputs):
+        out = super().forward(**inputs)
+        out["logits"] = out["logits"] + out["logits"].mean(0)
+        return out
+
+
+def test_models_whose_rows_mix_are_refused(bert_pair):
+    model = MixedForSequenceClassification(bert_pair[0].config).eval()
+    with pytest.raises(fastshap.UnsupportedModelError, match="beside a second one than alone"):
+        fastshap.GradientShap(model, bert_pair[1])(TEXTS[0], 1)
+
+
+def test_the_trial_is_made_once_a_model(bert_pair, monkeypatch):
+    model = copy.deepcopy(bert_pair[0])
+    runs, ran = [], trial.ran
+    for module in ("base", "layout", "classification"):
+        monkeypatch.setattr(f"fastshap.tasks.{module}.ran", lambda *a: runs.append(1) or ran(*a))
+    explained = [fastshap.GradientShap(model, bert_pair[1], n_perturbations=2)(text, 1)[0] for text in TEXTS[:2]]
+    first = len(runs)
+    assert first > 0
+    fastshap.GradientShap(model, bert_pair[1], n_perturbations=2)(TEXTS[0], 1)
+    assert len(runs) == first
+    with torch.no_grad():
+        model.classifier.weight.mul_(2)
+    fastshap.GradientShap(model, bert_pair[1], n_perturbations=2)(TEXTS[0], 1)
+    assert len(runs) == 2 * first
+    assert all(output.error is None for output in explained)
+
+
+# Which models are accepted
+
+
+def test_a_causal_model_of_any_name(default_pair):
+    """BertGenerationDecoder has the name of none."""
+    tokenizer = default_pair[1]
+    config = BertGenerationConfig(vocab_size=len(tokenizer), is_decoder=True, pad_token_id=0, **SIZES)
+    (output,) = fastshap.GradientShap(BertGenerationDecoder(config).eval(), tokenizer)("not good", "at all")
+    assert output.model_task is fastshap.ModelTask.GENERATION
+
+
+class HeadlessForCausalLM(LlamaForCausalLM):
+    """Does not say which layer makes its logits."""
+
+    def get_output_embeddings(self):
+        raise AttributeError("no such layer")
+
+
+def test_a_causal_model_that_does_not_name_its_output_layer(llama_pair):
+    model = HeadlessForCausalLM(llama_pair[0].config).eval()
+    model.load_state_dict(llama_pair[0].state_dict())
+    ours = fastshap.GradientShap(model, llama_pair[1])("not good", "at all")[0].attributions
+    right = fastshap.GradientShap(*llama_pair)("not good", "at all")[0].attributions
+    torch.testing.assert_close(ours, right, equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", [BertForQuestionAnswering, BertForMaskedLM, T5ForConditionalGeneration])
+def test_models_of_other_tasks_are_told_what_is_explained(default_pair, kind):
+    t5 = T5Config(vocab_size=50, d_model=12, d_kv=6, d_ff=12, num_layers=1, num_heads=2)
+    model = kind(t5 if kind is T5ForConditionalGeneration else BertConfig(vocab_size=50, **SIZES))
+    with pytest.raises(fastshap.UnsupportedModelError, match="fastshap explains models that classify texts") as caught:
+        fastshap.GradientShap(model, default_pair[1])
+    assert "AutoModel" not in str(caught.value)
+
+
+def test_targets_past_the_logits(llama_pair):
+    model = copy.deepcopy(llama_pair[0])
+    known = model.lm_head.out_features
+    model.lm_head = torch.nn.Linear(model.config.hidden_size, known - 8, bias=False)
+    explainer = fastshap.GradientShap(model, llama_pair[1])
+    with pytest.raises(fastshap.InvalidArgumentError, match=f"predicts ids below {known - 8}"):
+        explainer([[5, 6]], [[known - 1]])
+    assert explainer([[5, 6]], [[7]])[0].error is None
+
+
+@pytest.fixture
+def answering(default_pair, tmp_path):
+    """A checkpoint that answers questions, with the packaged tokenizer."""
+    config = BertConfig(vocab_size=len(default_pair[1]), **SIZES)
+    BertForQuestionAnswering(config).save_pretrained(tmp_path)
+    default_pair[1].save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_head_that_was_never_trained(answering, default_pair):
+    load = transformers.AutoModelForSequenceClassification.from_pretrained
+    with pytest.warns(
+        fastshap.UntrainedHeadWarning, match=r"BertForSequenceClassification .*classifier\.bias"
+    ) as caught:
+        fastshap.GradientShap(load(answering), default_pair[1])
+    assert caught[0].filename == __file__
+    trained = load(answering)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.add_(0.01)
+    fastshap.GradientShap(trained, default_pair[1])  # no warning
+    load(answering).save_pretrained(answering / "whole")
+    fastshap.GradientShap(load(answering / "whole"), default_pair[1])  # nor here
+
+
+def test_a_checkpoint_whose_name_promises_more_than_it_holds(answering):
+    config = answering / "config.json"
+    config.write_text(config.read_text().replace("ForQuestionAnswering", "ForSequenceClassification"))
+    with pytest.warns(fastshap.UntrainedHeadWarning, match="random") as caught:
+        load_pair(str(answering))
+    assert len(caught) == 1
+
+
+def test_an_encoder_is_no_causal_model_in_half_precision(default_pair):
+    model = BertLMHeadModel(BertConfig(vocab_size=len(default_pair[1]), **SIZES)).bfloat16()
+    with pytest.raises(fastshap.UnsupportedModelError, match="not causal"):
+        fastshap.GradientShap(model, default_pair[1])("not good", "at all")
