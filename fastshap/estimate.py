@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +19,8 @@ from fastshap.reference.moments import LEAST_SAMPLES
 LEAST_ROUNDS = 4
 # Whether another token may be the right one is asked at this confidence.
 _CONFIDENCE = 0.95
-# More degrees of freedom change a quantile by less than a hundredth of it.
-_MANY = 200
+# Errors within rounds end the sampling only with so many degrees of freedom: with fewer, those too small by chance would.
+_LEAST_FREEDOM = 8
 
 
 class Summary(NamedTuple):
@@ -94,8 +95,11 @@ class Running:
     def meets(self, rtol: float) -> bool:
         """Whether every standard error is at most ``rtol`` of its target's largest absolute score.
 
-        Four rounds may lie close together by chance: the spread within each has to agree.
+        Four rounds may lie close together by chance: the spread within each has to agree. With fewer rounds, so may the
+        samples within them: no error of few degrees of freedom is taken for small.
         """
+        if self.rounds < LEAST_ROUNDS and self.freedom < _LEAST_FREEDOM:
+            return False
         scores = self.attributions
         largest = scores.abs().nan_to_num().amax(1, keepdim=True)
         error = self.standard_error()
@@ -160,11 +164,11 @@ def selected_error(grouping: Grouping, tokens: Tensor, error: Tensor, freedom: i
     cells, size, error, negative = cells[kept], sizes[kept], error[kept], tokens[kept] < 0
     largest = _over(cells, size, selected.numel())
     its_error = _over(cells, error.where(size == largest[cells], 0), selected.numel())
-    once = _quantile(1, freedom)
+    once = _once(freedom)
     behind = largest[cells] - size
     may = behind <= once * torch.hypot(error, its_error[cells])
     counts = torch.zeros_like(largest).index_add_(0, cells, may.to(largest.dtype))
-    jointly = torch.tensor([_quantile(int(count), freedom) for count in counts], device="cpu")
+    jointly = once * torch.tensor([_widening(int(count)) for count in counts], device="cpu")
     across = (grouping.strategy == "signed_max") & (negative != (selected.flatten() < 0)[cells])
     reach = (largest[cells] + size).where(across, -behind) + jointly[cells] * error
     half = _over(cells, reach.where(may, 0), selected.numel())
@@ -176,22 +180,28 @@ def _over(cells: Tensor, values: Tensor, count: int) -> Tensor:
     return torch.full((count,), -torch.inf, device="cpu").scatter_reduce_(0, cells, values, "amax")
 
 
+@lru_cache(maxsize=256)
+def _once(freedom: int) -> float:
+    return student_quantile((1 + _CONFIDENCE) / 2, min(freedom, 1000))  # as good as normal beyond
+
+
 @lru_cache(maxsize=4096)
-def _quantile(count: int, freedom: int) -> float:
-    """For ``count`` intervals that hold jointly."""
-    return student_quantile(1 - (1 - _CONFIDENCE) / 2 / max(count, 1), min(freedom, _MANY))
+def _widening(count: int) -> float:
+    """By how much ``count`` intervals that hold jointly are wider; of normal errors, as Student's would be far too wide."""
+    normal, tail = NormalDist(), (1 - _CONFIDENCE) / 2
+    return normal.inv_cdf(1 - tail / max(count, 1)) / normal.inv_cdf(1 - tail)
 
 
 def degrees_of_freedom(samples: int, rounds: int, sampling: str) -> int:
     """Those of the standard error of ``rounds`` rounds with ``samples`` samples each; 0 where there is none.
 
-    One less for independent samples than normal ones would have, as scores are skewed.
+    Two less for independent samples than normal ones would have, as scores are skewed.
     """
     if rounds >= LEAST_ROUNDS:
         return rounds - 1
     if samples < LEAST_SAMPLES:
         return 0
-    return rounds * (samples - 2 if sampling == "iid" else samples // 2 - 1)
+    return rounds * (samples - 3 if sampling == "iid" else samples // 2 - 1)
 
 
 def student_quantile(probability: float, freedom: int) -> float:
