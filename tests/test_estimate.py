@@ -211,10 +211,10 @@ def test_opposite_signs_that_tie_do_not_converge(default_pair):
 
 
 def test_stopping_shifts_scores_little():
-    """Normal rounds about 1, stopped at 0.5: within errors of one degree of freedom made the mean 5 % too large."""
+    """Normal rounds about 1, stopped at 0.5: errors of one degree of freedom would make the mean 11 % too large."""
     draw = torch.Generator().manual_seed(0)
     grouping, means = order("MEAN", [0]), []
-    for _ in range(1500):
+    for _ in range(200):
         running = Running(grouping, "antithetic")
         while running.rounds < 64:
             scores = 1 + torch.randn(1, 4, 1, generator=draw)
@@ -222,7 +222,7 @@ def test_stopping_shifts_scores_little():
             if running.meets(0.5):
                 break
         means.append(running.attributions.item())
-    assert np.mean(means) < 1.1
+    assert np.mean(means) < 1.05
 
 
 def test_company_changes_nothing_under_rtol(default_pair):
