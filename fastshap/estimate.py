@@ -18,6 +18,10 @@ from fastshap.reference.moments import LEAST_SAMPLES
 # Fewer rounds tell nothing worth reporting.
 LEAST_ROUNDS = 4
 _MOST_SUMMED = 300  # degrees of freedom
+# Whether another token may be the right one is asked at this confidence.
+_CONFIDENCE = 0.95
+# Errors within rounds end the sampling only with so many degrees of freedom: with fewer, those too small by chance would.
+_LEAST_FREEDOM = 8
 
 
 class Summary(NamedTuple):
@@ -76,23 +80,27 @@ class Running:
     def _within(self) -> Tensor:
         """From the spread within each round."""
         errors = [summary.error for summary in self._rounds]
+        freedom = len(errors) * degrees_of_freedom(self._samples, 1, self.sampling)
         if len(errors) == 1:
-            return self._reported(errors[0].clone())
-        return self._reported(torch.stack(errors).square().sum(0).sqrt() / len(errors))
+            return self._reported(errors[0].clone(), freedom)
+        return self._reported(torch.stack(errors).square().sum(0).sqrt() / len(errors), freedom)
 
     def _between(self) -> Tensor:
         """From the spread between rounds."""
         means = self._groups() or [summary.tokens for summary in self._rounds]
-        return self._reported(error_between(torch.stack(means)))
+        return self._reported(error_between(torch.stack(means)), self.rounds - 1)
 
-    def _reported(self, error: Tensor) -> Tensor:
-        return error if self.grouping.linear else self.grouping.select(self.tokens, error)
+    def _reported(self, error: Tensor, freedom: int) -> Tensor:
+        return error if self.grouping.linear else selected_error(self.grouping, self.tokens, error, freedom)
 
     def meets(self, rtol: float) -> bool:
         """Whether every standard error is at most ``rtol`` of its target's largest absolute score.
 
-        Four rounds may lie close together by chance: the spread within each has to agree.
+        Four rounds may lie close together by chance: the spread within each has to agree. With fewer rounds, so may the
+        samples within them: no error of few degrees of freedom is taken for small.
         """
+        if self.rounds < LEAST_ROUNDS and self.freedom < _LEAST_FREEDOM:
+            return False
         scores = self.attributions
         largest = scores.abs().nan_to_num().amax(1, keepdim=True)
         error = self.standard_error()
@@ -139,16 +147,62 @@ def error_between(rounds: Tensor) -> Tensor:
     return rounds.std(0) / math.sqrt(rounds.shape[0])
 
 
+def selected_error(grouping: Grouping, tokens: Tensor, error: Tensor, freedom: int) -> Tensor:
+    """(t, G): the error of what an order strategy selects by mean scores (T, L) that have errors of their own (docs/adr/0014).
+
+    FIRST and LAST: that of their token. MAX, MIN and SIGNED_MAX: so large that the 95 % interval about the selected score holds
+    the intervals of all tokens that may be the right ones, as far as they reach beyond it; with SIGNED_MAX that may be on
+    the other side of zero. These intervals hold jointly: the more tokens, the wider they are (Bonferroni).
+    """
+    if grouping.strategy in ("first", "last"):
+        return grouping.ends(error)
+    selected = grouping.reduce(tokens)  # (t, G)
+    if freedom == 0:
+        return torch.full_like(selected, torch.nan)
+    sizes = {"max": tokens, "min": -tokens, "signed_max": tokens.abs()}[grouping.strategy]
+    cells = grouping.cells(len(tokens))
+    kept = cells >= 0
+    cells, size, error, negative = cells[kept], sizes[kept], error[kept], tokens[kept] < 0
+    largest = _over(cells, size, selected.numel())
+    its_error = _over(cells, error.where(size == largest[cells], 0), selected.numel())
+    once = _once(freedom)
+    behind = largest[cells] - size
+    may = behind <= once * torch.hypot(error, its_error[cells])
+    counts = torch.zeros_like(largest).index_add_(0, cells, may.to(largest.dtype))
+    jointly = once * torch.tensor([_widening(int(count)) for count in counts], device="cpu")
+    across = (grouping.strategy == "signed_max") & (negative != (selected.flatten() < 0)[cells])
+    reach = (largest[cells] + size).where(across, -behind) + jointly[cells] * error
+    half = _over(cells, reach.where(may, 0), selected.numel())
+    return grouping.hide((half / once).view_as(selected))
+
+
+def _over(cells: Tensor, values: Tensor, count: int) -> Tensor:
+    """The largest value of each of so many cells."""
+    return torch.full((count,), -torch.inf, device="cpu").scatter_reduce_(0, cells, values, "amax")
+
+
+@lru_cache(maxsize=256)
+def _once(freedom: int) -> float:
+    return student_quantile((1 + _CONFIDENCE) / 2, min(freedom, 1000))  # as good as normal beyond
+
+
+@lru_cache(maxsize=4096)
+def _widening(count: int) -> float:
+    """By how much ``count`` intervals that hold jointly are wider; of normal errors, as Student's would be far too wide."""
+    normal, tail = NormalDist(), (1 - _CONFIDENCE) / 2
+    return normal.inv_cdf(1 - tail / max(count, 1)) / normal.inv_cdf(1 - tail)
+
+
 def degrees_of_freedom(samples: int, rounds: int, sampling: str) -> int:
     """Those of the standard error of ``rounds`` rounds with ``samples`` samples each; 0 where there is none.
 
-    One less for independent samples than normal ones would have, as scores are skewed.
+    Two less for independent samples than normal ones would have, as scores are skewed.
     """
     if rounds >= LEAST_ROUNDS:
         return rounds - 1
     if samples < LEAST_SAMPLES:
         return 0
-    return rounds * (samples - 2 if sampling == "iid" else samples // 2 - 1)
+    return rounds * (samples - 3 if sampling == "iid" else samples // 2 - 1)
 
 
 @lru_cache(4096)

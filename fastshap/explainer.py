@@ -105,7 +105,10 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             (docs/adr/0007).
         seed: any integer of 64 bits.
         rtol: None, or go on in independent rounds of ``n_perturbations`` samples until every standard error is at most this
-            fraction of the largest absolute score of the text and target. Finished texts leave the batch.
+            fraction of the largest absolute score of the text and target; judged from four rounds, or from 8 degrees of
+            freedom. Finished texts leave the batch. Chance makes some scores large and ends these texts sooner: the largest
+            score comes out too large, by at most about ``rtol`` squared (1 % of it at 0.1; docs/adr/0014). MAX, MIN and
+            SIGNED_MAX go on while it is open which token they select: near ties of opposite sign may never converge.
         max_perturbations: samples a text at most, where rtol is given; None is 64 times ``n_perturbations``.
         return_convergence_delta: also report how far the scores are from adding up; costs n + 1 forward rows a text.
         perturb_special_tokens: False keeps [CLS], [SEP] and the like at their own embedding, without noise.

@@ -103,7 +103,7 @@ class Grouping:
         """Token scores (T, L) to attributions (t, G), what is hidden NaN."""
         scores = self._reduce(tokens, self.members)
         if self.generates:
-            scores = self._reduce(scores.T, self._target_members).T.masked_fill(self._hidden, torch.nan)
+            scores = self.hide(self._reduce(scores.T, self._target_members).T)
         return scores.contiguous()
 
     @property
@@ -114,13 +114,22 @@ class Grouping:
         targets = len(self.encoded) - self.encoded.prompt_length
         return self._target_members == [[i] for i in range(targets)]
 
-    def select(self, tokens: Tensor, companions: Tensor) -> Tensor:
-        """The companions (T, L) of the token that an order strategy selects for each group, (t, G)."""
-        chosen = self._select(tokens, companions, self.members)
-        if self.generates:
-            scores = self._reduce(tokens, self.members)
-            chosen = self._select(scores.T, chosen.T, self._target_members).T.masked_fill(self._hidden, torch.nan)
-        return chosen.contiguous()
+    def ends(self, values: Tensor) -> Tensor:
+        """Of values (T, L), those of the token that FIRST or LAST takes for each group, (t, G)."""
+        at = 0 if self.strategy == "first" else -1
+        rows = [member[at] for member in self._target_members] if self.generates else list(range(len(values)))
+        return self.hide(values[rows][:, [member[at] for member in self.members]])
+
+    def cells(self, targets: int) -> Tensor:
+        """(T, L) int64: which of the t G attributions each token score goes into, counted row after row; -1 for none."""
+        rows = _places(self._target_members, targets) if self.generates else torch.arange(targets, device="cpu")
+        columns = _places(self.members, len(self.encoded))
+        cells = rows[:, None] * len(self.members) + columns
+        return cells.where((rows[:, None] >= 0) & (columns >= 0), -1)
+
+    def hide(self, scores: Tensor) -> Tensor:
+        """(t, G) with NaN for the elements that a target cannot see."""
+        return scores.masked_fill(self._hidden, torch.nan) if self.generates else scores
 
     def reduce_targets(self, values: Tensor) -> Tensor:
         """One value for each of the T targets to the t targets."""
@@ -139,16 +148,6 @@ class Grouping:
     def _reduce(self, values: Tensor, members: list[list[int]], backend: str = "torch") -> Tensor:
         """On the host unless a backend is named."""
         return ops.segment_reduce(values, *_flat(members, values.device), self.strategy, backend=backend)
-
-    def _select(self, values: Tensor, companions: Tensor, members: list[list[int]]) -> Tensor:
-        reduced = self._reduce(values, members)
-        out = torch.full_like(reduced, torch.nan)
-        for g, member in enumerate(members):
-            equal = (values[:, member] == reduced[:, g : g + 1]).numpy()
-            at = equal.shape[1] - 1 - equal[:, ::-1].argmax(1) if self.strategy == "last" else equal.argmax(1)
-            column = torch.tensor(member, device="cpu")[torch.from_numpy(at)]
-            out[:, g] = companions.gather(1, column[:, None])[:, 0].where(~reduced[:, g].isnan(), torch.nan)
-        return out
 
 
 def reduce_samples(groupings: Sequence[Grouping], samples: Tensor) -> Tensor:
@@ -171,6 +170,14 @@ def reduce_samples(groupings: Sequence[Grouping], samples: Tensor) -> Tensor:
         scores = flat.unflatten(1, scores.shape[1:])
     hidden = torch.cat([grouping._hidden for grouping in groupings], 1)
     return scores.masked_fill(to_device(hidden.numpy(), scores.device)[:, None], torch.nan)
+
+
+def _places(members: list[list[int]], length: int) -> Tensor:
+    """(length,): which member each index belongs to; -1 for none."""
+    places = torch.full((length,), -1, device="cpu")
+    for number, member in enumerate(members):
+        places[member] = number
+    return places
 
 
 def _flat(members: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,8 @@ class Record:
         target_names: t names: labels, or the target's groups of tokens.
         standard_error: (t, G) of each attribution, over the random draws: from one run (conservative; NaN below 4 samples), or
             from the spread between rounds where there are at least 4. MEAN and SUM groups count what their tokens have in
-            common; MAX, MIN, SIGNED_MAX, FIRST and LAST carry the standard error of the token that was selected.
+            common; FIRST and LAST carry their token's. MAX, MIN and SIGNED_MAX select by noisy scores: theirs counts that
+            another token may be the right one, for SIGNED_MAX on the other side of zero too (docs/adr/0014).
         degrees_of_freedom: of ``standard_error``; 0 where there is none.
         unassigned: (t,) total of the positions that no visible element shows. With SUM, the elements plus this are additive.
         convergence_delta: (t,) sum of all positions' scores minus (F(x) - mean F(b_i)), where asked for.
@@ -51,7 +52,8 @@ class Record:
         probability: of that class, whether or not it is a target.
         target_probabilities: (t,) of the targets' classes, where ``probability`` is known.
         truncated: the text was longer than the model takes, and its end (or beginning) is not explained.
-        converged: where rtol was given, whether every standard error came down to it.
+        converged: where rtol was given, whether every standard error came down to it, known from 4 rounds or 8 degrees of
+            freedom at least.
         n_perturbations, rounds: samples used, and the independent rounds they were drawn in.
         max_perturbations: samples at most, where rtol was given.
         seed, rtol, noise_std, baseline, sampling, path_density, reduction, input_x_gradient, perturb_special_tokens: what it
@@ -99,7 +101,8 @@ class Record:
     def interval(self, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
         """The lower and upper ends (t, G) of intervals that hold the expected attribution with this confidence.
 
-        Student's t, with ``degrees_of_freedom``; conservative for a single run. NaN where there is no standard error.
+        Student's t, with ``degrees_of_freedom``. A single run of antithetic samples is conservative below 50. With independent
+        ones, 95 % intervals of skewed scores may hold as few as 86 %. NaN where there is no standard error.
         """
         if not 0 < confidence < 1:
             raise InvalidArgumentError(f"confidence must lie between 0 and 1; got {confidence}.")
