@@ -90,7 +90,7 @@ def provenance_of(model: Any, tokenizer: Any, device: torch.device) -> Provenanc
         dtype=str(next(model.get_input_embeddings().parameters()).dtype).removeprefix("torch."),
         attention=str(getattr(config, "_attn_implementation", "") or ""),
         device=_described(device),
-        versions=_versions(),
+        versions=library_versions(),
     )
 
 
@@ -126,7 +126,9 @@ def configuration_of(model: nn.Module) -> tuple[str, str, str]:
         if generation is not None:
             entries["generation_config"] = _without(generation.to_diff_dict())
         text = json.dumps(entries, sort_keys=True, separators=(",", ":"), default=_named)
-        labels = [[str(number), str(label)] for number, label in (getattr(model.config, "id2label", None) or {}).items()]
+        labels = [
+            [str(number), str(label)] for number, label in (getattr(model.config, "id2label", None) or {}).items()
+        ]
         return text, _digest(text), _digest(sorted(labels))
 
     return _cached(_configurations, model, _state_of(model.config) + _state_of(generation), made)
@@ -264,5 +266,6 @@ def _known_versions() -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """Of fastshap, Python, torch, transformers and tokenizers, here."""
     return dict(_known_versions())

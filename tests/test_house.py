@@ -13,6 +13,7 @@ PACKAGE = ROOT / "fastshap"
 CHAIN = [
     *(
         "errors",
+        "visible",
         "adjoint",
         "version",
         "locks",

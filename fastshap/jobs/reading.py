@@ -123,6 +123,11 @@ class Files:
         except (OSError, arrow.ArrowException, UnicodeDecodeError, EOFError) as error:
             raise _unreadable(piece.path, error) from None
 
+    def tables(self, texts: bool = True) -> Iterator[pa.Table]:
+        """All pieces, one after the other."""
+        for piece in self.pieces():
+            yield from self.read(piece, texts)
+
     def _pieces(self, path: str, kind: str) -> Iterator[Piece]:
         arrow = needed("pyarrow", "tables")
         if kind != "parquet":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Callable, Iterator
 
 from rich.cells import cell_len
@@ -13,6 +12,7 @@ from rich.text import Text
 
 from fastshap.record import Record
 from fastshap.types import Granularity, GranularityAggregationStrategy, ModelTask
+from fastshap.visible import printable
 
 # Blue and orange: told apart by people who do not tell red from green.
 _FOR, _AGAINST = (33, 102, 222), (214, 96, 10)
@@ -49,12 +49,6 @@ def _remarks(output: Record, t: int) -> str:
     if output.convergence_delta is not None:
         remarks.append(f"convergence delta {float(output.convergence_delta[t]):+.3f}")
     return ", ".join(remarks)
-
-
-def printable(text: str) -> str:
-    """The text with control and invisible formatting characters made visible, so that it cannot steer the terminal."""
-    kept = "\u200c\u200d"  # joiners, which emoji and several scripts are spelt with
-    return "".join(c if unicodedata.category(c)[0] != "C" or c in kept else " " if c in "\t\n\r" else "�" for c in text)
 
 
 def _lines(
