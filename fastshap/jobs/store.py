@@ -18,7 +18,8 @@ from fastshap.batch import schema
 from fastshap.errors import JobError
 from fastshap.extras import needed
 from fastshap.jobs.digests import DIGEST
-from fastshap.jobs.reading import MANIFEST, place
+from fastshap.jobs.listing import MANIFEST
+from fastshap.jobs.reading import place
 
 if TYPE_CHECKING:
     import pyarrow as pa
