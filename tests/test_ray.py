@@ -176,6 +176,11 @@ assert explain_dataset(more, "out", n_perturbations=4, workers=1, resume=True, *
 changed = [{"key": key, "body": "other"} for key in ("more", *(f"k{i}" for i in range(6)))]
 changed = ray.data.from_items(changed)
 refused("have changed", changed, "out", workers=1, resume=True, **names)
+redone = explain_dataset(changed, "out", n_perturbations=4, workers=1, resume=True, redo_changed=True, **names)
+assert (redone.rows, redone.redone, redone.before) == (7, 7, 0), redone
+anew = explain_dataset(changed, "out", n_perturbations=4, seed=1, workers=1, overwrite=True, **names)
+assert (anew.rows, pq.read_table("out").num_rows) == (7, 7), anew
+assert not os.path.exists("out/_fastshap_next")
 
 rows = [{"id": i, "text": "fine film " * (i % 5 + 1)} for i in range(40)]
 expected = fastshap.BatchExplainer(n_perturbations=4)({"text": [row["text"] for row in rows]}).to_pylist()
