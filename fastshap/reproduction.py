@@ -141,7 +141,7 @@ def _changed(before: Provenance, after: Provenance) -> dict[str, tuple[str, str]
 def _entries(then: Any, now: Any, name: str) -> dict[str, tuple[str, str]]:
     """Entries of two plain values that differ, by their names; what one lacks is "not set"."""
     if isinstance(then, dict) and isinstance(now, dict):
-        found = {}
+        found: dict[str, tuple[str, str]] = {}
         for key in {**then, **now}:
             found |= _entries(then.get(key, _NOT_SET), now.get(key, _NOT_SET), f"{name}.{key}")
         return found

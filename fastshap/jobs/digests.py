@@ -49,8 +49,8 @@ def _digests(table: pa.Table) -> list[str]:
             fixed += some
             ragged += more
         fixed += [np.diff(offsets)[:, None].view(np.uint8) for offsets, _ in ragged]
-        heads = np.concatenate(fixed, axis=1)
-        width, heads = heads.shape[1], heads.tobytes()
+        width = sum(one.shape[1] for one in fixed)
+        heads = np.concatenate(fixed, axis=1).tobytes()
         rows = zip(*(_slices(offsets, data) for offsets, data in ragged), strict=True)
         for i, row in enumerate(rows):
             whole = b"".join((names, heads[i * width : (i + 1) * width], *row))
