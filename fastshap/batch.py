@@ -306,10 +306,11 @@ def strings(column: Any) -> list[Any]:
         values: list[Any] = column.to_pylist()
         return values
     except UnicodeDecodeError:
-        return [_decoded(value) for value in column.cast(arrow.large_binary()).to_pylist()]
+        return [decoded(value) for value in column.cast(arrow.large_binary()).to_pylist()]
 
 
-def _decoded(value: bytes | None) -> str | FastshapError | None:
+def decoded(value: bytes | None) -> str | FastshapError | None:
+    """The text of some UTF-8, or what is wrong with it."""
     try:
         return None if value is None else value.decode()
     except UnicodeDecodeError as error:

@@ -10,6 +10,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from fastshap.visible import printable
+
 # Parameters of ``fastshap explain`` that a job takes too, with the same default and the same help.
 _SHARED = (
     "target",
@@ -62,8 +64,18 @@ def run(
     ] = None,
     text_column: Annotated[str, typer.Option(help="The column of texts.")] = "text",
     id_column: Annotated[str, typer.Option(help="The column of ids: whole numbers or strings, all different.")] = "id",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what a run that was broken off left.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw away what an earlier run wrote.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep what an earlier run wrote, and explain the rows that are missing.")
+    ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Explain everything anew; the earlier output stays until the new one is complete."
+        ),
+    ] = False,
+    redo_changed: Annotated[
+        bool, typer.Option("--redo-changed", help="With --resume: explain rows anew whose text has changed.")
+    ] = False,
     local: Annotated[
         bool, typer.Option("--local", help="In this process, without Ray, as where Ray is not installed.")
     ] = False,
@@ -81,11 +93,12 @@ def run(
         int, typer.Option(help="Texts that a worker takes at a time: what is lost when it dies.", min=1)
     ] = 256,
 ) -> None:
-    """Explains a table of texts into a directory of Parquet files, each id once, however often it is broken off.
+    """Explains a table of texts into a directory of Parquet files, each id exactly once, however often it is interrupted.
 
     On Ray where it is installed (pip install 'fastshap-text[ray]'), in this process otherwise or with --local.
 
-    Exit code: 0 every row has attributions or a recorded error, 1 rows are missing, 2 it could not begin.
+    Exit code: 0 every row has attributions or a recorded error, 1 rows are missing, 2 it could not begin, 130 it was stopped by
+    Ctrl-C, 143 by SIGTERM.
     """
 
 
@@ -93,7 +106,7 @@ def verify(
     output: Annotated[str, typer.Argument(metavar="OUTPUT", help="What fastshap run wrote.")],
     source: Annotated[str, typer.Argument(metavar="INPUT", help="What it was made from.")],
 ) -> None:
-    """Compares the output of a job with its input, id by id and text by text.
+    """Compares the output of a job with its input: ids, texts, and whether the scores are those that were written.
 
     Exit code: 0 every row is there exactly once, 1 it is not, 2 there is nothing to compare.
     """
@@ -104,13 +117,14 @@ def verify(
         verdict = compare(output, source)
     except FastshapError as error:
         _fail(error, 2)
-    typer.echo("\n".join(verdict.lines()))
+    _say(verdict.lines())
     if not verdict.good:
         raise typer.Exit(1)
 
 
 def _run(settings: dict[str, Any], local: bool, **given: Any) -> None:
     from fastshap.errors import FastshapError, JobError
+    from fastshap.jobs.stopping import Terminated
 
     settings["targets"] = settings.pop("target")
     if (tokens := settings.pop("max_new_tokens")) is not None:
@@ -136,17 +150,21 @@ def _run(settings: dict[str, Any], local: bool, **given: Any) -> None:
     except FastshapError as error:
         if not isinstance(error, JobError) or not error.begun:
             _fail(error, 2)
-        further = (
-            "" if "--" in str(error) else f" What was explained is in {output}; with --resume the next run goes on."
-        )
+        further = "" if "--" in str(error) else f" What was explained is in {output}; --resume continues the job."
         _fail(JobError(f"{error}{further}"), 1)
-    except KeyboardInterrupt:
-        typer.echo(f"\nfastshap: stopped; what is explained is in {output}. --resume goes on.", err=True)
-        raise typer.Exit(130) from None
-    typer.echo("\n".join([f"{output} is complete.", *summary.lines()]))
+    except KeyboardInterrupt as stop:
+        what = f"fastshap: stopped; what was explained is in {output}. --resume continues the job."
+        typer.echo(f"\n{printable(what)}", err=True)
+        raise typer.Exit(143 if isinstance(stop, Terminated) else 130) from None
+    _say([f"{output} is complete.", *summary.lines()])
+
+
+def _say(lines: list[str]) -> None:
+    """Names of files and kinds of errors come from strangers: they must not steer the terminal."""
+    typer.echo("\n".join(map(printable, lines)))
 
 
 def _fail(error: Exception, code: int) -> NoReturn:
-    typer.echo(f"fastshap: {error}", err=True)
+    typer.echo(f"fastshap: {printable(str(error))}", err=True)
     sys.stderr.flush()
     raise typer.Exit(code)

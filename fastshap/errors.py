@@ -38,7 +38,7 @@ class MissingPackageError(FastshapError, ImportError):
 
 
 class JobError(FastshapError, RuntimeError):
-    """A batch job cannot begin, go on or end well. The message says what to do.
+    """A batch job cannot begin, continue or end well. The message says what to do.
 
     Attributes:
         begun: whether the job had begun, so that rows may have been written.

@@ -1,6 +1,6 @@
 """Which model, tokenizer and libraries an explanation came from: enough to tell later whether something changed.
 
-Fingerprints detect change. They are no signatures: whoever wants to forge weights of the same fingerprint can.
+Fingerprints detect change. They are no signatures: somebody who wants to forge weights of the same fingerprint can.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import pickle
 import platform
 import threading
 import weakref
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,13 @@ _PART = 1 << 15  # elements that share their position weights
 _PARTS = 32  # of a tensor at a time: bounds the memory
 _ODD = 0x9E3779B97F4A7C15 - (1 << 64)  # the golden ratio's fraction in 64 bits, as a signed number
 _LIBRARIES = ("torch", "transformers", "tokenizers")
+# Entries of a configuration, also of one inside another, that no number depends on or that have a field of their own.
+_BESIDE = frozenset(
+    "_name_or_path _commit_hash _from_model_config transformers_version architectures auto_map tokenizer_class finetuning_task "
+    "task_specific_params id2label label2id dtype torch_dtype use_cache return_dict output_attentions output_hidden_states "
+    "gradient_checkpointing _attn_implementation_autoset".split()
+)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -39,10 +47,16 @@ class Provenance:
         model_class: its class.
         model_fingerprint: of its weights; see :func:`model_fingerprint`.
         tokenizer_class, tokenizer_fingerprint: likewise.
+        configuration: the entries of the model's configuration that numbers can depend on, as JSON; see
+            :func:`configuration_of`.
+        configuration_fingerprint: of these.
+        labels_fingerprint: of the names of the classes.
         dtype: of its embeddings, "float32" say.
         attention: transformers' attention implementation, "sdpa" say.
         device: where it ran.
         versions: of fastshap, torch, transformers, tokenizers and Python.
+
+    Of an output that an earlier version wrote, what that did not know is "".
     """
 
     model: str = ""
@@ -50,6 +64,9 @@ class Provenance:
     model_fingerprint: str = ""
     tokenizer_class: str = ""
     tokenizer_fingerprint: str = ""
+    configuration: str = ""
+    configuration_fingerprint: str = ""
+    labels_fingerprint: str = ""
     dtype: str = ""
     attention: str = ""
     device: str = ""
@@ -60,16 +77,20 @@ def provenance_of(model: Any, tokenizer: Any, device: torch.device) -> Provenanc
     """Of a model (where torch.compile wrapped it, of what it wrapped) and its tokenizer; fingerprints are cached."""
     config = model.config
     name = str(getattr(config, "_name_or_path", "") or "")
+    configuration, configuration_fingerprint, labels_fingerprint = configuration_of(model)
     return Provenance(
         model=Path(name).name if os.path.isdir(name) else name,
         model_class=type(getattr(model, "_orig_mod", model)).__name__,
         model_fingerprint=model_fingerprint(model),
         tokenizer_class=type(tokenizer).__name__,
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        configuration=configuration,
+        configuration_fingerprint=configuration_fingerprint,
+        labels_fingerprint=labels_fingerprint,
         dtype=str(next(model.get_input_embeddings().parameters()).dtype).removeprefix("torch."),
         attention=str(getattr(config, "_attn_implementation", "") or ""),
         device=_described(device),
-        versions=_versions(),
+        versions=library_versions(),
     )
 
 
@@ -89,6 +110,28 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     Computed again when tokens were added.
     """
     return _cached(_tokenizers, tokenizer, len(tokenizer), lambda: _digest(_plain(tokenizer)))
+
+
+def configuration_of(model: nn.Module) -> tuple[str, str, str]:
+    """The entries of the model's configuration that numbers can depend on, as JSON; 16 hex digits of them, and of the labels.
+
+    Names, versions and what has a field of its own in :class:`Provenance` are left out. Of a model that generates, its
+    generation configuration is an entry. Computed again when an entry was changed, also in memory.
+    """
+    model = getattr(model, "_orig_mod", model)
+    generation = getattr(model, "generation_config", None)
+
+    def made() -> tuple[str, str, str]:
+        entries = _entries(model.config)
+        if generation is not None:
+            entries["generation_config"] = _without(generation.to_diff_dict())
+        text = json.dumps(entries, sort_keys=True, separators=(",", ":"), default=_named)
+        labels = [
+            [str(number), str(label)] for number, label in (getattr(model.config, "id2label", None) or {}).items()
+        ]
+        return text, _digest(text), _digest(sorted(labels))
+
+    return _cached(_configurations, model, _state_of(model.config) + _state_of(generation), made)
 
 
 def version_of(model: nn.Module) -> list[tuple[int, int, torch.dtype]]:
@@ -151,6 +194,30 @@ def _inner(name: str, value: Any) -> list[tuple[str, Tensor]]:
     return [(name, value.as_subclass(Tensor))]
 
 
+def _state_of(config: Any) -> bytes:
+    """What changes with a configuration's entries, at the cost of some microseconds."""
+    try:
+        return pickle.dumps(getattr(config, "__dict__", None))
+    except Exception:  # an entry that cannot be pickled
+        return repr(config).encode("utf-8", "replace")
+
+
+def _entries(config: Any) -> dict[str, Any]:
+    found: dict[str, Any] = _without(config.to_dict() if hasattr(config, "to_dict") else vars(config))
+    return found
+
+
+def _without(value: Any) -> Any:
+    """A plain value without the entries that no number depends on, at any depth."""
+    if isinstance(value, dict):
+        return {str(name): _without(one) for name, one in value.items() if name not in _BESIDE}
+    return [_without(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _named(value: Any) -> str:
+    return str(value) if isinstance(value, torch.dtype) else type(value).__name__
+
+
 def _plain(tokenizer: Any) -> Any:
     if tokenizer.is_fast:
         rules = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -167,11 +234,12 @@ def _digest(value: Any) -> str:
 _guard = threading.Lock()
 _models: weakref.WeakKeyDictionary[Any, tuple[Any, str]] = weakref.WeakKeyDictionary()
 _tokenizers: weakref.WeakKeyDictionary[Any, tuple[Any, str]] = weakref.WeakKeyDictionary()
+_configurations: weakref.WeakKeyDictionary[Any, tuple[Any, tuple[str, str, str]]] = weakref.WeakKeyDictionary()
 
 
 def _cached(
-    known: weakref.WeakKeyDictionary[Any, tuple[Any, str]], owner: Any, version: Any, make: Callable[[], str]
-) -> str:
+    known: weakref.WeakKeyDictionary[Any, tuple[Any, _T]], owner: Any, version: Any, make: Callable[[], _T]
+) -> _T:
     with _guard:
         found = known.get(owner)
     if found is None or found[0] != version:
@@ -198,5 +266,6 @@ def _known_versions() -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """Of fastshap, Python, torch, transformers and tokenizers, here."""
     return dict(_known_versions())

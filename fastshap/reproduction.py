@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from fastshap.errors import InvalidArgumentError, UnsupportedModelError
 from fastshap.explainer import GradientShap
 from fastshap.output import AttributionOutput
+from fastshap.provenance import Provenance
 from fastshap.record import Record
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 # What another order of float32 sums may do: other batches, devices and versions of libraries.
 _ROUNDING = 1e-5
+_NOT_SET = "not set"
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +35,8 @@ class Reproduction:
         largest_difference: of an attribution, as it is.
         relative_difference: as a share of the largest absolute attribution of its target, or of ten standard errors where
             that is more, as for sums of tokens that cancel; the largest of all.
-        changed: what differs in the provenance, by name: what it was then and what it is now.
+        changed: what differs, by name: what it was then and what it is now, "" where that is not known. Names are those of
+            :class:`Provenance`, of its versions, ``configuration.`` and the name of an entry, and ``target_names``.
     """
 
     output: AttributionOutput
@@ -118,11 +122,39 @@ def reproduce(
         identical=bool((difference == 0).all()),
         largest_difference=float(difference.max()),
         relative_difference=float((difference / size.clamp_min(torch.finfo(torch.float32).tiny)).max()),
-        changed=_changed(dataclasses.asdict(output.provenance), dataclasses.asdict(again.provenance)),
+        changed=_changed(output.provenance, again.provenance) | _renamed(output, labels),
     )
 
 
-def _changed(then: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """Entries that differ; versions one by one."""
+def _changed(before: Provenance, after: Provenance) -> dict[str, tuple[str, str]]:
+    """Entries that differ; versions and the configuration's entries one by one."""
+    then, now = dataclasses.asdict(before), dataclasses.asdict(after)
     then, now = then | then.pop("versions"), now | now.pop("versions")
-    return {name: (then.get(name, ""), now[name]) for name in now if then.get(name, "") != now[name]}
+    was, is_ = then.pop("configuration"), now.pop("configuration")
+    found = {name: (then.get(name, ""), now[name]) for name in now if then.get(name, "") != now[name]}
+    if was and is_ and was != is_:
+        del found["configuration_fingerprint"]
+        found |= _entries(json.loads(was), json.loads(is_), "configuration")
+    return found
+
+
+def _entries(then: Any, now: Any, name: str) -> dict[str, tuple[str, str]]:
+    """Entries of two plain values that differ, by their names; what one lacks is "not set"."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        found: dict[str, tuple[str, str]] = {}
+        for key in {**then, **now}:
+            found |= _entries(then.get(key, _NOT_SET), now.get(key, _NOT_SET), f"{name}.{key}")
+        return found
+    return {} if then == now else {name: (_spelled(then), _spelled(now))}
+
+
+def _spelled(value: Any) -> str:
+    return _NOT_SET if value == _NOT_SET else json.dumps(value)
+
+
+def _renamed(output: Record, labels: list[str] | None) -> dict[str, tuple[str, str]]:
+    """The names of the explained classes, where the model has others now."""
+    if labels is None:
+        return {}
+    now = [labels[target] for target in output.targets.tolist()]
+    return {} if now == output.target_names else {"target_names": (", ".join(output.target_names), ", ".join(now))}

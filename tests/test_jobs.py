@@ -24,6 +24,7 @@ import fastshap
 from fastshap import BatchExplainer, InvalidArgumentError, JobError
 from fastshap.batch import MOST_CHARACTERS, schema
 from fastshap.cli import app
+from fastshap.jobs.digests import with_digests
 from fastshap.jobs.local import explain_files
 from fastshap.jobs.progress import Progress, span
 from fastshap.jobs.reading import Columns, Files
@@ -65,9 +66,9 @@ def same_numbers(one, other):
     assert one.keys() == other.keys()
     for key, row in one.items():
         peer = other[key]
-        varying = ("attributions", "standard_error")
+        varying = ("attributions", "standard_error", "digest")
         assert {k: v for k, v in row.items() if k not in varying} == {k: v for k, v in peer.items() if k not in varying}
-        for name in varying:
+        for name in varying[:2]:
             if row[name]:
                 here, there = np.array(row[name]), np.array(peer[name])
                 assert np.abs(here - there).max() <= 1e-5 * np.abs(here).max() + 1e-9, (key, name)
@@ -276,7 +277,7 @@ def test_inputs_that_are_refused(tmp_path):
     (tmp_path / "list.jsonl").write_text("[1]")
     assert "no object" in refused(tmp_path / "list.jsonl", out)
     (tmp_path / "ragged.csv").write_text("id,text\n1,a\n2,b,c\n")
-    assert "ragged.csv could not be read" in refused(tmp_path / "ragged.csv", out)
+    assert "line 3, has 3 values" in refused(tmp_path / "ragged.csv", out)
     (tmp_path / "none.csv").write_text("id,text\n")
     assert "no rows" in refused(tmp_path / "none.csv", out)
     write(tmp_path / "null.parquet", ["a", "b"], [1, None])
@@ -307,11 +308,11 @@ def damaged_page(path):
     return path
 
 
-def test_a_damaged_page_breaks_the_job_off_and_nothing_is_skipped(tmp_path):
+def test_a_damaged_page_interrupts_the_job_and_nothing_is_skipped(tmp_path):
     path = damaged_page(tmp_path / "a.parquet")
     said = " ".join(run(path, tmp_path / "out", *QUICK, code=1).stderr.split())
     assert "a.parquet could not be read" in said
-    assert "with --resume the next run goes on" in said
+    assert "--resume continues the job" in said
 
 
 def test_outputs_that_are_refused(tmp_path):
@@ -328,35 +329,66 @@ def test_outputs_that_are_refused(tmp_path):
     assert "settings.seed was 0 and is 1" in refused(path, out, "--resume", "--seed", "1")
     assert "targets was null" in refused(path, out, "--resume", "--target", "positive")
     write(tmp_path / "other.parquet", ["fine film", "not good"], [0, 5])
-    assert "1 rows that the input has not" in refused(tmp_path / "other.parquet", out, "--resume")
+    assert "1 rows that the input does not have" in refused(tmp_path / "other.parquet", out, "--resume")
     write(tmp_path / "strings.parquet", ["fine film", "not good"], ["0", "1"])
     assert "ids that are int64, and the input has string" in refused(tmp_path / "strings.parquet", out, "--resume")
     write(tmp_path / "changed.parquet", ["fine film", "not bad", "more"])
     said = " ".join(run(tmp_path / "changed.parquet", out, "--resume", *QUICK, code=1).stderr.split())
-    assert "have changed since (1)" in said
+    assert "have changed (1)" in said
     with Store(out).alone():
         assert "Another run is writing" in refused(path, out, "--resume")
     assert rows(out) == before
     assert "2 (2 from before)" in run(path, out, "--resume", *QUICK).stdout
-    (out / MANIFEST).write_text("{")
-    assert "does not read" in refused(path, out, "--resume")
     run(path, out, "--overwrite", "--seed", "1", *QUICK)
     assert rows(out)[0]["attributions"] != before[0]["attributions"]
 
 
-def test_an_output_whose_manifest_is_gone_or_lacks_something(tmp_path):
+def test_a_manifest_that_is_gone_or_lacks_something_is_made_anew_from_the_parts(tmp_path):
     path, out = write(tmp_path / "a.parquet", ["fine film", "not good"]), tmp_path / "out"
     run(path, out, *QUICK)
     before, manifest = rows(out), json.loads((out / MANIFEST).read_text())
-    for name in ("job", "identity", "state", "summary"):
-        (out / MANIFEST).write_text(json.dumps({key: manifest[key] for key in manifest if key != name}))
-        assert f"does not read ('{name}')" in refused(path, out)
-        with pytest.raises(JobError, match="does not read"):
-            verify(out, path)
+    broken = ["", "{", *(json.dumps({k: manifest[k] for k in manifest if k != name}) for name in ("job", "identity"))]
+    for content in [*broken, None]:
+        if content is None:
+            (out / MANIFEST).unlink()
+        else:
+            (out / MANIFEST).write_text(content)
+        assert "was interrupted" in refused(path, out)
+        assert verify(out, path).state == "interrupted"
+        assert "settings.seed was 0 and is 1" in refused(path, out, "--resume", "--seed", "1")
+        assert "2 (2 from before)" in run(path, out, "--resume", *QUICK).stdout
+        assert verify(out, path).good
+        assert rows(out) == before
+    (out / MANIFEST).write_text(json.dumps(manifest | {"format": 7}))
+    assert "format 7, which this version" in refused(path, out)
+
+
+def as_an_earlier_version(out, state="complete"):
+    """The output as version 1 of the format: parts without digests and metadata, a manifest without the configuration."""
+    for part in out.glob("part-*"):
+        table = pq.read_table(part)
+        names = [name for name in table.schema.names if name != "digest"]
+        pq.write_table(table.select(names).replace_schema_metadata(), part)
+    manifest = json.loads((out / MANIFEST).read_text())
+    model = {k: v for k, v in manifest["identity"]["model"].items() if k not in ("configuration", "labels_fingerprint")}
+    identity = manifest["identity"] | {"model": model}
+    (out / MANIFEST).write_text(json.dumps(manifest | {"format": 1, "state": state, "identity": identity}))
+
+
+def test_an_output_of_an_earlier_version(tmp_path):
+    path, out = write(tmp_path / "a.parquet", ["fine film", "not good"]), tmp_path / "out"
+    run(path, out, *QUICK)
+    as_an_earlier_version(out)
+    found = verify(out, path)
+    assert (found.good, found.unchecked) == (True, 2)
+    assert "not checked      2 rows of an earlier version" in "\n".join(found.lines())
+    write(path, ["fine film", "not good", "loved it"])
+    assert "3 (2 from before)" in run(path, out, "--resume", *QUICK).stdout
+    assert (verify(out, path).good, verify(out, path).unchecked) == (True, 2)
+    as_an_earlier_version(out)
     (out / MANIFEST).unlink()
     for options in ([], ["--resume"]):
         assert "whose manifest is gone" in refused(path, out, *options)
-    assert rows(out) == before
     run(path, out, "--overwrite", *QUICK)
 
 
@@ -364,8 +396,8 @@ def test_a_finished_job_stays_finished_when_texts_have_changed(tmp_path):
     path, out = write(tmp_path / "a.parquet", ["fine film", "not good"]), tmp_path / "out"
     run(path, out, *QUICK)
     said = refused(write(tmp_path / "changed.parquet", ["fine film", "not bad"]), out, "--resume")
-    assert "have changed since (1)" in said
-    assert "goes on" not in said
+    assert "have changed (1)" in said
+    assert "continues" not in said
     assert verify(out, path).good
 
 
@@ -452,7 +484,8 @@ def test_a_class_of_its_own_for_every_kind_of_difference(tmp_path):
     changed = whole.set_column(1, "text_hash", pa.array(["0" * 32] * 6))
     nothing = pa.nulls(6, whole.schema.field("attributions").type)
     blank = whole.set_column(3, "attributions", nothing)
-    pq.write_table(pa.concat_tables([changed[:1], blank[1:2], whole[2:4], whole[3:4]]), part)
+    rows_ = pa.concat_tables([changed[:1], blank[1:2], whole[2:4], whole[3:4]])
+    pq.write_table(with_digests(rows_.drop_columns(["digest"])), part)
     found = verify(out, path)
     assert (found.missing, found.twice, found.changed, found.empty, found.good) == (2, 1, 1, 1, False)
     said = CliRunner().invoke(app, ["verify", str(out), str(path)]).stdout
@@ -486,7 +519,7 @@ def test_killed_and_resumed(tmp_path):
         os.kill(process.pid, signal.SIGKILL)
     state = json.loads((out / MANIFEST).read_text())
     assert state["state"] == "running"
-    assert "broken off" in refused(path, out)
+    assert "was interrupted" in refused(path, out)
     parts = sorted(out.glob("part-*"))
     done = sum(pq.read_metadata(part).num_rows for part in parts)
     assert 0 < done < 1500
@@ -518,7 +551,7 @@ def test_stopped_by_the_keyboard(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Progress, "add", interrupted)
-    assert "--resume goes on" in run(path, out, *QUICK, code=130).stderr
+    assert "--resume continues" in run(path, out, *QUICK, code=130).stderr
     monkeypatch.undo()
     assert f"({sum(calls)} from before)" in run(path, out, "--resume", *QUICK).stdout
 
@@ -533,7 +566,7 @@ def test_a_run_that_was_taken_over_stops(tmp_path, monkeypatch):
         (out / MANIFEST).write_text(json.dumps(manifest | {"run": 9}))
 
     monkeypatch.setattr(Progress, "add", taken)
-    with pytest.raises(JobError, match=r"taken .* over"):
+    with pytest.raises(JobError, match="taken over"):
         explain_files(path, out, **SETTINGS)
     assert not list(out.glob("part-*"))
 

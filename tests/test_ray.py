@@ -14,10 +14,12 @@ from test_jobs import damaged_page, make_texts, rows, same_numbers, write
 
 from fastshap import BatchExplainer, JobError
 from fastshap.integrations.ray import _Worker
+from fastshap.jobs.job import identity
 from fastshap.jobs.local import explain_files
+from fastshap.jobs.reading import Columns
 from fastshap.jobs.store import MANIFEST
 from fastshap.jobs.verify import verify
-from fastshap.version import __version__
+from fastshap.provenance import library_versions
 
 pytestmark = pytest.mark.ray
 
@@ -173,7 +175,12 @@ assert explain_dataset(more, "out", n_perturbations=4, workers=1, resume=True, *
 assert explain_dataset(more, "out", n_perturbations=4, workers=1, resume=True, **names).before == 7
 changed = [{"key": key, "body": "other"} for key in ("more", *(f"k{i}" for i in range(6)))]
 changed = ray.data.from_items(changed)
-refused("have changed since", changed, "out", workers=1, resume=True, **names)
+refused("have changed", changed, "out", workers=1, resume=True, **names)
+redone = explain_dataset(changed, "out", n_perturbations=4, workers=1, resume=True, redo_changed=True, **names)
+assert (redone.rows, redone.redone, redone.before) == (7, 7, 0), redone
+anew = explain_dataset(changed, "out", n_perturbations=4, seed=1, workers=1, overwrite=True, **names)
+assert (anew.rows, pq.read_table("out").num_rows) == (7, 7), anew
+assert not os.path.exists("out/_fastshap_next")
 
 rows = [{"id": i, "text": "fine film " * (i % 5 + 1)} for i in range(40)]
 expected = fastshap.BatchExplainer(n_perturbations=4)({"text": [row["text"] for row in rows]}).to_pylist()
@@ -220,24 +227,26 @@ def test_what_is_refused_before_ray_starts(tmp_path):
     assert not out.exists()
 
 
-def test_a_page_that_does_not_read_breaks_the_job_off(tmp_path):
+def test_a_page_that_does_not_read_interrupts_the_job(tmp_path):
     path, out = damaged_page(tmp_path / "a.parquet"), tmp_path / "out"
     code, _, err = namespace.run([*FASTSHAP, "run", str(path), str(out), *SETTINGS], timeout=120)
     assert code == 1, err
     assert "a.parquet could not be read" in err
-    assert "with --resume the next run goes on" in err
+    assert "--resume continues the job" in err
     assert len(err.splitlines()) == 1, err
 
 
 def test_a_worker_with_another_model_stops():
-    worker = _Worker(
-        BatchExplainer(), {"model_fingerprint": "0" * 16, "tokenizer_fingerprint": ""}, None, 1, __version__
-    )
     table = pa.table({"id": [1], "text": ["fine"], "problem": pa.nulls(1, pa.string())})
-    with pytest.raises(JobError, match="led to another model"):
-        worker(table)
-    with pytest.raises(JobError, match="install one everywhere"):
-        _Worker(BatchExplainer(), {}, None, 1, "0.0.0")(table)
+    same = identity(BatchExplainer(), Columns("id", "text"))["model"]
+    for name, other in {
+        "model_fingerprint": "0" * 16,
+        "configuration": same["configuration"] | {"hidden_act": "relu"},
+    }.items():
+        with pytest.raises(JobError, match=f"{name}.* was .* and is .*led to another model"):
+            _Worker(BatchExplainer(), same | {name: other}, None, 1, library_versions())(table)
+    with pytest.raises(JobError, match=r"has torch .* and the driver 0.0.0; install one everywhere"):
+        _Worker(BatchExplainer(), {}, None, 1, {"torch": "0.0.0"})(table)
 
 
 def test_two_workers_keep_up_with_one_process(tmp_path):

@@ -1,13 +1,14 @@
 """Running an explanation again, and knowing what it was run with."""
 
 import copy
+import json
 
 import pytest
 import torch
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 import fastshap
-from fastshap.provenance import checksum, model_fingerprint, tokenizer_fingerprint
+from fastshap.provenance import checksum, configuration_of, model_fingerprint, tokenizer_fingerprint
 
 TEXTS = ["A gorgeous, witty film, but the ending is dull.", "not good at all", "Dr. Smith loved it!"]
 
@@ -163,3 +164,58 @@ def test_words_of_an_earlier_version_come_again(default_pair):
     again = fastshap.reproduce(stored(output), *default_pair)
     assert again.same
     assert again.output.elements == output.elements
+
+
+# ------------------------------------------------------------------ configuration and labels
+
+
+def test_what_changed_outside_the_weights_is_named(default_pair):
+    """The same weights with another epsilon, another activation, or other labels."""
+    (output,) = fastshap.GradientShap(*default_pair)(TEXTS[0])
+    state, tokenizer = default_pair[0].state_dict(), default_pair[1]
+    for name, value, was in (("layer_norm_eps", 1e-2, "1e-12"), ("hidden_act", "relu", '"gelu"')):
+        config = copy.deepcopy(default_pair[0].config)
+        setattr(config, name, value)
+        other = BertForSequenceClassification(config)
+        other.load_state_dict(state)
+        again = fastshap.reproduce(stored(output), other.eval(), tokenizer)
+        assert not again.same
+        changed = {key: pair for key, pair in again.changed.items() if key != "model"}
+        assert changed == {f"configuration.{name}": (was, json.dumps(value))}
+        assert f"configuration.{name}: was {was}, is" in str(again)
+    renamed = copy.deepcopy(default_pair[0])
+    renamed.config.id2label = {0: "bad", 1: "good"}
+    again = fastshap.reproduce(stored(output), renamed, tokenizer)
+    assert again.same
+    assert again.changed.keys() == {"labels_fingerprint", "target_names"}
+    assert again.changed["target_names"] == ("positive", "good")
+
+
+def test_the_configuration_s_fingerprint_follows_what_numbers_can_depend_on(default_pair, llama_pair, tmp_path):
+    model = copy.deepcopy(default_pair[0])
+    first = configuration_of(model)
+    assert len(first[1]) == len(first[2]) == 16
+    for name, value in (("use_cache", False), ("output_hidden_states", True), ("_name_or_path", "elsewhere")):
+        setattr(model.config, name, value)
+        assert configuration_of(model) == first
+    model.save_pretrained(tmp_path)
+    assert configuration_of(type(model).from_pretrained(tmp_path)) == first
+    model.config.problem_type = "multi_label_classification"  # in memory, with a fingerprint in the cache
+    assert [a == b for a, b in zip(configuration_of(model), first, strict=True)] == [False, False, True]
+    model.config.problem_type = None
+    model.config.id2label[1] = "good"
+    assert [a == b for a, b in zip(configuration_of(model), first, strict=True)] == [True, True, False]
+    writer = copy.deepcopy(llama_pair[0])
+    before = configuration_of(writer)
+    writer.generation_config.max_new_tokens = 7
+    assert configuration_of(writer)[1] != before[1]
+
+
+def test_an_output_without_a_configuration_says_unknown(default_pair):
+    (output,) = fastshap.GradientShap(*default_pair)(TEXTS[0])
+    old = output.to_dict()
+    for name in ("configuration", "configuration_fingerprint", "labels_fingerprint"):
+        del old["provenance"][name]
+    again = fastshap.reproduce(fastshap.AttributionOutput.from_dict(old), *default_pair)
+    assert again.changed.keys() == {"configuration_fingerprint", "labels_fingerprint"}
+    assert "configuration_fingerprint: was unknown, is" in str(again)

@@ -26,20 +26,22 @@ from fastshap import parameters
 from fastshap.batch import BatchExplainer, strings, to_table
 from fastshap.errors import FastshapError, InvalidArgumentError, JobError, WorkerDiedError
 from fastshap.extras import needed
+from fastshap.jobs.ids import Known
 from fastshap.jobs.job import (
     Rows,
     identity,
-    opened,
+    model_identity,
     part_schema,
     refuse_duplicates,
-    refuse_unfit,
     rest,
     rows_of,
     rows_of_files,
 )
+from fastshap.jobs.opening import differences, opened, refuse_unfit
 from fastshap.jobs.progress import Summary
 from fastshap.jobs.reading import Columns, Files, plain, rows, texts_of
-from fastshap.version import __version__
+from fastshap.jobs.store import Store
+from fastshap.provenance import library_versions
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -62,6 +64,7 @@ def explain_dataset(
     id_column: str = "id",
     resume: bool = False,
     overwrite: bool = False,
+    redo_changed: bool = False,
     progress: bool = False,
     address: str | None = None,
     workers: int | None = None,
@@ -82,8 +85,9 @@ def explain_dataset(
         model: a directory or hub id that every node, and this process, can load; None is the model inside the package.
         text_column: the column of texts.
         id_column: the column of ids, whole numbers or strings, all different.
-        resume: go on with what an earlier run left, or begin where there is nothing.
-        overwrite: throw an earlier run's output away.
+        resume: keep what an earlier run wrote and explain the rest; begin where there is nothing.
+        overwrite: explain everything anew. An earlier output stays until the new one is complete, and is then removed.
+        redo_changed: with ``resume``, explain rows anew whose text has changed, instead of refusing.
         progress: show how far it is, on standard error.
         address: of a cluster, as ``ray.init`` takes it ("auto" on one of its nodes).
         workers: processes that explain, each with the model; by default one for each GPU, or else for each core of this
@@ -110,13 +114,29 @@ def explain_dataset(
     here = BatchExplainer(model, text_column=text_column, keep=(), **settings | {"device": "cpu"})
     same, versions = identity(here, columns), here.provenance.versions
     del here
-    refuse_unfit(output, same, resume, overwrite)
+    refuse_unfit(Store(output), same, resume=resume, overwrite=overwrite, redo=redo_changed)
     with _running(ray, address, workers, cpus_per_worker) as is_ours, _quiet(ray, source):
         with _translated(ray):
             pool = _pool(ray, is_ours, workers, cpus_per_worker, gpus_per_worker)
             if found is None:
                 found = _rows_of_dataset(source, columns)
-        with opened(output, found, same, versions, resume, overwrite, progress, started) as job, _translated(ray):
+
+        def tables() -> Iterator[pa.Table]:
+            with _translated(ray):
+                yield from _texts_of_dataset(ray, source, columns) if files is None else files.tables()
+
+        opening = opened(
+            output,
+            found,
+            same,
+            versions,
+            resume=resume,
+            overwrite=overwrite,
+            redo=tables if redo_changed else None,
+            shown=progress,
+            started=started,
+        )
+        with opening as job, _translated(ray):
             done = ray.put(job.done)
             read = _from_dataset(source, columns, done) if files is None else _from_files(ray, files, done)
             if not job.left:
@@ -131,7 +151,7 @@ def explain_dataset(
                     "model": same["model"],
                     "ledger": ledger,
                     "threads": pool["num_cpus"],
-                    "version": __version__,
+                    "versions": versions,
                 },
                 batch_size=None,
                 batch_format="pyarrow",
@@ -182,9 +202,11 @@ class _Worker:
     A block whose worker died over it is explained row by row, and a row that its worker died over is not tried for ever.
     """
 
-    def __init__(self, batch: BatchExplainer, model: dict[str, Any], ledger: Any, threads: float, version: str) -> None:
+    def __init__(
+        self, batch: BatchExplainer, model: dict[str, Any], ledger: Any, threads: float, versions: dict[str, str]
+    ) -> None:
         torch.set_num_threads(max(1, int(threads)))
-        self._batch, self._model, self._ledger, self._version = batch, model, ledger, version
+        self._batch, self._model, self._ledger, self._versions = batch, model, ledger, versions
         self._loaded = False
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -213,16 +235,18 @@ class _Worker:
         return to_table(texts, outputs).add_column(0, "id", ids)
 
     def _check(self) -> None:
-        """Loads the model, and compares it with the driver's."""
-        if self._version != __version__:
-            raise JobError(
-                f"A worker has fastshap {__version__}, and the driver {self._version}; install one everywhere."
-            )
-        about = self._batch.provenance
-        for name in ("model_fingerprint", "tokenizer_fingerprint"):
-            if (there := getattr(about, name)) != self._model[name]:
+        """Loads the model, and compares it and the libraries with the driver's."""
+        here = library_versions()
+        for name in self._versions:
+            if name != "python" and here.get(name) != self._versions[name]:
                 raise JobError(
-                    f"A worker's {name} is {there}, and the driver's is {self._model[name]}: the same name led to another "
+                    f"A worker has {name} {here.get(name)}, and the driver {self._versions[name]}; install one everywhere."
+                )
+        about = model_identity(self._batch.provenance)
+        for name in ("model_fingerprint", "tokenizer_fingerprint", "configuration", "labels_fingerprint"):
+            if differing := differences(self._model[name], about[name], name):
+                raise JobError(
+                    f"A worker's model is another than the driver's ({'; '.join(differing)}): the same name led to another "
                     "model there. Put the same files on every node."
                 )
         self._loaded = True
@@ -354,7 +378,7 @@ def _translated(ray: Any) -> Iterator[None]:
         lost = (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)
         if any(isinstance(one, lost) for one in chain):
             raise WorkerDiedError(_often(f"more often than {_RESTARTS} times ({_first_line(chain[-1])})")) from error
-        raise JobError(f"Ray could not go on: {type(chain[-1]).__name__}: {_first_line(chain[-1])}") from error
+        raise JobError(f"Ray could not continue: {type(chain[-1]).__name__}: {_first_line(chain[-1])}") from error
 
 
 def _often(how: str) -> str:
@@ -438,6 +462,13 @@ def _from_dataset(source: Any, columns: Columns, done: Any) -> Any:
     return source.select_columns([columns.id, columns.text]).map_batches(
         normal, batch_size=None, batch_format="pyarrow"
     )
+
+
+def _texts_of_dataset(ray: Any, source: Any, columns: Columns) -> Iterator[pa.Table]:
+    """All rows of a Dataset, here."""
+    every = _from_dataset(source, columns, ray.put(Known().sorted()))
+    found: Iterator[pa.Table] = every.iter_batches(batch_size=None, batch_format="pyarrow")
+    return found
 
 
 def _rows_of_dataset(source: Any, columns: Columns) -> Rows:

@@ -1,16 +1,14 @@
 """A job: what is to be explained, what is done already, and how a finished piece of work becomes part of the output.
 
 One process alone commits, whoever computes: so a retry, a lost worker or a straggler of an earlier run can write nothing twice.
-A part is written beside its place and moved there when it is whole; what is in a whole part is done, and nothing else is.
+A part is written beside its place and moved there when it is whole. What is in a whole part is done, and nothing else is.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +17,13 @@ import numpy as np
 from fastshap.batch import BatchExplainer, schema, text_hash
 from fastshap.errors import InvalidArgumentError, JobError
 from fastshap.extras import needed
+from fastshap.jobs.digests import with_digests
 from fastshap.jobs.ids import Known, Sorted, found, keys, missing, short
 from fastshap.jobs.progress import Progress, Summary
 from fastshap.jobs.reading import Columns, Files
-from fastshap.jobs.store import Store
+from fastshap.jobs.store import FORMAT, Store, with_about
 from fastshap.plain import to_plain
+from fastshap.provenance import Provenance
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 # A part is written when it has so many rows, or so many seconds after the one before: what a killed run loses at most.
 _ROWS, _SECONDS = 8192, 10.0
 _SHOWN = 5  # examples in a message
+_ABOUT = ("job", "id_type", "identity", "versions")  # what each part says of its job
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,8 @@ def rows_of_files(files: Files) -> Rows:
         JobError: as for :func:`rows_of`, and a file that does not read.
         InvalidArgumentError: a column that is not there.
     """
-
-    def tables() -> Iterator[pa.Table]:
-        for piece in pieces:
-            yield from files.read(piece, texts=False)
-
-    pieces = files.pieces()
-    rows = rows_of(tables(), files.described())
-    refuse_duplicates(rows, tables())
+    rows = rows_of(files.tables(texts=False), files.described())
+    refuse_duplicates(rows, files.tables(texts=False))
     return rows
 
 
@@ -115,23 +110,32 @@ def identity(batch: BatchExplainer, columns: Columns) -> dict[str, Any]:
     explainer = batch.explainer
     plain = to_plain(explainer._failed(InvalidArgumentError(""), ""))
     del plain["settings"]["rounds"]
-    about = asdict(batch.provenance)
+    about = model_identity(batch.provenance)
     same = {
         "columns": asdict(columns),
         "targets": batch.targets,
         "generation_kwargs": batch.generation_kwargs,
         "settings": plain["settings"],
-        "model": {name: about[name] for name in about if name not in ("versions", "device")},
+        "model": about,
     }
     there_and_back: dict[str, Any] = json.loads(json.dumps(same, default=repr))  # as a manifest gives it
     return there_and_back
 
 
+def model_identity(provenance: Provenance) -> dict[str, Any]:
+    """What tells one model from another, as plain values; the configuration entry by entry."""
+    about = asdict(provenance)
+    for name in ("versions", "device", "configuration_fingerprint"):
+        del about[name]
+    return about | {"configuration": json.loads(about["configuration"])}
+
+
 class Job:
-    """An open job. ``known`` is what is done, for readers to leave out."""
+    """An open job: writes to ``store``, which is the output ``root``, or its directory for what overwrites it."""
 
     def __init__(
         self,
+        root: Store,
         store: Store,
         manifest: dict[str, Any],
         rows: Rows,
@@ -140,7 +144,7 @@ class Job:
         progress: Progress,
         started: float,
     ) -> None:
-        self._store, self._manifest, self._rows, self._known = store, manifest, rows, known
+        self._root, self._store, self._manifest, self._rows, self._known = root, store, manifest, rows, known
         self.summary = summary
         self._waiting: list[pa.Table] = []
         self._since = time.monotonic()
@@ -178,21 +182,23 @@ class Job:
             JobError: another run has taken this output over.
         """
         if self._waiting:
-            table = needed("pyarrow", "tables").concat_tables(self._waiting)
+            table = with_digests(needed("pyarrow", "tables").concat_tables(self._waiting))
             there = self._store.manifest()
             if there is None or (there["job"], there["run"]) != (self._manifest["job"], self._manifest["run"]):
-                raise JobError(f"Another run has taken {self._store.location} over; this one stops.")
-            self._store.write(
-                f"part-{self._manifest['job']}-{self._manifest['run']}-{self._written:05d}.parquet", table
-            )
-            self._written += 1
+                raise JobError(f"Another run has taken over {self._store.location}; this one stops.")
+            about = {"format": FORMAT} | {name: self._manifest[name] for name in _ABOUT}
+            name = f"part-{self._manifest['job']}-{self._manifest['run']}-{self._written:05d}.parquet"
+            table = with_about(table, about)
+            self._store.write(name, table)
+            # In this order: an interrupt in between has the same part written once more, under the same name.
             self._waiting = []
+            self._written += 1
             self._known.add(keys(table.column("id")), short(table.column("text_hash").to_pylist()))
             self.summary.add(table)
         self._since = time.monotonic()
 
     def finish(self, padding: tuple[int, int] | None = None) -> Summary:
-        """Writes the rest, and says that the output is complete if it is.
+        """Writes the rest, and says that the output is complete if it is. An overwrite takes the place of the old output then.
 
         Args:
             padding: positions of the model calls that were padding, and all of them.
@@ -210,107 +216,12 @@ class Job:
         if lost or twice:
             raise JobError(
                 f"{lost:,} rows are missing from {self._store.location}, and {twice:,} are there twice. Run it again with "
-                "--resume, which computes what is missing; verify shows the state."
+                "--resume, which computes what is missing; fastshap verify shows the state."
             )
         self._manifest |= {"state": "complete", "summary": self.summary.plain()}
         self._store.write_manifest(self._manifest)
+        self._root.take_next()
         return self.summary
-
-
-@contextlib.contextmanager
-def opened(
-    output: Any,
-    rows: Rows,
-    same: dict[str, Any],
-    versions: dict[str, str],
-    resume: bool,
-    overwrite: bool,
-    shown: bool,
-    started: float,
-) -> Iterator[Job]:
-    """A new job, or one to go on with; alone with its output, as far as that can be made sure.
-
-    Args:
-        same: what must be the same when it is gone on with (:func:`identity`).
-        versions: of the libraries, for the manifest.
-        shown: whether to show how far it is.
-        started: when the run was, by ``time.monotonic``.
-
-    Raises:
-        JobError: the output holds a job already, another job, or something else; another run writes there.
-    """
-    refuse_unfit(output, same, resume, overwrite)
-    store = Store(output)
-    with store.alone():
-        manifest = None if overwrite else store.manifest()
-        if manifest is None:
-            manifest = {"format": 1, "job": secrets.token_hex(4), "run": 0, "identity": same, "id_type": rows.id_type}
-        elif manifest["id_type"] != rows.id_type:
-            raise JobError(
-                f"{store.location} has ids that are {manifest['id_type']}, and the input has {rows.id_type}: it comes from "
-                "another input. Resume with that one, take another output, or --overwrite this one."
-            )
-        known, summary = _done(store, manifest["job"])
-        if surplus := missing(known, rows.ids):
-            raise JobError(
-                f"{store.location} holds {surplus:,} rows that the input has not, so it comes from another input. Resume with "
-                "that one, take another output, or --overwrite this one."
-            )
-        left = len(known) < len(rows.ids)
-        if left or manifest.get("state") != "complete":
-            manifest |= {"state": "running", "run": manifest["run"] + 1, "versions": versions, "input": rows.described}
-            manifest.pop("summary", None)
-            store.write_manifest(manifest)
-        for name in store.stray(manifest["job"]):
-            store.remove(name)
-        progress = Progress(len(rows.ids), summary.before, shown)
-        job = Job(store, manifest, rows, known, summary, progress, started)
-        try:
-            yield job
-        except BaseException as error:
-            if isinstance(error, JobError):
-                error.begun = left
-            with contextlib.suppress(Exception):
-                job.flush()  # what is computed is kept
-            raise
-        finally:
-            progress.close()
-
-
-def refuse_unfit(output: Any, same: dict[str, Any], resume: bool, overwrite: bool) -> None:
-    """Whether a job may begin, or go on, as far as can be told by a look at the output's manifest.
-
-    Raises:
-        JobError: the output holds a job already, another job, or something else.
-        InvalidArgumentError: both resume and overwrite.
-    """
-    if resume and overwrite:
-        raise InvalidArgumentError(
-            "resume keeps what an earlier run wrote and overwrite throws it away; pass one of the two."
-        )
-    store = Store(output)
-    if foreign := store.foreign():
-        raise JobError(
-            f"{store.location} holds files that no job wrote ({', '.join(foreign[:_SHOWN])}); name a directory that is new, "
-            "empty, or a job's own."
-        )
-    if overwrite:
-        return
-    manifest = store.manifest()
-    if manifest is None:
-        if any(name.startswith("part-") for name in store.names()):
-            raise JobError(
-                f"{store.location} holds parts of a job whose manifest is gone, so nothing says what they are. Name another "
-                "directory, or --overwrite this one."
-            )
-        return
-    if not resume:
-        raise JobError(_in_the_way(store.location, manifest))
-    if differing := _differing(manifest["identity"], same):
-        raise JobError(
-            f"{store.location} was begun with other settings: {'; '.join(differing)}. Rows of both would stand side by side: "
-            "resume with the same, take another output, or --overwrite this one."
-        )
 
 
 def rest(table: pa.Table, done: Sorted) -> pa.Table:
@@ -327,42 +238,7 @@ def rest(table: pa.Table, done: Sorted) -> pa.Table:
     if changed.any():
         few = ", ".join(map(repr, table.column("id").filter(changed).to_pylist()[:_SHOWN]))
         raise JobError(
-            f"The texts of rows that are done have changed since ({few}): their scores in the output are of other texts. "
-            "--overwrite begins anew."
+            f"The texts of rows that are done have changed ({few}): their scores in the output are of other texts. Resume with "
+            "--redo-changed to explain these rows anew, or --overwrite the output."
         )
     return table.filter(~there)
-
-
-def _done(store: Store, job: str) -> tuple[Known, Summary]:
-    """What earlier runs wrote; parts that do not read are taken away, and their rows are to be computed again."""
-    known, summary = Known(), Summary()
-    for name in store.parts(job):
-        table = store.read(name)
-        if table is None:
-            store.remove(name)
-            summary.damaged += 1
-            continue
-        known.add(keys(table.column("id")), short(table.column("text_hash").to_pylist()))
-        summary.add(table)
-    if twice := len(known.twice()):
-        raise JobError(f"{store.location} holds {twice:,} ids twice; two runs must have written there. --overwrite it.")
-    summary.before = summary.rows
-    return known, summary
-
-
-def _in_the_way(location: str, manifest: dict[str, Any]) -> str:
-    if manifest["state"] == "complete":
-        count = manifest["summary"]["rows"]
-        return (
-            f"{location} holds a finished job of {count:,} rows. --overwrite computes it anew; --resume computes what the "
-            "input has more; or name another directory."
-        )
-    return f"{location} holds a job that was broken off. --resume goes on with it, --overwrite begins anew."
-
-
-def _differing(then: Any, now: Any, name: str = "") -> list[str]:
-    """What two plain values differ in, by the names where they do."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        both = {**then, **now}
-        return [one for key in both for one in _differing(then.get(key), now.get(key), f"{name}.{key}".lstrip("."))]
-    return [] if then == now else [f"{name} was {json.dumps(then)[:60]} and is {json.dumps(now)[:60]}"]

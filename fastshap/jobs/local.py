@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from fastshap.batch import BatchExplainer, to_table
 from fastshap.errors import FastshapError, TruncationWarning
 from fastshap.extras import needed
-from fastshap.jobs.job import Job, identity, opened, rest, rows_of_files
+from fastshap.jobs.job import Job, identity, rest, rows_of_files
+from fastshap.jobs.opening import opened
 from fastshap.jobs.progress import Summary
 from fastshap.jobs.reading import Columns, Files, texts_of
 
@@ -33,6 +34,7 @@ def explain_files(
     id_column: str = "id",
     resume: bool = False,
     overwrite: bool = False,
+    redo_changed: bool = False,
     progress: bool = False,
     **settings: Any,
 ) -> Summary:
@@ -44,8 +46,9 @@ def explain_files(
         model: a directory or hub id; None is the model inside the package.
         text_column: the column of texts.
         id_column: the column of ids, whole numbers or strings, all different.
-        resume: go on with what an earlier run left, or begin where there is nothing.
-        overwrite: throw an earlier run's output away.
+        resume: keep what an earlier run wrote and explain the rest; begin where there is nothing.
+        overwrite: explain everything anew. An earlier output stays until the new one is complete, and is then removed.
+        redo_changed: with ``resume``, explain rows anew whose text has changed, instead of refusing.
         progress: show how far it is, on standard error.
         settings: ``targets``, ``generation_kwargs`` and parameters of :class:`fastshap.GradientShap`.
 
@@ -59,7 +62,17 @@ def explain_files(
     files = Files(source, columns)
     rows = rows_of_files(files)
     same = identity(batch, columns)
-    with opened(output, rows, same, batch.provenance.versions, resume, overwrite, progress, started) as job:
+    with opened(
+        output,
+        rows,
+        same,
+        batch.provenance.versions,
+        resume=resume,
+        overwrite=overwrite,
+        redo=files.tables if redo_changed else None,
+        shown=progress,
+        started=started,
+    ) as job:
         if job.left:
             job.begin(time.monotonic())
         size = [_FEWEST]

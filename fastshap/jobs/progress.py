@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from fastshap.jobs.store import about_of
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -26,7 +28,9 @@ class Summary:
         truncated: rows whose text was longer than the model takes.
         samples: samples used for all rows.
         before: rows that earlier runs had written.
-        damaged: parts of earlier runs that did not read, whose rows were computed again.
+        damaged: parts of earlier runs that did not read or held other scores than were written; their rows were computed again.
+        redone: rows of earlier runs whose text had changed, and that were computed again.
+        versions: of each library, those that rows were computed with.
         seconds: of this run, from when the first text could be explained.
         startup: seconds before that: reading ids, starting workers, loading models.
         padding: share of the model calls' positions that were padding, in this run; None where nothing was computed.
@@ -38,13 +42,17 @@ class Summary:
     samples: int = 0
     before: int = 0
     damaged: int = 0
+    redone: int = 0
     seconds: float = 0.0
     startup: float = 0.0
     padding: float | None = None
+    versions: dict[str, set[str]] = field(default_factory=dict)
 
     def add(self, table: pa.Table) -> None:
         """Rows of the output."""
         self.rows += len(table)
+        for name, version in (about_of(table) or {"versions": {}})["versions"].items():
+            self.versions.setdefault(name, set()).add(version)
         kinds = [error.split(":")[0] for error in table.column("error").to_pylist() if error is not None]
         self.errors.update(kinds)
         self.truncated += sum(table.column("truncated").to_pylist())
@@ -69,7 +77,8 @@ class Summary:
         failed = self.errors.total()
         shown = [f"rows             {self.rows:,}" + (f" ({self.before:,} from before)" if self.before else "")]
         shown.append(f"explained        {self.rows - failed:,}" + self._cut())
-        shown.append(f"errors           {failed:,}" + self._kinds())
+        shown.append(f"errors           {failed:,}")
+        shown += [f"  {kind:<28} {count:,}" for kind, count in self.errors.most_common()]
         if self.rows > failed:
             shown.append(f"samples          {self.samples:,} ({self.samples / (self.rows - failed):.1f} a text)")
         if self.seconds:
@@ -79,13 +88,17 @@ class Summary:
             shown.append(f"padding          {self.padding:.1%} of the model calls' positions")
         if self.damaged:
             shown.append(f"damaged parts    {self.damaged:,}, their rows computed again")
+        if self.redone:
+            shown.append(f"changed texts    {self.redone:,}, explained anew")
+        for name, some in self.versions.items():
+            if len(some) > 1:
+                shown.append(
+                    f"{name:<16} {', '.join(sorted(some))}: rows of several versions, see each part's metadata"
+                )
         return shown
 
     def _cut(self) -> str:
         return f" ({self.truncated:,} truncated to what the model takes)" if self.truncated else ""
-
-    def _kinds(self) -> str:
-        return "".join(f"\n  {kind:<28} {count:,}" for kind, count in self.errors.most_common())
 
 
 class Progress:

@@ -12,16 +12,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fastshap.batch import checked_text, read_error, spelled, strings
+from fastshap.batch import checked_text, decoded, read_error, spelled, strings
 from fastshap.errors import FastshapError, InvalidArgumentError, JobError
 from fastshap.extras import needed
+from fastshap.jobs.lines import csv_rows, lines
+from fastshap.jobs.listing import checked, listed
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _ROWS = 4096  # of a table
 _ROWS_OF_PIECE = 65_536  # at least, where a Parquet file is read in several pieces
-_CSV_BLOCK = 16 << 20  # bytes: a row has to fit
 _KINDS = {
     ".parquet": "parquet",
     ".pq": "parquet",
@@ -31,7 +32,6 @@ _KINDS = {
     ".json": "jsonl",
 }
 _PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
-MANIFEST = "_fastshap_manifest.json"  # lies in a directory that a job wrote
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ def place(location: str | os.PathLike[str]) -> tuple[Any, str]:
     """The file system of a path or URI, and the path there.
 
     Raises:
-        InvalidArgumentError: a URI of no file system that pyarrow knows.
+        InvalidArgumentError: a URI of no file system that pyarrow knows, or a name that is no UTF-8.
     """
     fs = needed("pyarrow.fs", "tables")
-    text = os.fspath(location)
+    text = checked(os.fspath(location))
     if "://" not in text:
         return fs.LocalFileSystem(), os.path.abspath(text)
     try:
@@ -83,15 +83,10 @@ class Files:
             raise InvalidArgumentError(
                 f"{self.location} is neither a file nor a directory; rows are read more than once."
             )
-        if about.type == fs.FileType.File:
-            self.paths = [root]
-        else:
-            inside = self._fs.get_file_info(fs.FileSelector(root, recursive=True))
-            paths = [one.path for one in inside if one.type == fs.FileType.File]
-            outputs = {posixpath.dirname(path) for path in paths if posixpath.basename(path) == MANIFEST}
-            self.paths = sorted(
-                path for path in paths if not _hidden(path[len(root) :]) and posixpath.dirname(path) not in outputs
-            )
+        try:
+            self.paths = [root] if about.type == fs.FileType.File else listed(self._fs, root)
+        except OSError as error:
+            raise _unreadable(self.location, error) from None
         self._kinds = {path: _kind(path) for path in self.paths}
         if not self.paths:
             raise InvalidArgumentError(f"The directory {self.location} holds no files.")
@@ -122,6 +117,11 @@ class Files:
             raise
         except (OSError, arrow.ArrowException, UnicodeDecodeError, EOFError) as error:
             raise _unreadable(piece.path, error) from None
+
+    def tables(self, texts: bool = True) -> Iterator[pa.Table]:
+        """All pieces, one after the other."""
+        for piece in self.pieces():
+            yield from self.read(piece, texts)
 
     def _pieces(self, path: str, kind: str) -> Iterator[Piece]:
         arrow = needed("pyarrow", "tables")
@@ -154,8 +154,8 @@ class Files:
         for option, name in (("id_column", self.columns.id), ("text_column", self.columns.text)):
             if name not in names:
                 raise InvalidArgumentError(
-                    f"{posixpath.basename(path)} has no column {name!r}; it has {', '.join(map(repr, names))}. Name the "
-                    f"right one as {option} (--{option.replace('_', '-')})."
+                    f"{posixpath.basename(path)} has no column {name!r}; it has {', '.join(map(repr, names)) or 'none'}. Name "
+                    f"the right one as {option} (--{option.replace('_', '-')})."
                 )
             if names.count(name) > 1:
                 raise InvalidArgumentError(
@@ -166,29 +166,34 @@ class Files:
         parquet = needed("pyarrow.parquet", "tables")
         names = [self.columns.id, self.columns.text] if texts else [self.columns.id]
         with self._fs.open_input_file(piece.path) as file:
-            for batch in parquet.ParquetFile(file).iter_batches(_ROWS, row_groups=piece.groups, columns=names):
+            for batch in parquet.ParquetFile(file, page_checksum_verification=True).iter_batches(
+                _ROWS, row_groups=piece.groups, columns=names
+            ):
                 column = strings(batch.column(self.columns.text)) if texts else None
                 yield rows(piece.path, batch.column(self.columns.id), column)
 
     def _csv(self, piece: Piece, texts: bool) -> Iterator[pa.Table]:
-        arrow, csv = needed("pyarrow", "tables"), needed("pyarrow.csv", "tables")
-        names = [self.columns.id, self.columns.text]
-        reading = {
-            "read_options": csv.ReadOptions(block_size=_CSV_BLOCK),
-            "parse_options": csv.ParseOptions(newlines_in_values=True),
-        }
-        with self._open(piece.path) as file:
-            self._check(piece.path, csv.open_csv(file, **reading).schema.names)
-        # Every column as it is written: "NA" is a text, and 007 an id. Others are not looked at.
-        converting = csv.ConvertOptions(
-            column_types=dict.fromkeys(names, arrow.string()), strings_can_be_null=False, include_columns=names
-        )
-        with self._open(piece.path) as file:
-            for batch in csv.open_csv(file, convert_options=converting, **reading):
-                for start in range(0, len(batch), _ROWS):
-                    part = batch.slice(start, _ROWS)
-                    column = strings(part.column(self.columns.text)) if texts else None
-                    yield rows(piece.path, part.column(self.columns.id), column)
+        """Every value as it is written: "NA" is a text, and 007 an id. Other columns are not looked at."""
+        with self._open(piece.path) as stream:
+            found = csv_rows(stream, piece.path)
+            _, names = next(found, (0, []))
+            self._check(piece.path, names)
+            id_, text = names.index(self.columns.id), names.index(self.columns.text)
+            ids: list[Any] = []
+            values: list[Any] = []
+            for number, row in found:
+                if len(row) != len(names):
+                    raise JobError(
+                        f"{piece.path}, line {number}, has {len(row)} values, and the first line names {len(names)} columns. "
+                        "Repair the file; nothing was skipped."
+                    )
+                ids.append(row[id_])
+                values.append(_of_csv(row[text]))
+                if len(ids) == _ROWS:
+                    yield rows(piece.path, _json_ids(piece.path, ids), values if texts else None)
+                    ids, values = [], []
+            if ids:
+                yield rows(piece.path, _json_ids(piece.path, ids), values if texts else None)
 
     def _open(self, path: str) -> Any:
         """A stream of the file, unpacked as its name says."""
@@ -199,7 +204,7 @@ class Files:
             ids: list[Any] = []
             found: list[Any] = []
             checked = False
-            for number, line in enumerate(_lines(stream), 1):
+            for number, line in enumerate(lines(stream, piece.path), 1):
                 if not line.strip():
                     continue
                 row = _json_row(piece.path, number, line)
@@ -271,10 +276,6 @@ def _whole(text: str | FastshapError) -> str | FastshapError:
     return text
 
 
-def _hidden(path: str) -> bool:
-    return any(part.startswith((".", "_")) for part in path.split("/"))
-
-
 def _kind(path: str) -> str:
     name = posixpath.basename(path).lower()
     for ending in _PACKED:
@@ -321,13 +322,13 @@ def _check_type(path: str, column: str, kind: Any, fits: Any, wanted: str) -> No
         )
 
 
-def _lines(stream: Any) -> Iterator[bytes]:
-    rest = b""
-    while block := stream.read(1 << 20):
-        *whole, rest = (rest + block).split(b"\n")
-        yield from whole
-    if rest:
-        yield rest
+def _of_csv(text: str) -> str | FastshapError | None:
+    """The text, or what is wrong with the bytes that it was read from."""
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        return decoded(text.encode("utf-8", "surrogateescape"))
 
 
 def _json_row(path: str, number: int, line: bytes) -> dict[str, Any]:
@@ -354,4 +355,4 @@ def _json_ids(path: str, ids: list[Any]) -> Any:
     try:
         return arrow.array(ids)
     except UnicodeEncodeError:
-        raise JobError(f"{path} has an id with half of a surrogate pair, which is no character.") from None
+        raise JobError(f"{path} has an id that is no UTF-8, or holds half of a surrogate pair.") from None

@@ -1,23 +1,36 @@
-"""The directory that a job writes: Parquet parts that appear when they are whole, and a manifest beside them."""
+"""The directory that a job writes: Parquet parts that appear when they are whole, and a manifest beside them.
+
+Each part says in its own metadata which job it belongs to, so that a manifest that is lost or damaged can be made anew.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from fastshap.batch import schema
 from fastshap.errors import JobError
 from fastshap.extras import needed
-from fastshap.jobs.reading import MANIFEST, place
+from fastshap.jobs.digests import DIGEST
+from fastshap.jobs.listing import MANIFEST
+from fastshap.jobs.reading import place
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_OURS = re.compile(rf"\.?(part-[0-9a-f]{{8}}-\d+-\d+\.parquet|{re.escape(MANIFEST)})(\.tmp)?")
+FORMAT = 2  # of the manifest; 1 had parts without digests and metadata
+NEXT = "_fastshap_next"  # a directory in the output: what an overwrite has written so far
+_KNOWN = (1, FORMAT)
+_OURS = re.compile(rf"\.?(part-([0-9a-f]{{8}})-(\d+)-\d+\.parquet|{re.escape(MANIFEST)})(\.tmp)?")
+_ABOUT = b"fastshap"  # key of a part's metadata
+_NEEDED = {"id", "text_hash", "attributions", "n_perturbations", "truncated", "error"}  # columns of a part
+_TRIES, _PAUSE = 4, 0.05  # for the lock: who only looks whether there is a run holds it for a moment too
 
 
 class Store:
@@ -26,6 +39,12 @@ class Store:
     def __init__(self, location: str | os.PathLike[str]) -> None:
         self.location = os.fspath(location)
         self._fs, self.root = place(location)
+
+    def next(self) -> Store:
+        """The directory inside this one where an overwrite writes."""
+        inner = copy.copy(self)
+        inner.root = f"{self.root}/{NEXT}"
+        return inner
 
     def names(self) -> list[str]:
         """Of everything in the directory, in order; none where there is no directory.
@@ -42,47 +61,57 @@ class Store:
 
     def foreign(self) -> list[str]:
         """Names of what no job wrote."""
-        return [name for name in self.names() if not _OURS.fullmatch(name)]
+        return [name for name in self.names() if not _OURS.fullmatch(name) and name != NEXT]
 
-    def parts(self, job: str) -> list[str]:
-        """Names of the committed parts of a job."""
-        return [name for name in self.names() if name.startswith(f"part-{job}-") and name.endswith(".parquet")]
+    def parts(self, job: str = "") -> list[str]:
+        """Names of the committed parts, of a job or of all."""
+        return [name for name in self.names() if name.startswith(f"part-{job}") and name.endswith(".parquet")]
+
+    def holds_job(self) -> bool:
+        """Whether there is anything of a job here, also where nothing says of which."""
+        return MANIFEST in self.names() or bool(self.parts())
 
     def stray(self, job: str) -> list[str]:
         """Names of parts of other jobs, and of files that were not finished."""
-        kept = {*self.parts(job), *self.foreign(), MANIFEST}
+        kept = {*self.parts(job), *self.foreign(), MANIFEST, NEXT}
         return [name for name in self.names() if name not in kept]
 
     def manifest(self) -> dict[str, Any] | None:
-        """What the manifest says; None where there is none.
+        """What the manifest says, or the parts where it is lost or does not read; None where there is neither.
 
         Raises:
-            JobError: it does not read.
+            JobError: it does not read, and the parts do not say; or a later version wrote it.
         """
         if MANIFEST not in self.names():
-            return None
+            return self._from_parts()
         try:
             with self._fs.open_input_stream(self._path(MANIFEST)) as file:
                 manifest: dict[str, Any] = json.loads(file.read())
-            if manifest["format"] == 1:
-                same = manifest["identity"]
-                _ = (
-                    manifest["job"],
-                    manifest["run"],
-                    manifest["id_type"],
-                    same["columns"]["id"],
-                    same["columns"]["text"],
-                )
-                _ = manifest["state"] == "complete" and manifest["summary"]["rows"]
+            if manifest["format"] in _KNOWN:
+                _check(manifest)
                 return manifest
             what = f"has format {manifest['format']!r}, which this version of fastshap does not know"
         except (ValueError, KeyError, TypeError) as error:
+            if (found := self._from_parts()) is not None:
+                return found
             what = f"does not read ({error})"
         raise JobError(f"{self.location}/{MANIFEST} {what}. Take another directory, or --overwrite this one.")
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         with self._told("written"), self._whole(MANIFEST) as file:
             file.write(json.dumps(manifest, indent=2, ensure_ascii=False).encode() + b"\n")
+
+    def _from_parts(self) -> dict[str, Any] | None:
+        """A manifest from the metadata of the parts, if they are of one job; an interrupted one, since nothing says more."""
+        parts = self.parts()
+        matches = [match for match in map(_OURS.fullmatch, parts) if match]
+        if len({match[2] for match in matches}) != 1:
+            return None
+        for name in parts:
+            table = self.read(name)
+            if table is not None and (about := about_of(table)) is not None:
+                return {**about, "state": "running", "run": max(int(match[3]) for match in matches)}
+        return None
 
     def write(self, name: str, table: pa.Table) -> None:
         """A part, which appears when it is whole; its pages carry checksums."""
@@ -91,14 +120,54 @@ class Store:
             parquet.write_table(table, file, compression="zstd", write_page_checksum=True)
 
     def read(self, name: str) -> pa.Table | None:
-        """A part, all of it, with its checksums; None where it is damaged."""
+        """A part, all of it, with its checksums; None where it is damaged. An older one has digests that are null."""
         arrow, parquet = needed("pyarrow", "tables"), needed("pyarrow.parquet", "tables")
         try:
             with self._fs.open_input_file(self._path(name)) as file:
                 table: pa.Table = parquet.ParquetFile(file, page_checksum_verification=True).read()
-        except (OSError, arrow.ArrowException):
+            if not set(table.schema.names) >= _NEEDED:
+                return None
+            if DIGEST not in table.schema.names:
+                table = table.append_column(DIGEST, arrow.nulls(len(table), arrow.string()))
+            ours = {one.name: one for one in schema()}
+            return table.cast(arrow.schema([ours.get(one.name, one) for one in table.schema], table.schema.metadata))
+        except (OSError, ValueError, arrow.ArrowException):
             return None
-        return table if table.schema.names == ["id", *schema().names] else None
+
+    def move_out(self, name: str, to: Store) -> None:
+        """Moves a part to another directory of the same file system."""
+        with self._told("written"):
+            self._fs.move(self._path(name), to._path(name))
+            to._keep(to.root)
+
+    def clear(self) -> None:
+        """Removes the directory with all that is in it, the manifest last."""
+        with self._told("written"):
+            names = self.names()
+            for name in sorted(names, key=lambda name: name == MANIFEST):
+                self._fs.delete_file(self._path(name))
+            with contextlib.suppress(OSError):  # an object store may have no directories
+                self._fs.delete_dir(self.root)
+
+    def take_next(self) -> None:
+        """Puts a finished overwrite in the place of what is here; does nothing where there is none.
+
+        A run that was killed in the middle is finished by the next one: each step can be taken again.
+        """
+        there = self.next()
+        try:
+            manifest = there.manifest()
+        except JobError:  # nothing to take; whoever wants to resume it is told
+            return
+        if manifest is None or manifest["state"] != "complete":
+            return
+        self.write_manifest(manifest | {"state": "switching"})
+        for name in there.parts(manifest["job"]):
+            there.move_out(name, self)
+        for name in self.stray(manifest["job"]):
+            self.remove(name)
+        self.write_manifest(manifest)
+        there.clear()
 
     def remove(self, name: str) -> None:
         with self._told("written"):
@@ -111,8 +180,7 @@ class Store:
         Raises:
             JobError: another one does, or nothing can be written.
         """
-        fs = needed("pyarrow.fs", "tables")
-        if not isinstance(self._fs, fs.LocalFileSystem):
+        if not self._is_local():
             yield  # an object store has no locks; each commit looks at the manifest instead
             return
         try:
@@ -124,12 +192,35 @@ class Store:
             os.makedirs(self.root, exist_ok=True)
             directory = os.open(self.root, os.O_RDONLY)
         try:
-            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for left in reversed(range(_TRIES)):
+                try:
+                    fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if not left:
+                        raise in_use(self.location) from None
+                    time.sleep(_PAUSE)
             yield
-        except BlockingIOError:
-            raise JobError(f"Another run is writing to {self.location}; wait for it, or stop it.") from None
         finally:
             os.close(directory)
+
+    def busy(self) -> bool:
+        """Whether a run of this machine is writing here now, as far as can be told: an object store does not say."""
+        if not self._is_local():
+            return False
+        try:
+            import fcntl
+
+            directory = os.open(self.root, os.O_RDONLY)
+        except (ImportError, OSError):
+            return False
+        try:
+            fcntl.flock(directory, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(directory)
+        return False
 
     @contextlib.contextmanager
     def _whole(self, name: str) -> Iterator[Any]:
@@ -138,11 +229,25 @@ class Store:
         try:
             with self._fs.open_output_stream(beside) as file:
                 yield file
+            self._keep(beside)
             self._fs.move(beside, self._path(name))
+            self._keep(self.root)
         except BaseException:
             with contextlib.suppress(Exception):
                 self._fs.delete_file(beside)
             raise
+
+    def _is_local(self) -> bool:
+        return isinstance(self._fs, needed("pyarrow.fs", "tables").LocalFileSystem)
+
+    def _keep(self, path: str) -> None:
+        """Has a disk keep a file's content, or a directory's names, also where the machine stops."""
+        if self._is_local() and os.name == "posix":
+            place = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(place)
+            finally:
+                os.close(place)
 
     @contextlib.contextmanager
     def _told(self, done: str) -> Iterator[None]:
@@ -158,3 +263,37 @@ class Store:
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"
+
+
+def in_use(location: str) -> JobError:
+    """What is said to a second run."""
+    return JobError(f"Another run is writing to {location}; wait for it, or stop it.")
+
+
+def with_about(part: pa.Table, about: dict[str, Any]) -> pa.Table:
+    """The part, which says this of its job."""
+    return part.replace_schema_metadata({_ABOUT: json.dumps(about)})
+
+
+def about_of(part: pa.Table) -> dict[str, Any] | None:
+    """What a part says of its job; None where it says nothing, as in earlier versions."""
+    try:
+        about: dict[str, Any] = json.loads((part.schema.metadata or {})[_ABOUT])
+        _check({**about, "state": "running", "run": 0})
+        return about
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _check(manifest: dict[str, Any]) -> None:
+    """Raises a KeyError or TypeError where something lacks."""
+    same = manifest["identity"]
+    _ = (
+        manifest["job"],
+        manifest["run"],
+        manifest["id_type"],
+        same["columns"]["id"],
+        same["columns"]["text"],
+        same["model"],
+    )
+    _ = manifest["state"] == "running" or manifest["summary"]["rows"]

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from fastshap.batch import text_hash
 from fastshap.errors import JobError
+from fastshap.jobs.digests import DIGEST, wrong
 from fastshap.jobs.ids import Known, found, keys, short
-from fastshap.jobs.job import Rows, rows_of
+from fastshap.jobs.job import rows_of
 from fastshap.jobs.progress import Summary
 from fastshap.jobs.reading import Columns, Files
 from fastshap.jobs.store import Store
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+_STATES = {
+    "running": "is still running",
+    "interrupted": "was interrupted",
+    "switching": "is complete and was interrupted before it took the old output's place",
+}
 
 
 @dataclass
@@ -26,13 +30,17 @@ class Verdict:
     """How an output and its input agree; ``good`` if they do.
 
     Attributes:
-        state: "complete", or "running" where a job was broken off (or runs still).
+        state: "complete"; "running" or "interrupted" where the job did not end; "switching" where an overwrite is complete and
+            was interrupted before it took the old output's place.
         expected: rows of the input.
         summary: of what is in the output.
         missing, twice, surplus: ids of the input that the output lacks, that it holds more than once, and that it has beyond.
         changed: rows whose text is another now.
         empty: rows with neither attributions nor an error.
+        wrong: rows that do not hold what was written, by their digests.
+        unchecked: rows that an earlier version wrote without digests.
         damaged: names of parts that do not read.
+        replacing: "running" or "interrupted" where an overwrite has begun; the output is still the old one.
     """
 
     state: str
@@ -43,12 +51,15 @@ class Verdict:
     surplus: int = 0
     changed: int = 0
     empty: int = 0
+    wrong: int = 0
+    unchecked: int = 0
     damaged: list[str] = field(default_factory=list)
+    replacing: str = ""
 
     @property
     def good(self) -> bool:
-        """Every row of the input stands in the output exactly once, with attributions or an error."""
-        wrong = self.missing or self.twice or self.surplus or self.changed or self.empty or self.damaged
+        """Every row of the input stands in the output exactly once, with attributions or an error, as it was written."""
+        wrong = self.missing or self.twice or self.surplus or self.changed or self.empty or self.wrong or self.damaged
         return self.state == "complete" and not wrong
 
     def lines(self) -> list[str]:
@@ -60,20 +71,33 @@ class Verdict:
             ("not in the input", self.surplus),
             ("text has changed", self.changed),
             ("without a result", self.empty),
+            ("damaged rows", self.wrong),
         ):
             if count:
                 said.append(f"{what:<16} {count:,}")
+        if self.unchecked:
+            said.append(f"not checked      {self.unchecked:,} rows of an earlier version, which kept no digests")
         said += [f"damaged          {name}" for name in self.damaged]
+        if self.replacing:
+            said.append(
+                f"An overwrite of this output {_STATES[self.replacing]}. Until it is complete, this is the output."
+            )
         if self.good:
             return [*said, "Every row of the input is there exactly once."]
         if self.state != "complete":
-            said.append("The job was broken off, or still runs.")
-        how = "--overwrite" if self.twice or self.surplus or self.changed else "--resume"
+            said.append(f"{'An overwrite' if self.state == 'switching' else 'The job'} {_STATES[self.state]}.")
+        if self.state == "running":
+            return said
+        how = "--overwrite" if self.twice or self.surplus else "--resume"
+        if self.changed and how == "--resume":
+            how = "--resume --redo-changed (or --overwrite)"
         return [*said, f"The output is not complete; run it again with {how}."]
 
 
 def verify(output: str | os.PathLike[str], source: str | os.PathLike[str]) -> Verdict:
-    """Compares an output with its input: ids, texts, and whether all parts are whole. Reads both from end to end.
+    """Compares an output with its input: ids, texts, scores, and whether all parts are whole. Reads both from end to end.
+
+    Scores are compared with the digest that was written beside them. That detects damage, not forgery.
 
     Args:
         source: the files the output was made from.
@@ -87,16 +111,29 @@ def verify(output: str | os.PathLike[str], source: str | os.PathLike[str]) -> Ve
     if manifest is None:
         raise JobError(f"{store.location} holds no output of fastshap run.")
     files = Files(source, Columns(**manifest["identity"]["columns"]))
-    expected = rows_of((table for piece in files.pieces() for table in files.read(piece, texts=False)), {})
-    tables = (table for piece in files.pieces() for table in files.read(piece))
-    return _compared(store, manifest, expected, tables)
+    expected = rows_of(files.tables(texts=False), {})
+    verdict = Verdict(_state(store, manifest), len(expected.ids), Summary(), replacing=_replacing(store, manifest))
+    there = _looked_at(store, manifest, verdict)
+    verdict.twice = len(there.twice())
+    if expected.id_type == manifest["id_type"]:
+        verdict.surplus = int((~found(there.sorted()[0], expected.ids.sorted())[0]).sum())
+    else:
+        verdict.surplus = len(there)
+        there = Known()
+    for table in files.tables():
+        held, then = found(keys(table.column("id")), there.sorted())
+        verdict.missing += int((~held).sum())
+        now = short(map(text_hash, table.column("text").to_pylist()))
+        verdict.changed += int((held & (then != now)).sum())
+    return verdict
 
 
-def _compared(store: Store, manifest: dict[str, Any], expected: Rows, tables: Iterable[pa.Table]) -> Verdict:
-    verdict = Verdict(manifest["state"], len(expected.ids), Summary())
+def _looked_at(store: Store, manifest: dict[str, Any], verdict: Verdict) -> Known:
+    """The ids in the output's parts; what is wrong with its rows goes to the verdict."""
     there = Known()
-    for name in store.parts(manifest["job"]):
-        part = store.read(name)
+    places = [store, store.next()] if manifest["state"] == "switching" else [store]
+    for where, name in [(one, name) for one in places for name in one.parts(manifest["job"])]:
+        part = where.read(name)
         if part is None:
             verdict.damaged.append(name)
             continue
@@ -104,15 +141,20 @@ def _compared(store: Store, manifest: dict[str, Any], expected: Rows, tables: It
         there.add(keys(part.column("id")), short(part.column("text_hash").to_pylist()))
         nothing = np.asarray(part.column("attributions").is_null()) & np.asarray(part.column("error").is_null())
         verdict.empty += int(nothing.sum())
-    verdict.twice = len(there.twice())
-    if expected.id_type == manifest["id_type"]:
-        verdict.surplus = int((~found(there.sorted()[0], expected.ids.sorted())[0]).sum())
-    else:
-        verdict.surplus = len(there)
-        there = Known()
-    for table in tables:
-        held, then = found(keys(table.column("id")), there.sorted())
-        verdict.missing += int((~held).sum())
-        now = short(map(text_hash, table.column("text").to_pylist()))
-        verdict.changed += int((held & (then != now)).sum())
-    return verdict
+        verdict.wrong += int(wrong(part).sum())
+        verdict.unchecked += part.column(DIGEST).null_count
+    return there
+
+
+def _state(store: Store, manifest: dict[str, Any]) -> str:
+    state: str = manifest["state"]
+    return "interrupted" if state == "running" and not store.busy() else state
+
+
+def _replacing(store: Store, manifest: dict[str, Any]) -> str:
+    """How far an overwrite is that has not taken the output's place."""
+    with contextlib.suppress(JobError):
+        inner = store.next().manifest()
+        if inner is not None and inner["job"] != manifest["job"]:
+            return "running" if store.busy() else "interrupted"
+    return ""
