@@ -17,7 +17,8 @@ from fastshap.errors import (
 )
 from fastshap.explainer import GradientShap
 from fastshap.files import read_jsonl, read_parquet, to_arrow, write_html, write_jsonl, write_parquet
-from fastshap.output import AttributionOutput
+from fastshap.one_call import explain
+from fastshap.output import AttributionOutput, AttributionOutputs
 from fastshap.provenance import Provenance
 from fastshap.reproduction import Reproduction, reproduce
 from fastshap.summary import Lean, Summary, summarize
@@ -27,6 +28,7 @@ from fastshap.version import __version__
 __all__ = [
     "AttributionExplainer",
     "AttributionOutput",
+    "AttributionOutputs",
     "BackendUnavailableError",
     "BatchExplainer",
     "FastshapError",
@@ -49,6 +51,7 @@ __all__ = [
     "UnsupportedModelError",
     "WorkerDiedError",
     "__version__",
+    "explain",
     "load_default_model",
     "read_jsonl",
     "read_parquet",

@@ -19,9 +19,16 @@ def load_default_model() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     Labels: 0 negative, 1 positive. English, short texts; meant for trying things out.
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers.utils import logging
 
     tokenizer = AutoTokenizer.from_pretrained(DEFAULT_MODEL_PATH, local_files_only=True)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        DEFAULT_MODEL_PATH, dtype=torch.float32, local_files_only=True
-    )
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # it takes a moment
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            DEFAULT_MODEL_PATH, dtype=torch.float32, local_files_only=True
+        )
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     return model.eval(), tokenizer

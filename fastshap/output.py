@@ -125,3 +125,7 @@ class AttributionOutput(Record):
     def to_captum(self, true_class: str = "–") -> list[Any]:
         """A captum ``VisualizationDataRecord`` for each target. See :func:`fastshap.interop.to_captum`."""
         return interop.to_captum(self, true_class)
+
+
+class AttributionOutputs(list[AttributionOutput]):
+    """The outputs of one call, in the order of its texts."""

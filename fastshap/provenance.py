@@ -190,12 +190,20 @@ def _described(device: torch.device) -> str:
 @cache
 def _known_versions() -> tuple[tuple[str, str], ...]:
     found = [("fastshap", __version__), ("python", platform.python_version())]
-    for name in _LIBRARIES:
-        try:
-            found.append((name, importlib.metadata.version(name)))
-        except importlib.metadata.PackageNotFoundError:
-            found.append((name, "unknown"))
-    return tuple(found)
+    return tuple(found + [(name, installed(name) or "unknown") for name in _LIBRARIES])
+
+
+def installed(name: str) -> str | None:
+    """The version of a package that is installed, None where it is not; of torch with the build, "2.13.0+cpu" say.
+
+    What is recorded of torch's package leaves the build out where it is the default one.
+    """
+    if name == "torch":
+        return str(torch.__version__)
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _versions() -> dict[str, str]:

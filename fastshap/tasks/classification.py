@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -96,7 +96,12 @@ class ClassificationTask(Task):
         return self.encode(sources, max_length=self.max_length())
 
     def prepare(
-        self, tokenised: Any, targets: Sequence[Any] | None, predict: Predict, options: Mapping[str, Any]
+        self,
+        tokenised: Any,
+        targets: Sequence[Any] | None,
+        predict: Predict,
+        options: Mapping[str, Any],
+        generated: Callable[[], None],
     ) -> list[Prepared | FastshapError]:
         encoded = [self._readable(one) for one in tokenised]
         if targets is not None:

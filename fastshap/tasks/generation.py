@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -113,12 +113,20 @@ class GenerationTask(Task):
         return self._with_targets(sources, targets)
 
     def prepare(
-        self, tokenised: Any, targets: Sequence[Any] | None, predict: Predict, options: Mapping[str, Any]
+        self,
+        tokenised: Any,
+        targets: Sequence[Any] | None,
+        predict: Predict,
+        options: Mapping[str, Any],
+        generated: Callable[[], None],
     ) -> list[Prepared | FastshapError]:
         if targets is None:
             sources, prompts = tokenised
-            generated = [self._generated(prompt, options) for prompt in prompts]
-            endings = self.encode(generated, max_length=None)
+            new = []
+            for prompt in prompts:
+                new.append(self._generated(prompt, options))
+                generated()
+            endings = self.encode(new, max_length=None)
             return [self._prepared(*one) for one in zip(sources, prompts, endings, strict=True)]
         found: list[Prepared | FastshapError] = tokenised
         return found
