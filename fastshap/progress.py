@@ -45,6 +45,7 @@ class Progress:
         self._finished = 0  # texts of the windows before
         self._window = 0  # texts under way
         self._part = self._most = 0.0  # of these, and what it may become in the stage that is on
+        self._hidden = False  # while the user's own code runs
         self._start = time.time()
         self._guard = threading.RLock()
         self._timer: threading.Timer | None = None
@@ -68,6 +69,7 @@ class Progress:
     def begin(self, texts: int) -> None:
         """So many texts are under way."""
         self._window, self._part, self._most = texts, 0.0, texts
+        self._hidden = False
 
     def end(self) -> None:
         """The texts under way are done."""
@@ -94,9 +96,10 @@ class Progress:
         return lambda done: self.add(left * done / work)
 
     def hide(self) -> None:
-        """Before the user's own code, which may print."""
-        if self._bar is not None:
-            with self._guard:
+        """Until more texts are under way, as the user's own code may print."""
+        with self._guard:
+            self._hidden = True
+            if self._bar is not None:
                 self._bar.clear()
 
     def _report(self) -> None:
@@ -110,7 +113,7 @@ class Progress:
 
     def _draw(self) -> None:
         with self._guard:
-            if not self._shown or time.time() < self._start + self._quiet - 0.01:
+            if not self._shown or self._hidden or time.time() < self._start + self._quiet - 0.01:
                 return
             if self._bar is None:
                 from tqdm.auto import tqdm
