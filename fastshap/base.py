@@ -111,7 +111,7 @@ class AttributionExplainer:
     ) -> Iterator[AttributionOutput]:
         """Explains texts from any iterable, yielding outputs in input order; memory does not grow with their number.
 
-        The first output comes when the first text is done. Further texts are explained a few at a time, about a second's work.
+        The first output comes when the first text is done. Further texts are explained a few at a time, some seconds' work.
         While an output is looked at, the model is as it was.
 
         Args:
@@ -196,7 +196,7 @@ class AttributionExplainer:
         raise NotImplementedError
 
     def _tokens_together(self, options: Mapping[str, Any]) -> float:
-        """Tokens of texts that are worth a window: about a second's work."""
+        """Tokens of texts that are worth a window: some seconds' work."""
         raise NotImplementedError
 
     def _explain_window(

@@ -194,9 +194,9 @@ def _known_versions() -> tuple[tuple[str, str], ...]:
 
 
 def installed(name: str) -> str | None:
-    """The version of a package that is installed, None where it is not; of torch with the build, "2.13.0+cpu" say.
+    """The version of a package that is installed, None where it is not.
 
-    What is recorded of torch's package leaves the build out where it is the default one.
+    Of torch it is torch's own, with the build ("2.15.0+cu132"), which the package's metadata leave out for the default build.
     """
     if name == "torch":
         return str(torch.__version__)
