@@ -17,6 +17,9 @@ def load_default_model() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The embedded model, in float32 and evaluation mode, and its tokenizer. Needs no network.
 
     Labels: 0 negative, 1 positive. English, short texts; meant for trying things out.
+
+    Example:
+        >>> explainer = fastshap.GradientShap(*fastshap.load_default_model(), batch_size="auto")
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     from transformers.utils import logging

@@ -121,7 +121,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
 
     Example:
         >>> model, tokenizer = fastshap.load_default_model()
-        >>> explainer = GradientShap(model, tokenizer, n_perturbations=20)
+        >>> explainer = GradientShap(model, tokenizer, batch_size="auto", n_perturbations=20)
         >>> (output,) = explainer("A gorgeous, witty film.")
         >>> output.elements
         ['A', 'gorgeous', ',', 'witty', 'film', '.']
