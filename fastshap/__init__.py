@@ -21,6 +21,7 @@ from fastshap.errors import (
 )
 from fastshap.explainer import GradientShap
 from fastshap.files import read_jsonl, read_parquet, to_arrow, write_csv, write_html, write_jsonl, write_parquet
+from fastshap.one_call import explain
 from fastshap.output import AttributionOutput, AttributionOutputs
 from fastshap.provenance import Provenance
 from fastshap.reproduction import Reproduction, reproduce
@@ -61,6 +62,7 @@ __all__ = [
     "WorkerDiedError",
     "__version__",
     "compare",
+    "explain",
     "load_default_model",
     "read_jsonl",
     "read_parquet",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import cycle, islice, repeat
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -12,16 +13,18 @@ from torch import Tensor
 from fastshap import memory
 from fastshap.errors import InvalidArgumentError
 from fastshap.inputs import is_one_text, sources
-from fastshap.output import AttributionOutput
+from fastshap.output import AttributionOutput, AttributionOutputs
+from fastshap.progress import Progress, Wanted, checked
 from fastshap.tasks import Task, task_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Texts that are tokenised, sorted and explained together: bounds the memory of iter_explain, which begins with fewer and
-# doubles them, so that its first results are there soon.
+# Texts that are tokenised, sorted and explained together: bounds the memory of iter_explain, which begins with one and doubles
+# them, so that the first results are there soon, and no result waits for many more texts than came before it.
 _WINDOW = 1024
-_FIRST_WINDOW = 32
+_FIRST_WINDOW = 1
+_PER_TOKEN = 4  # characters, about
 
 _T = TypeVar("_T")
 
@@ -45,8 +48,14 @@ class AttributionExplainer:
     task: Task
 
     def explain(
-        self, model_inputs: Any, targets: Any = None, *, generation_kwargs: Mapping[str, Any] | None = None
-    ) -> list[AttributionOutput]:
+        self,
+        model_inputs: Any,
+        targets: Any = None,
+        *,
+        generation_kwargs: Mapping[str, Any] | None = None,
+        progress: Wanted = None,
+        **options: Any,
+    ) -> AttributionOutputs:
         """Explains texts.
 
         Args:
@@ -60,44 +69,73 @@ class AttributionExplainer:
                 these lets the model generate that one.
             generation_kwargs: for ``model.generate`` where a causal language model is given no targets, or None among them.
                 By default it decodes greedily, 20 tokens at most; sampling draws from the explainer's seed.
+            progress: None shows a bar after one second where standard error is a terminal, and in a notebook; True shows it
+                at once and anywhere; False shows none. A function is called as ``progress(done, total)``: ``done`` texts,
+                those under way by the share of their work that is done (0.25 of one text, say); ``total`` texts, None where
+                their number is not known. It may be called in another thread, never in two at a time; what it raises ends
+                the call.
+            options: parameters of the explainer, but for model, tokenizer and device, for this call alone. The model is not
+                tried anew, unless ``inference_mode`` changes.
 
         Returns:
             n outputs, in the order of the texts.
 
         Raises:
-            InvalidArgumentError, InvalidTypeError: a text or target that cannot be used; the message names its index, from 0.
+            InvalidArgumentError, InvalidTypeError: a text, target or option that cannot be used; the message names a text's
+                index, from 0.
             NonFiniteError: the model gave NaN or infinite scores or gradients.
             UnsupportedModelError: the model, tried on the first text, cannot be explained.
         """
-        texts = list(sources(model_inputs))
+        if options:
+            own = self._for_call(options)
+            return own.explain(model_inputs, targets, generation_kwargs=generation_kwargs, progress=progress)
+        wanted = checked(progress)
+        texts = list(_read(sources(model_inputs), "texts"))
         if not texts:
             raise InvalidArgumentError("The list of texts is empty; pass at least one text.")
         split = self.task.split_targets(targets, len(texts))
-        options = self._options(targets, generation_kwargs)
+        generation = self._options(targets, generation_kwargs)
         each = None if split is None else iter(split)
-        return list(self._explain_all(iter(texts), each, targets, options, _WINDOW))
+        shown = Progress(wanted, len(texts))
+        windows = self._windows(_cut(iter(texts), _WINDOW), each, targets)
+        return AttributionOutputs(self._explain_all(windows, generation, shown))
 
     __call__ = explain
 
     def iter_explain(
-        self, model_inputs: Iterable[Any], targets: Any = None, *, generation_kwargs: Mapping[str, Any] | None = None
+        self,
+        model_inputs: Iterable[Any],
+        targets: Any = None,
+        *,
+        generation_kwargs: Mapping[str, Any] | None = None,
+        progress: Wanted = None,
+        **options: Any,
     ) -> Iterator[AttributionOutput]:
         """Explains texts from any iterable, yielding outputs in input order; memory does not grow with their number.
+
+        The first output comes when the first text is done. Further texts are explained a few at a time, some seconds' work.
+        While an output is looked at, the model is as it was.
 
         Args:
             model_inputs: texts as for :meth:`explain`, read as they are needed.
             targets: as for :meth:`explain`; a list may be any iterable.
-            generation_kwargs: as for :meth:`explain`.
+            generation_kwargs, progress, options: as for :meth:`explain`.
         """
-        texts = sources(model_inputs)
-        options = self._options(targets, generation_kwargs)
-        if targets is None or self.task.serves_all(targets):
-            return self._explain_all(texts, None, targets, options, min(_FIRST_WINDOW, _WINDOW))
-        if is_one_text(model_inputs):
-            targets = self.task.split_targets(targets, 1)
-        elif isinstance(targets, list | tuple | Tensor) and _are_strings(model_inputs):
-            self.task.split_targets(targets, len(model_inputs))  # type: ignore[arg-type]  # says at once where counts differ
-        return self._explain_all(texts, self.task.entries(targets), targets, options, min(_FIRST_WINDOW, _WINDOW))
+        if options:
+            own = self._for_call(options)
+            return own.iter_explain(model_inputs, targets, generation_kwargs=generation_kwargs, progress=progress)
+        wanted = checked(progress)
+        texts = _read(sources(model_inputs), "texts")
+        generation = self._options(targets, generation_kwargs)
+        each = None
+        if not (targets is None or self.task.serves_all(targets)):
+            if is_one_text(model_inputs):
+                targets = self.task.split_targets(targets, 1)
+            elif isinstance(targets, list | tuple | Tensor) and _are_strings(model_inputs):
+                self.task.split_targets(targets, len(model_inputs))  # type: ignore[arg-type]  # says at once where counts differ
+            each = _read(self.task.entries(targets), "targets")
+        cut = _cut(texts, min(_FIRST_WINDOW, _WINDOW), self._tokens_together(generation))
+        return self._explain_all(self._windows(cut, each, targets), generation, Progress(wanted, _count(model_inputs)))
 
     def _options(self, targets: Any, generation_kwargs: Mapping[str, Any] | None) -> Mapping[str, Any]:
         if targets is None or generation_kwargs:
@@ -107,20 +145,12 @@ class AttributionExplainer:
         return {}
 
     def _explain_all(
-        self,
-        texts: Iterator[Any],
-        each: Iterator[Any] | None,
-        targets: Any,
-        options: Mapping[str, Any],
-        size: int,
+        self, read: Iterator[_Window], options: Mapping[str, Any], progress: Progress
     ) -> Iterator[AttributionOutput]:
-        """``each`` holds the targets of one text after the other; without it ``targets`` serve every text.
-
-        While the model runs on one window, the next is tokenised.
-        """
+        """While the model runs on one window, the next is tokenised."""
         seen: dict[Any, Any] = {}
         waiting: list[Future[Any]] = []
-        with ThreadPoolExecutor(1, "fastshap-tokeniser") as pool:
+        with progress, ThreadPoolExecutor(1, "fastshap-tokeniser") as pool:
 
             def tokenised(window: _Window) -> tuple[_Window, Callable[[], Any]]:
                 arguments = window.texts, window.targets, options
@@ -130,7 +160,6 @@ class AttributionExplainer:
                 return window, waiting[0].result
 
             def windows() -> Iterator[_Window]:
-                read = self._windows(texts, each, targets, size)
                 while True:
                     wait(waiting)  # the caller's code, which may use the tokenizer, comes next
                     for window in read:
@@ -140,14 +169,20 @@ class AttributionExplainer:
                         return
 
             for window, result in _one_ahead(map(tokenised, windows())):
-                outputs = self._explain_window(window.texts, result(), window.targets, window.start, options, seen)
+                progress.begin(len(window.texts))
+                outputs = self._explain_window(
+                    window.texts, result(), window.targets, window.start, options, seen, progress
+                )
                 wait(waiting)  # for the same reason
                 memory.explained(len(window.texts))
+                progress.end()
+                progress.hide()
                 yield from outputs
 
-    def _windows(self, texts: Iterator[Any], each: Iterator[Any] | None, targets: Any, size: int) -> Iterator[_Window]:
+    def _windows(self, read: Iterator[list[Any]], each: Iterator[Any] | None, targets: Any) -> Iterator[_Window]:
+        """``each`` holds the targets of one text after the other; without it ``targets`` serve every text."""
         start = 0
-        while window := list(islice(texts, size)):
+        for window in read:
             given = targets if each is None else list(islice(each, len(window)))
             if each is not None and len(given) < len(window):
                 raise InvalidArgumentError(
@@ -155,9 +190,16 @@ class AttributionExplainer:
                 )
             yield _Window(window, self.task.split_targets(given, len(window)), start)
             start += len(window)
-            size = min(2 * size, _WINDOW)
         if each is not None and not isinstance(targets, repeat | cycle) and next(each, None) is not None:
             raise InvalidArgumentError(f"There are {start} texts but more targets; give one for each text.")
+
+    def _for_call(self, options: Mapping[str, Any]) -> AttributionExplainer:
+        """An explainer with other parameters, which shares the model and what is known of it."""
+        raise NotImplementedError
+
+    def _tokens_together(self, options: Mapping[str, Any]) -> float:
+        """Tokens of texts that are worth a window: some seconds' work."""
+        raise NotImplementedError
 
     def _explain_window(
         self,
@@ -167,12 +209,61 @@ class AttributionExplainer:
         first: int,
         options: Mapping[str, Any],
         seen: dict[Any, Any],
+        progress: Progress,
     ) -> list[AttributionOutput]:
         """One output a text. ``texts`` are as they came in, ``tokenised`` is the task's.
 
-        ``seen`` is kept between the windows of one call.
+        ``seen`` is kept between the windows of one call. ``progress`` may be told of a part of the texts.
         """
         raise NotImplementedError
+
+
+def _read(entries: Iterator[Any], what: str) -> Iterator[Any]:
+    """The user's entries. A StopIteration that their own code let escape is named, as a bare RuntimeError says nothing."""
+    count = 0
+    try:
+        for entry in entries:
+            yield entry
+            count += 1
+    except RuntimeError as error:
+        if not isinstance(error.__cause__, StopIteration):
+            raise
+        raise InvalidArgumentError(
+            f"The iterable of {what} broke off after {count}: a StopIteration was raised inside it, most likely by next() on "
+            "something that had ended. Catch it there, or give next() a default."
+        ) from error
+
+
+def _cut(texts: Iterator[Any], size: int, tokens: float = float("inf")) -> Iterator[list[Any]]:
+    """Texts in lists of ``size``, twice as many each time, or fewer with so many tokens.
+
+    Those that were read before an error of the iterable's own come out before it.
+    """
+    window: list[Any] = []
+    failed, characters = None, 0
+    try:
+        for text in texts:
+            window.append(text)
+            characters += len(text) if isinstance(text, str) else _PER_TOKEN * len(getattr(text, "ids", ()))
+            if len(window) >= size or characters >= _PER_TOKEN * tokens:
+                yield window
+                window, characters, size = [], 0, min(2 * size, _WINDOW)
+    except Exception as error:
+        failed = error
+    if window:
+        yield window
+    if failed is not None:
+        raise failed
+
+
+def _count(model_inputs: Any) -> int | None:
+    """How many texts there are, where that shows without reading them."""
+    if is_one_text(model_inputs):
+        return 1
+    if isinstance(model_inputs, Sized) and not isinstance(model_inputs, Mapping):
+        with contextlib.suppress(TypeError):
+            return len(model_inputs)
+    return None
 
 
 def _one_ahead(entries: Iterator[_T]) -> Iterator[_T]:

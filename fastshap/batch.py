@@ -190,7 +190,7 @@ class BatchExplainer:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TruncationWarning)  # each row says so itself
             return self.explainer.explain(
-                list(texts), self.targets_of(len(texts)), generation_kwargs=self.generation_kwargs
+                list(texts), self.targets_of(len(texts)), generation_kwargs=self.generation_kwargs, progress=False
             )
 
     def targets_of(self, count: int) -> Any:

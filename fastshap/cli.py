@@ -1,4 +1,4 @@
-"""The command line: ``fastshap explain TEXT…`` and ``fastshap info``; :mod:`fastshap.cli_jobs` adds those for batch jobs."""
+"""The command line: ``fastshap explain TEXT…`` and ``fastshap info``; those for batch jobs are in :mod:`fastshap.cli_jobs`."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ import json
 import platform
 import re
 import sys
-import time
 import warnings
 from collections import deque
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from tqdm import tqdm
 
 from fastshap import cli_jobs
 from fastshap.version import __version__
@@ -30,7 +27,7 @@ if TYPE_CHECKING:
 _STEERING = re.compile("[\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 
 app = typer.Typer(
-    help="What a Hugging Face text model looks at, with GradientSHAP.",
+    help="Shows which words a Hugging Face text model looks at, with GradientSHAP.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -51,79 +48,95 @@ def main(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """What a Hugging Face text model looks at, with GradientSHAP."""
+    """Shows which words a Hugging Face text model looks at, with GradientSHAP."""
 
 
 @app.command()
 def explain(
     texts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="TEXT", help="Texts, each in quotes; - reads standard input, a text a line."),
+        typer.Argument(metavar="TEXT", help="Texts, each in quotes; - reads standard input, one text per line."),
     ] = None,
     file: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="A file of UTF-8, a text a line (an empty line is a text that cannot be explained); repeatable."
-        ),
+        typer.Option(help="A UTF-8 file with one text per line (an empty line cannot be explained); repeatable."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="A directory or hub id; by default the sentiment model in the package.")
+        str | None, typer.Option(help="A directory or a hub id; by default the sentiment model inside the package.")
     ] = None,
     target: Annotated[
         list[str] | None,
         typer.Option(
-            help="A class number, a label or 'all', by default the predicted class, repeatable; for a language model the text "
-            "that follows, by default what the model generates."
+            help="A class number, a label or 'all'; repeatable; by default the predicted class. For a language model: the text "
+            "that follows; by default the model generates it."
         ),
     ] = None,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(help="Tokens that a language model generates at most, without --target.  [default: 20]"),
+        typer.Option(help="How many tokens a language model may generate where there is no --target.  [default: 20]"),
     ] = None,
     granularity: Annotated[
-        str, typer.Option(help="all_tokens, token, word, tokenizer_word, part_sentence or sentence.")
+        str,
+        typer.Option(help="What gets a score: all_tokens, token, word, tokenizer_word, part_sentence or sentence."),
     ] = "word",
     granularity_aggregation_strategy: Annotated[
-        str, typer.Option(help="mean, max, min, sum, signed_max, first or last of an element's tokens.")
+        str,
+        typer.Option(
+            help="How the scores of a word's tokens become one: mean, max, min, sum, signed_max, first or last."
+        ),
     ] = "mean",
-    n_perturbations: Annotated[int, typer.Option(help="Samples a text: more are slower and steadier.")] = 10,
-    noise_std: Annotated[float, typer.Option(help="Standard deviation of the noise on the baseline.")] = 0.1,
-    baseline: Annotated[float, typer.Option(help="The reference embedding, one number for all dimensions.")] = 0.0,
-    inference_mode: Annotated[str, typer.Option(help="logits, softmax or log_softmax.")] = "logits",
+    n_perturbations: Annotated[
+        int, typer.Option(help="Samples per text: more take longer and give steadier scores.")
+    ] = 10,
+    noise_std: Annotated[
+        float, typer.Option(help="Standard deviation of the noise that is added to the baseline.")
+    ] = 0.1,
+    baseline: Annotated[
+        float, typer.Option(help="The embedding to compare with: one number for all dimensions.")
+    ] = 0.0,
+    inference_mode: Annotated[
+        str, typer.Option(help="The score to explain: logits, softmax or log_softmax.")
+    ] = "logits",
     input_x_gradient: Annotated[bool, typer.Option(help="Multiply the gradient by the input.")] = True,
-    reduction: Annotated[str, typer.Option(help="sum (signed, additive) or abs_mean (as interpreto).")] = "sum",
-    sampling: Annotated[str, typer.Option(help="antithetic or iid.")] = "antithetic",
+    reduction: Annotated[
+        str, typer.Option(help="sum (signed and additive) or abs_mean (unsigned, as in interpreto).")
+    ] = "sum",
+    sampling: Annotated[
+        str, typer.Option(help="How samples are drawn: antithetic (pairs, less noise) or iid (independent).")
+    ] = "antithetic",
     path_density: Annotated[
-        float | None, typer.Option(help="Density of the path positions, 1 say; none is uniform.")
+        float | None, typer.Option(help="Density of the path positions, for example 1; uniform by default.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Same seed, same numbers.")] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same numbers.")] = 0,
     rtol: Annotated[
         float | None,
         typer.Option(
-            help="Go on until every standard error is at most this share of the text's largest score, 0.05 say."
+            help="Target accuracy: sample until every standard error is at most this share of the text's largest score, for "
+            "example 0.05."
         ),
     ] = None,
     max_perturbations: Annotated[
-        int | None, typer.Option(help="Samples a text at most, with --rtol.  [default: 64 times --n-perturbations]")
+        int | None, typer.Option(help="The most samples per text, with --rtol.  [default: 64 times --n-perturbations]")
     ] = None,
-    perturb_special_tokens: Annotated[bool, typer.Option(help="Perturb [CLS], [SEP] and the like too.")] = True,
+    perturb_special_tokens: Annotated[
+        bool, typer.Option(help="Also perturb special tokens such as [CLS] and [SEP].")
+    ] = True,
     return_convergence_delta: Annotated[
-        bool, typer.Option("--return-convergence-delta", help="How far the scores are from adding up.")
+        bool, typer.Option("--return-convergence-delta", help="Report how far the scores are from adding up.")
     ] = False,
-    batch_size: Annotated[str, typer.Option(help="Perturbed rows of one model call at most, or auto.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="Where to run, such as cpu, cuda:0, or auto for all GPUs.")] = None,
-    backend: Annotated[str, typer.Option(help="auto, torch or triton.")] = "auto",
+    batch_size: Annotated[str, typer.Option(help="The most perturbed rows in one model call, or auto.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="Where to run: cpu, cuda:0, or auto for all GPUs.")] = None,
+    backend: Annotated[str, typer.Option(help="What computes: auto, torch or triton.")] = "auto",
     on_error: Annotated[
-        str, typer.Option(help="record: say so and go on with the next text; raise: stop at the first.")
+        str, typer.Option(help="When a text cannot be explained: record says so and goes on, raise stops.")
     ] = "record",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a text, and nothing else.")] = False,
-    html: Annotated[
-        Path | None, typer.Option(help="Write a page to look at in a browser, instead of printing the words.")
-    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per text and nothing else.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a page for a browser instead of printing the words.")] = None,
 ) -> None:
-    """Explains texts: each word with what it adds to the score of the predicted label (or of --target).
+    """Explains texts: a score for each word. Words with a positive score support the predicted label (or --target), words
+    with a negative score oppose it.
 
-    Exit code: 0 all explained, 1 some text could not be, 2 wrong usage.
+    Exit code: 0 if all texts were explained, 1 if some could not be, 2 for wrong usage.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -162,7 +175,7 @@ def explain(
             backend=backend,
         )
         if max_new_tokens is not None and (target or hasattr(explainer.task, "labels")):
-            _fail("--max-new-tokens is for a language model that writes its own target, without --target.")
+            _fail("--max-new-tokens is for a language model that writes its own target; leave out --target.")
         options = None if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
         outputs = explainer.iter_explain(
             wanted_texts, wanted_targets(explainer.task, target, len(wanted_texts)), generation_kwargs=options
@@ -172,9 +185,9 @@ def explain(
     failed = False
 
     def results() -> Iterator[tuple[AttributionOutput, str | None]]:
-        """Each output with what the model predicts, printed where it is to be."""
+        """Each output with its caption; printed, unless a page is all that is wanted."""
         nonlocal failed
-        for text, output in zip(wanted_texts, _with_bar(outputs, len(wanted_texts)), strict=True):
+        for text, output in zip(wanted_texts, outputs, strict=True):
             failed = failed or output.error is not None
             prediction = _prediction(output)
             if as_json or html is None:
@@ -204,30 +217,24 @@ cli_jobs.register(app, explain)
 
 @app.command()
 def info() -> None:
-    """What is installed and what runs here: versions, devices, the backend, and the model inside the package."""
+    """Shows versions, devices, the backend, and the model inside the package."""
     import torch
 
     from fastshap.default_model import DEFAULT_MODEL_PATH
+    from fastshap.provenance import installed
 
     typer.echo(f"fastshap {__version__}, Python {platform.python_version()}, {platform.platform()}")
     for name in ("torch", "transformers", "tokenizers", "triton", "numpy"):
-        typer.echo(f"{name} {_version(name)}")
+        typer.echo(f"{name} {installed(name) or 'not installed'}")
     typer.echo(f"device cpu: {torch.get_num_threads()} threads")
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)
         typer.echo(f"device cuda:{i}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
-    with_triton = torch.cuda.is_available() and _version("triton") != "not installed"
+    with_triton = torch.cuda.is_available() and installed("triton") is not None
     typer.echo(f"backend {'triton' if with_triton else 'torch (Triton needs its package and a CUDA or ROCm device)'}")
-    typer.echo(f"\ndefault model: {DEFAULT_MODEL_PATH}\n")
-    card = (DEFAULT_MODEL_PATH / "README.md").read_text(encoding="utf-8")
-    typer.echo(card.split("\n---\n", 1)[-1].strip())  # without its front matter
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"
+    card = DEFAULT_MODEL_PATH / "README.md"
+    about = card.read_text(encoding="utf-8").split("## Architecture", 1)[1].split("\n\n")[1]
+    typer.echo(f"\nModel inside the package: {DEFAULT_MODEL_PATH}\n{about}\nIts model card: {card}")
 
 
 def _texts(texts: list[str], files: list[Path]) -> list[str]:
@@ -256,17 +263,6 @@ def _number(value: str, option: str) -> int:
         return int(value)
     except ValueError:
         _fail(f"{option} is a whole number or 'auto'; got {value!r}.")
-
-
-def _with_bar(outputs: Iterator[AttributionOutput], total: int) -> Iterator[AttributionOutput]:
-    """With a progress bar on standard error where that is a terminal and the work takes more than a second."""
-    start = time.monotonic()
-    with tqdm(total=total, unit="text", leave=False, delay=1, disable=None if total > 1 else True) as bar:
-        for output in outputs:
-            if not bar.disable and time.monotonic() - start > 1:
-                bar.clear()
-            yield output
-            bar.update()
 
 
 def _write_page(results: Iterator[tuple[AttributionOutput, str | None]], path: Path) -> None:

@@ -28,6 +28,7 @@ from fastshap.budget import Budget
 from fastshap.sampling import Samples
 
 Forward = Callable[[Any, Call], Tensor]  # of a model
+Report = Callable[[int], None]
 _Result = TypeVar("_Result")
 _Done = list[tuple[Sequence[Piece], _Result]]
 
@@ -48,10 +49,12 @@ def token_scores(
     forward: Forward,
     settings: Settings,
     budget: Budget,
+    report: Report | None = None,
 ) -> Iterator[list[tuple[int, Tensor]]]:
     """Every score's share of every sample and token, as items are complete: their numbers and (t, n, L) float32.
 
-    They lie on the device of the first of ``models``, which are equal.
+    They lie on the device of the first of ``models``, which are equal. ``report`` is called with the scores times positions of
+    each backward pass, from whichever thread it ran in.
     """
     parts: dict[int, list[Tensor]] = {}
     device = device_of(models[0])
@@ -61,7 +64,7 @@ def token_scores(
         samples,
         settings,
         budget,
-        lambda model, batch: _batch_scores(model, batch, forward, settings, budget),
+        lambda model, batch: _batch_scores(model, batch, forward, settings, budget, report),
         backward=True,
     ):
         complete = []
@@ -227,7 +230,9 @@ def _group_done(
     return done
 
 
-def _batch_scores(model: nn.Module, batch: Batch, forward: Forward, settings: Settings, budget: Budget) -> Tensor:
+def _batch_scores(
+    model: nn.Module, batch: Batch, forward: Forward, settings: Settings, budget: Budget, report: Report | None
+) -> Tensor:
     """(t, R, L), from one forward pass, or from several where it can be walked back only once."""
     with torch.no_grad():
         x, z = _points(model, batch, settings)
@@ -243,6 +248,8 @@ def _batch_scores(model: nn.Module, batch: Batch, forward: Forward, settings: Se
                 input_x_gradient=settings.input_x_gradient,
                 backend=settings.backend,
             )
+            if report is not None:
+                report(gradients.shape[:3].numel())
             del gradients  # so that the next one finds room
             scores.append(score if batch.weights is None else score.mul_(batch.weights[:, None]))
         return scores[0] if len(scores) == 1 else torch.cat(scores)

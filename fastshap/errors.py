@@ -4,6 +4,9 @@ run time, a RuntimeError, so that code which catches the built-in classes keeps 
 
 from __future__ import annotations
 
+import sys
+import warnings
+
 
 class FastshapError(Exception):
     """Base class of fastshap's errors."""
@@ -61,3 +64,11 @@ class SharedModelWarning(UserWarning):
 
 class UntrainedHeadWarning(UserWarning):
     """The model's checkpoint lacks weights that the task needs, so they are random: what is explained was never learned."""
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warns at the line outside of this package that everything was called from."""
+    level, frame = 1, sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] == __name__.split(".")[0]:
+        level, frame = level + 1, frame.f_back  # type: ignore[assignment]
+    warnings.warn(message, category, stacklevel=level)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import inspect
 import itertools
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,10 +25,12 @@ from fastshap.errors import (
     NonFiniteError,
     TruncationWarning,
     UnsupportedModelError,
+    warn,
 )
 from fastshap.estimate import Running, Summary, summaries
 from fastshap.groups import Grouping
 from fastshap.output import AttributionOutput
+from fastshap.progress import Progress
 from fastshap.provenance import Provenance, provenance_of, version_of
 from fastshap.record import Record
 from fastshap.replicas import Replicas, side_by_side
@@ -45,13 +48,21 @@ from fastshap.types import (
 from fastshap.view import Desk
 
 if TYPE_CHECKING:
-    from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BatchEncoding, Pipeline, PreTrainedModel, PreTrainedTokenizerBase
 
 
 # Tokens of all rows from which two threads are faster on a CPU than one (docs/adr/0009).
 _ENOUGH_TOKENS = 1 << 12
+_ENOUGH_ON_A_GPU = 1 << 15  # that fill one
 # Texts whose scores one call of an explainer remembers, in case they come again.
 _REMEMBERED = 2048
+# Additions and multiplications of a window of texts, some seconds' work. Measured on a CPU: with 1e11 a long list took 14 %
+# longer with the packaged model, as small windows hold few texts of one length. Not measured on a GPU.
+_WORK = {"cpu": 4e11}
+_WORK_ON_A_GPU = 1e14
+_GENERATING = 0.2  # the share of a text's work that is done once its target is generated
+_FIXED = ("model", "tokenizer", "device")  # parameters that no call can change
+_LAYOUT = ("padding_side", "equal_lengths", "maskless")  # settings that trying the model has found
 
 
 class _Scored(NamedTuple):
@@ -75,9 +86,9 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
     The first eleven parameters are interpreto's.
 
     Args:
-        model: a ``*ForSequenceClassification`` or a causal language model that takes ``inputs_embeds``. It is used in
-            evaluation mode and comes back as it was.
-        tokenizer: its tokenizer.
+        model: a ``*ForSequenceClassification`` or a causal language model that takes ``inputs_embeds``, or a transformers
+            pipeline of one. It is used in evaluation mode and comes back as it was.
+        tokenizer: its tokenizer; a pipeline brings its own.
         batch_size: perturbed rows of one model call, at most; "auto" takes what is fastest on a CPU, and what the free memory
             holds on a GPU. Calls that run out of memory are halved, and later ones stay as small.
         granularity: ALL_TOKENS, TOKEN, WORD (as people read), TOKENIZER_WORD (as the tokenizer splits; what interpreto's WORD
@@ -122,7 +133,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
 
     Example:
         >>> model, tokenizer = fastshap.load_default_model()
-        >>> explainer = GradientShap(model, tokenizer, n_perturbations=20)
+        >>> explainer = GradientShap(model, tokenizer, batch_size="auto", n_perturbations=20)
         >>> (output,) = explainer("A gorgeous, witty film.")
         >>> output.elements
         ['A', 'gorgeous', ',', 'witty', 'film', '.']
@@ -130,8 +141,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        model: PreTrainedModel | Pipeline,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         batch_size: int | str = 4,
         granularity: Granularity | str = Granularity.WORD,
         granularity_aggregation_strategy: GranularityAggregationStrategy | str = GranularityAggregationStrategy.MEAN,
@@ -153,6 +164,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         on_error: str = "raise",
         backend: str = "auto",
     ) -> None:
+        given = {name: value for name, value in locals().items() if name in _PARAMETERS}
+        model, tokenizer = parameters.pair(model, tokenizer)
         self.granularity = member_of(Granularity, granularity, "granularity")
         self.granularity_aggregation_strategy = member_of(
             GranularityAggregationStrategy, granularity_aggregation_strategy, "granularity_aggregation_strategy"
@@ -199,14 +212,48 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             perturb_special_tokens=parameters.flag(perturb_special_tokens, "perturb_special_tokens"),
             backend=backend,
         )
+        self._given = given | {"baseline": self._settings.baseline}  # a copy, which nobody else writes to
         self._provenance = Provenance()
         self._tried = False
         self._truncation_warned = False
+        self._origin: GradientShap | None = None
 
     @property
     def padding(self) -> tuple[int, int]:
         """Positions of all model calls so far that were padding, and all their positions."""
         return self._budget.padding, self._budget.positions
+
+    def _for_call(self, options: Mapping[str, Any]) -> GradientShap:
+        if unknown := sorted(options.keys() - _PARAMETERS):
+            raise InvalidArgumentError(
+                f"A call has no option {', '.join(unknown)}; there are {', '.join(sorted(_PARAMETERS))}. Model, tokenizer and "
+                "device are the explainer's own."
+            )
+        own = object.__new__(type(self))
+        own.__dict__.update(self.__dict__)
+        GradientShap.__init__(own, self.model, self.tokenizer, **self._given | options)
+        own._replicas, own._truncation_warned, own._origin = self._replicas, self._truncation_warned, self
+        if "batch_size" not in options:
+            own._budget = self._budget
+        if own.inference_mode is self.inference_mode:
+            own._learn(self)
+        return own
+
+    def _learn(self, other: GradientShap) -> None:
+        """What another explainer of the same model and inference mode has found out by trying."""
+        if other._tried and not self._tried:
+            task = copy.copy(other.task)
+            task.seed = self.seed
+            found = {name: getattr(other._settings, name) for name in _LAYOUT}
+            self.task, self._settings, self._tried = task, dataclasses.replace(self._settings, **found), True
+
+    def _tokens_together(self, options: Mapping[str, Any]) -> float:
+        device = engine.device_of(self.model).type
+        table = next(self.model.get_input_embeddings().parameters()).numel()
+        weights = sum(one.numel() for one in self.model.parameters()) - table
+        passes = 1 + options.get("max_new_tokens", 1)  # forward, and backward for each score
+        rows = _WORK.get(device, _WORK_ON_A_GPU) / (2 * max(1, weights) * passes)
+        return max(rows, _ENOUGH_TOKENS if device == "cpu" else _ENOUGH_ON_A_GPU) / self.n_perturbations
 
     def _explain_window(
         self,
@@ -216,17 +263,22 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         first: int,
         options: Mapping[str, Any],
         seen: dict[Any, Any],
+        progress: Progress,
     ) -> list[AttributionOutput]:
         with self._desk.at_work() as model, self.task.running_on(model):
-            prepared = self.task.prepare(tokenised, targets, self._predict, options)
+            prepared = self.task.prepare(tokenised, targets, self._predict, options, lambda: progress.add(_GENERATING))
             prepared = [self._with_fitting_baseline(one) for one in prepared]
             self._raise_first(prepared, first)
             good = [one for one in prepared if isinstance(one, Prepared)]
             self._warn_of_truncation(good)
-            scored = iter(self._score(good, [self._grouping(one.encoded) for one in good], seen))
+            scored = iter(self._score(good, [self._grouping(one.encoded) for one in good], seen, progress))
             results = [next(scored) if isinstance(one, Prepared) else one for one in prepared]
             self._raise_first(results, first)
             self._provenance = provenance_of(self.model, self.tokenizer, engine.device_of(self.model))
+            if self._origin is not None:
+                self._origin._truncation_warned |= self._truncation_warned
+                if self._origin.inference_mode is self.inference_mode:
+                    self._origin._learn(self)
             return [
                 self._failed(result, text if isinstance(text, str) else "")
                 if isinstance(result, FastshapError)
@@ -255,7 +307,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         grouping = self._grouping(encoded, (record.element_tokens, record.elements))
         with self._desk.at_work() as model, self.task.running_on(model):
             self._raise_first([self.task.unknown(ids)], 0)
-            scored = self._score([prepared], [grouping], {}, record.rounds)
+            scored = self._score([prepared], [grouping], {}, Progress(), record.rounds)
             self._raise_first(scored, 0)
             self._provenance = provenance_of(self.model, self.tokenizer, engine.device_of(self.model))
             return self._output(scored[0])  # type: ignore[arg-type]  # errors were raised
@@ -269,6 +321,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         prepared: Sequence[Prepared],
         groupings: Sequence[Grouping],
         seen: dict[Any, Any],
+        progress: Progress,
         rounds: int | None = None,
     ) -> list[_Scored | FastshapError]:
         """``seen`` holds what was computed before, under what decides it: a text that comes again is not computed again.
@@ -281,9 +334,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         for i, key in enumerate(keys):
             if key not in seen:
                 new.setdefault(key, i)
-        found: dict[Any, Any] = dict(
-            zip(new, self._isolated([(prepared[i], groupings[i]) for i in new.values()], rounds), strict=True)
-        )
+        computed = self._isolated([(prepared[i], groupings[i]) for i in new.values()], progress, rounds)
+        found: dict[Any, Any] = dict(zip(new, computed, strict=True))
         found |= {key: seen.pop(key) for key in keys if key in seen}
         seen |= found  # the most recent last
         for key in list(seen)[: max(0, len(seen) - _REMEMBERED)]:
@@ -294,25 +346,25 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         ]
 
     def _isolated(
-        self, texts: Sequence[tuple[Prepared, Grouping]], rounds: int | None
+        self, texts: Sequence[tuple[Prepared, Grouping]], progress: Progress, rounds: int | None
     ) -> list[tuple[Running, Tensor | None] | FastshapError]:
         """What was computed for each text; where the model fails on a text, found by halving, an error stands in its place."""
         try:
-            return [*self._computed(texts, rounds)]
+            return [*self._computed(texts, progress, rounds)]
         except (FastshapError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             if len(texts) == 1:
                 return [_failed_on(error)]
         middle = len(texts) // 2
-        first = self._isolated(texts[:middle], rounds)
+        first = self._isolated(texts[:middle], progress, rounds)
         failed = [one for one in first if isinstance(one, FastshapError)]
         if failed and self.on_error == "raise":
             return [*first, *failed[:1] * (len(texts) - middle)]  # the first is raised
-        return [*first, *self._isolated(texts[middle:], rounds)]
+        return [*first, *self._isolated(texts[middle:], progress, rounds)]
 
     def _computed(
-        self, texts: Sequence[tuple[Prepared, Grouping]], rounds: int | None
+        self, texts: Sequence[tuple[Prepared, Grouping]], progress: Progress, rounds: int | None
     ) -> list[tuple[Running, Tensor | None]]:
         """Scores, and convergence deltas where they are wanted."""
         if not texts:
@@ -325,8 +377,10 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         while active:
             samples = self._samples([texts[i][0] for i in active], running[active[0]].rounds)
             found: dict[int, Summary] = {}
+            work = self.n_perturbations * sum(items[i].scores * len(items[i].input_ids) for i in active)
+            report = progress.stage(work, 1 if self.rtol is None else 0.5)  # how many rounds are to come, nobody knows
             for scored in engine.token_scores(
-                models, [items[i] for i in active], samples, self.task.scores, self._settings, self._budget
+                models, [items[i] for i in active], samples, self.task.scores, self._settings, self._budget, report
             ):
                 ours = [active[k] for k, _ in scored]
                 of_each = summaries([running[i] for i in ours], [scores for _, scores in scored])
@@ -490,11 +544,10 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
     def _warn_of_truncation(self, prepared: Sequence[Prepared]) -> None:
         if not self._truncation_warned and any(one.encoded.truncated for one in prepared):
             self._truncation_warned = True
-            warnings.warn(
+            warn(
                 f"Texts of more than {self.task.max_length()} tokens lost their {self.task.cut_end()}, as the model takes no "
                 "more; their outputs have truncated=True. Split long texts to explain all of them.",
                 TruncationWarning,
-                stacklevel=5,
             )
 
 
@@ -513,6 +566,9 @@ def _failed_on(error: Exception) -> ModelFailedError:
     failed = ModelFailedError(f"The model failed on this text: {type(error).__name__}: {first}")
     failed.__cause__ = error
     return failed
+
+
+_PARAMETERS = frozenset(inspect.signature(GradientShap).parameters) - {*_FIXED}
 
 
 def _on_host(summaries: Mapping[int, Summary]) -> dict[int, Summary]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 import operator
+import sys
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,23 @@ from torch import Tensor
 from fastshap.errors import InvalidArgumentError, InvalidTypeError
 
 _LARGEST = float(np.finfo(np.float32).max)
+
+
+def pair(model: Any, tokenizer: Any) -> tuple[Any, Any]:
+    """A model and its tokenizer; a transformers pipeline brings both."""
+    pipelines = sys.modules.get("transformers.pipelines.base")  # where there is a pipeline, it was imported
+    if pipelines is not None and isinstance(model, pipelines.Pipeline):
+        model, tokenizer = model.model, model.tokenizer if tokenizer is None else tokenizer
+    if isinstance(model, str):
+        raise InvalidTypeError(
+            f"model must be a model or a transformers pipeline; got the name {model!r}. Load it, or call "
+            "fastshap.explain, which takes a name."
+        )
+    if tokenizer is None:
+        raise InvalidTypeError(
+            "There is no tokenizer: pass the model's own beside it, or a transformers pipeline, which brings both."
+        )
+    return model, tokenizer
 
 
 def whole(value: Any, name: str, *, least: int, most: int | None = None, also: str = "") -> int:

@@ -258,12 +258,20 @@ def _described(device: torch.device) -> str:
 @cache
 def _known_versions() -> tuple[tuple[str, str], ...]:
     found = [("fastshap", __version__), ("python", platform.python_version())]
-    for name in _LIBRARIES:
-        try:
-            found.append((name, importlib.metadata.version(name)))
-        except importlib.metadata.PackageNotFoundError:
-            found.append((name, "unknown"))
-    return tuple(found)
+    return tuple(found + [(name, installed(name) or "unknown") for name in _LIBRARIES])
+
+
+def installed(name: str) -> str | None:
+    """The version of a package that is installed, None where it is not.
+
+    Of torch it is torch's own, with the build ("2.15.0+cu132"), which the package's metadata leave out for the default build.
+    """
+    if name == "torch":
+        return str(torch.__version__)
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def library_versions() -> dict[str, str]:

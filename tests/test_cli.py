@@ -2,6 +2,7 @@
 
 import copy
 import fcntl
+import importlib.metadata
 import inspect
 import io
 import json
@@ -21,6 +22,7 @@ from transformers import BertConfig, BertModel
 from typer.testing import CliRunner
 
 import fastshap
+from fastshap import provenance
 from fastshap.cli import app
 from fastshap.render.terminal import show
 
@@ -265,6 +267,27 @@ def test_info():
         "Labels: 0 = negative",
     ):
         assert needed in out
+
+
+def test_the_build_of_torch_is_told(monkeypatch, default_pair):
+    """The default CUDA build's package says 2.15.0, torch itself 2.15.0+cu132."""
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.8.7" if name == "torch" else version(name))
+    monkeypatch.setattr(torch, "__version__", "9.8.7+cu132")
+    provenance._known_versions.cache_clear()
+    try:
+        (output,) = fastshap.GradientShap(*default_pair, n_perturbations=2)("fine")
+    finally:
+        provenance._known_versions.cache_clear()
+    assert output.provenance.versions["torch"] == "9.8.7+cu132"
+    assert "\ntorch 9.8.7+cu132\n" in CliRunner().invoke(app, ["info"]).stdout
+
+
+def test_info_puts_versions_first_and_the_model_last():
+    lines = CliRunner().invoke(app, ["info"]).stdout.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["fastshap", "torch", "transformers"]
+    assert len(lines) < 25
+    assert lines[-1].endswith("README.md")
 
 
 def test_help_and_offline_models(monkeypatch):

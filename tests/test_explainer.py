@@ -39,6 +39,7 @@ def test_documented_defaults():
         *("perturb_special_tokens", "on_error", "backend"),
     ]
     assert defaults == {
+        "tokenizer": None,  # a pipeline brings one
         "batch_size": 4,
         "granularity": Granularity.WORD,
         "granularity_aggregation_strategy": fastshap.GranularityAggregationStrategy.MEAN,

@@ -121,7 +121,7 @@ def _explain(batch: BatchExplainer, table: pa.Table, job: Job) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TruncationWarning)  # each row says so itself
             for output in batch.explainer.iter_explain(
-                texts, batch.targets_of(len(texts)), generation_kwargs=batch.generation_kwargs
+                texts, batch.targets_of(len(texts)), generation_kwargs=batch.generation_kwargs, progress=False
             ):
                 waiting.append(output)
                 if len(waiting) == _FEWEST:

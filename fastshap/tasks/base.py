@@ -102,13 +102,19 @@ class Task(ABC):
 
     @abstractmethod
     def prepare(
-        self, tokenised: Any, targets: Sequence[Any] | None, predict: Predict, options: Mapping[str, Any]
+        self,
+        tokenised: Any,
+        targets: Sequence[Any] | None,
+        predict: Predict,
+        options: Mapping[str, Any],
+        generated: Callable[[], None],
     ) -> list[Prepared | FastshapError]:
         """Tokenised texts with their targets; what is wrong with a text stands in its place.
 
         Args:
             tokenised: from :meth:`tokenised`, of the same targets and options.
             predict: runs the model on unperturbed texts and returns what a forward gives, one row a text.
+            generated: called after each text that the model has generated a target for.
         """
 
     @abstractmethod

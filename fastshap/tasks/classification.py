@@ -6,7 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import repeat
 from typing import Any
@@ -109,7 +109,12 @@ class ClassificationTask(Task):
         return self.encode(sources, max_length=self.max_length())
 
     def prepare(
-        self, tokenised: Any, targets: Sequence[Any] | None, predict: Predict, options: Mapping[str, Any]
+        self,
+        tokenised: Any,
+        targets: Sequence[Any] | None,
+        predict: Predict,
+        options: Mapping[str, Any],
+        generated: Callable[[], None],
     ) -> list[Prepared | FastshapError]:
         wanted = [[None]] * len(tokenised) if targets is None else targets
         found = [self._with_classes(one, given) for one, given in zip(tokenised, wanted, strict=True)]

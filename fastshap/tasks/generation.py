@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -145,11 +145,19 @@ class GenerationTask(Task):
         return found, dict(zip(asked, zip(asked.values(), prompts, strict=True), strict=True)), options
 
     def prepare(
-        self, tokenised: Any, targets: Sequence[Any] | None, predict: Predict, options: Mapping[str, Any]
+        self,
+        tokenised: Any,
+        targets: Sequence[Any] | None,
+        predict: Predict,
+        options: Mapping[str, Any],
+        generated: Callable[[], None],
     ) -> list[Prepared | FastshapError]:
         found, asked, options = tokenised
-        generated = [self._generated(prompt, options) for _, prompt in asked.values()]
-        endings = self.encode(generated, max_length=None)
+        new = []
+        for _, prompt in asked.values():
+            new.append(self._generated(prompt, options))
+            generated()
+        endings = self.encode(new, max_length=None)
         for (i, (source, prompt)), ending in zip(asked.items(), endings, strict=True):
             found[i] = self._prepared(source, prompt, ending)
         return [found[i] for i in range(len(found))]

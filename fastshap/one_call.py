@@ -1,0 +1,74 @@
+"""Texts and a model's name in, outputs out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fastshap import parameters
+from fastshap.explainer import GradientShap
+from fastshap.loading import load_pair
+from fastshap.output import AttributionOutputs
+from fastshap.progress import Wanted
+
+if TYPE_CHECKING:
+    from transformers import Pipeline, PreTrainedModel, PreTrainedTokenizerBase
+
+
+def explain(
+    model_inputs: Any,
+    model: str | os.PathLike[str] | PreTrainedModel | Pipeline | None = None,
+    targets: Any = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    generation_kwargs: Mapping[str, Any] | None = None,
+    progress: Wanted = None,
+    **settings: Any,
+) -> AttributionOutputs:
+    """Explains texts in one call.
+
+    Args:
+        model_inputs, targets, generation_kwargs, progress: as for :meth:`GradientShap.explain`.
+        model: a directory or hub id of a sequence classifier or causal language model, a transformers pipeline, or a model
+            with its ``tokenizer``; None is the sentiment model inside the package. The two models last used by name stay
+            in memory, so that a further call with one of them loads nothing; files that have changed are loaded again.
+        tokenizer: of a model that is passed itself, or another than the one beside the files or in the pipeline.
+        settings: parameters of :class:`GradientShap`. ``batch_size`` is "auto" unless given. ``device="auto"`` takes the
+            GPUs of this machine.
+
+    Returns:
+        n outputs, in the order of the texts.
+
+    Raises:
+        FastshapError: as :class:`GradientShap` and its ``explain``, and where the model cannot be loaded.
+
+    Example:
+        >>> (output,) = fastshap.explain("A gorgeous, witty film.", n_perturbations=20)
+        >>> output.target_names
+        ['positive']
+    """
+    devices = tuple(parameters.devices(settings.pop("device", None)))
+    if model is None or isinstance(model, str | os.PathLike):
+        name = None if model is None else os.fspath(model)
+        explainer = _explainer(name, _state(name), devices)
+        if tokenizer is not None:
+            explainer = GradientShap(explainer.model, tokenizer, "auto", device=devices or None)
+    else:
+        explainer = GradientShap(model, tokenizer, "auto", device=devices or None)
+    return explainer.explain(model_inputs, targets, generation_kwargs=generation_kwargs, progress=progress, **settings)
+
+
+@lru_cache(maxsize=2)
+def _explainer(name: str | None, state: Any, devices: tuple[torch.device, ...]) -> GradientShap:
+    return GradientShap(*load_pair(name), "auto", device=devices or None)
+
+
+def _state(name: str | None) -> Any:
+    """What changes with the files of a directory."""
+    if name is None or not os.path.isdir(name):
+        return None
+    return tuple(sorted((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in os.scandir(name)))

@@ -1,0 +1,381 @@
+"""One call: progress, outputs as texts are done, options for this call alone, models by name and as pipelines."""
+
+import io
+import os
+import sys
+import threading
+import types
+
+import pytest
+import torch
+from transformers import pipeline
+
+import fastshap
+from fastshap import GradientShap, InvalidArgumentError, InvalidTypeError, one_call
+from fastshap.progress import Progress
+
+TEXTS = ["A gorgeous, witty film.", "not good at all", "The battery died after two days.", "Simply wonderful."]
+FEW = {"n_perturbations": 4, "batch_size": 2}
+
+
+@pytest.fixture
+def rows(default_pair):
+    """Rows of each model call."""
+    seen = []
+    handle = default_pair[0].register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs.get("input_ids", kwargs.get("inputs_embeds")))),
+        with_kwargs=True,
+    )
+    yield seen
+    handle.remove()
+
+
+# Progress
+
+
+@pytest.mark.parametrize("rtol", [None, 0.3])
+def test_a_function_is_told_of_every_step(default_pair, rtol):
+    told = []
+    outputs = GradientShap(*default_pair, rtol=rtol, **FEW)(TEXTS, progress=lambda *step: told.append(step))
+    done = [step[0] for step in told]
+    assert {step[1] for step in told} == {len(TEXTS)}
+    assert done == sorted(done)
+    assert done[-1] == len(TEXTS)
+    assert len(told) > 2 * len(TEXTS)
+    assert all(output.error is None for output in outputs)
+
+
+def test_progress_moves_within_one_text(llama_pair, monkeypatch):
+    """Also while a language model's single text is explained: at each backward pass."""
+    monkeypatch.setattr("fastshap.engine._TOKENS_TOGETHER", {"cpu": 0})  # as for a larger model: a score a pass
+    told = []
+    explainer = GradientShap(*llama_pair, granularity="token", **FEW)
+    explainer("The film is", generation_kwargs={"max_new_tokens": 12}, progress=lambda *step: told.append(step))
+    assert told[0] == (0.2, 1)  # generated
+    assert len([done for done, _ in told if 0.2 < done < 1]) >= 10
+    assert told[-1] == (1, 1)
+
+
+def test_progress_of_texts_that_come_again_and_bad_ones(default_pair):
+    told = []
+    explainer = GradientShap(*default_pair, on_error="record", **FEW)
+    explainer([TEXTS[0], "", TEXTS[0]], progress=lambda *step: told.append(step))
+    assert told[-1] == (3, 3)
+    told.clear()
+    list(explainer.iter_explain(iter(TEXTS), progress=lambda *step: told.append(step)))
+    assert told[-1] == (4, None)
+    told.clear()
+    rows = default_pair[1](TEXTS, padding=True, return_tensors="pt")
+    list(explainer.iter_explain([rows], progress=lambda *step: told.append(step)))  # one entry, several texts
+    assert told[-1] == (4, None)
+
+
+def test_what_a_progress_function_raises_ends_the_call(default_pair):
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    explainer = GradientShap(*default_pair, **FEW)
+    with pytest.raises(KeyboardInterrupt):
+        explainer(TEXTS, progress=stop)
+    assert all(parameter.requires_grad for parameter in default_pair[0].parameters())
+    assert len(explainer(TEXTS)) == 4
+    for method in (explainer, explainer.iter_explain):
+        with pytest.raises(InvalidTypeError, match="progress must be None"):
+            method(TEXTS, progress="bar")
+
+
+def test_numbers_do_not_depend_on_progress(default_pair):
+    explainer = GradientShap(*default_pair, **FEW)
+    for plain, told in zip(explainer(TEXTS), explainer(TEXTS, progress=lambda *step: None), strict=True):
+        assert torch.equal(plain.attributions, told.attributions)
+
+
+def test_bars(default_pair, monkeypatch, capsys):
+    explainer = GradientShap(*default_pair, **FEW)
+    explainer(TEXTS)
+    assert capsys.readouterr().err == ""  # no terminal
+    explainer(TEXTS, progress=True)
+    assert "4" in capsys.readouterr().err
+    explainer(TEXTS, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def terminal(monkeypatch):
+    """Standard error as a terminal, and what was written to it. No fixture: pytest puts its own back before a test."""
+    screen = io.StringIO()
+    screen.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", screen)
+    return screen
+
+
+def test_on_a_terminal_a_bar_comes_after_a_second(monkeypatch):
+    screen = terminal(monkeypatch)
+    with Progress(None, 10) as progress:
+        progress._timer.cancel()
+        progress.begin(10)
+        progress.add(3)
+        assert screen.getvalue() == ""
+        progress._start -= 2  # a moment later
+        progress.add(0)
+        progress._bar.mininterval = 0
+        progress.add(0.25)
+        assert "3.2/10 [00:02" in screen.getvalue()
+        progress.end()
+        assert "10/10" in screen.getvalue()
+        shown = len(screen.getvalue())
+        progress.hide()
+        progress.add(0)
+        assert screen.getvalue()[shown:].strip("\r ") == ""  # the line is the user's
+    assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer) and not thread.daemon]
+
+
+def test_a_bar_is_there_though_nothing_is_reported(monkeypatch):
+    screen = terminal(monkeypatch)
+    monkeypatch.setattr("fastshap.progress._QUIET", 0.02)
+    with Progress(None, 2) as progress:
+        progress._timer.join(20)
+        assert "0/2" in screen.getvalue()
+
+
+def test_one_quick_text_shows_no_bar(default_pair, monkeypatch):
+    screen = terminal(monkeypatch)
+    monkeypatch.setattr("fastshap.progress._QUIET", 1000.0)
+    GradientShap(*default_pair, **FEW)(TEXTS[0])
+    assert screen.getvalue() == ""
+
+
+def test_notebooks_show_a_bar(monkeypatch):
+    shell = types.SimpleNamespace(config={"IPKernelApp": {}})
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
+    assert Progress()._shown is False
+    assert Progress(None)._shown
+    shell.config.clear()  # IPython in a shell
+    assert not Progress(None)._shown
+    monkeypatch.setattr(sys, "stderr", None)
+    assert not Progress(None)._shown
+
+
+# Outputs as texts are done
+
+
+def test_an_output_comes_when_its_text_is_done(default_pair, rows):
+    """No output waits for more texts than there were before it, but for one."""
+    explainer = GradientShap(*default_pair, **FEW)
+    explainer("fine", 1)  # tried
+    rows.clear()
+    for i, _ in enumerate(explainer.iter_explain((f"{text} {k}" for k in range(8) for text in TEXTS), 1)):
+        assert sum(rows) <= 4 * (2 * i + 1)
+    assert sum(rows) == 4 * 32
+
+
+def test_larger_models_have_fewer_texts_under_way(default_pair, monkeypatch, rows):
+    monkeypatch.setattr("fastshap.explainer._WORK", {"cpu": 0})
+    monkeypatch.setattr("fastshap.explainer._ENOUGH_TOKENS", 40)  # two short texts of four rows
+    explainer = GradientShap(*default_pair, **FEW)
+    explainer("fine", 1)
+    rows.clear()
+    for i, _ in enumerate(explainer.iter_explain((f"{text} {k}" for k in range(8) for text in TEXTS), 1)):
+        assert sum(rows) <= 4 * (i + 4)
+
+
+def test_the_model_is_free_while_an_output_is_looked_at(default_pair):
+    model = default_pair[0]
+    explainer = GradientShap(*default_pair, **FEW)
+    for output in explainer.iter_explain(iter(TEXTS), 1):
+        assert all(parameter.requires_grad for parameter in model.parameters())
+        other = []
+        thread = threading.Thread(target=lambda text=output.text, other=other: other.extend(explainer(text, 1)))
+        thread.start()
+        thread.join(60)
+        assert torch.equal(other[0].attributions, output.attributions)
+
+
+def test_stop_iteration_in_the_users_generator_is_named(default_pair):
+    explainer = GradientShap(*default_pair, **FEW)
+
+    def texts():
+        yield TEXTS[0]
+        yield next(iter(()))
+
+    found = []
+    with pytest.raises(InvalidArgumentError, match=r"texts broke off after 1: a StopIteration.*next\(\)") as caught:
+        found.extend(explainer.iter_explain(texts()))
+    assert isinstance(caught.value.__cause__.__cause__, StopIteration)
+    with pytest.raises(InvalidArgumentError, match="texts broke off after 1"):
+        explainer(texts())
+    with pytest.raises(InvalidArgumentError, match="targets broke off after 0"):
+        list(explainer.iter_explain(iter(TEXTS), (next(iter(())) for _ in TEXTS)))
+
+
+@pytest.mark.parametrize("error", [OSError("disk gone"), RuntimeError("on its own")])
+def test_other_errors_of_the_users_iterable_come_as_they_are(default_pair, error):
+    explainer = GradientShap(*default_pair, **FEW)
+
+    def texts():
+        yield from TEXTS
+        raise error
+
+    found = []
+    with pytest.raises(type(error)) as caught:
+        found.extend(output.text for output in explainer.iter_explain(texts()))
+    assert caught.value is error
+    with pytest.raises(type(error)) as caught:
+        explainer(texts())
+    assert caught.value is error
+
+
+# Options of one call
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n_perturbations": 7, "seed": 1, "granularity": "token"},
+        {"batch_size": "auto"},
+        {"inference_mode": "softmax"},
+        {"baseline": 0.1, "noise_std": 0.3, "reduction": "abs_mean"},
+        {"rtol": 0.3, "max_perturbations": 16},
+        {"return_convergence_delta": True, "perturb_special_tokens": False, "path_density": 1.0},
+    ],
+    ids=str,
+)
+def test_options_of_one_call(bert_pair, options):
+    explainer = GradientShap(*bert_pair, **FEW)
+    before = explainer(TEXTS)
+    expected = GradientShap(*bert_pair, **FEW | options)(TEXTS)
+    for ours in (explainer(TEXTS, **options), list(explainer.iter_explain(iter(TEXTS), **options))):
+        for one, other in zip(ours, expected, strict=True):
+            torch.testing.assert_close(one.attributions, other.attributions, atol=1e-5, rtol=1e-4)
+            assert one.to_dict()["settings"] == other.to_dict()["settings"]
+    for one, other in zip(explainer(TEXTS), before, strict=True):
+        assert torch.equal(one.attributions, other.attributions)  # for that call alone
+
+
+def test_options_of_a_language_models_call(llama_pair):
+    options = {"seed": 3, "n_perturbations": 3}
+    sampled = {"max_new_tokens": 4, "do_sample": True}
+    ours = GradientShap(*llama_pair)("The film is", generation_kwargs=sampled, **options)
+    expected = GradientShap(*llama_pair, **options)("The film is", generation_kwargs=sampled)
+    assert ours[0].targets.tolist() == expected[0].targets.tolist()
+    torch.testing.assert_close(ours[0].attributions, expected[0].attributions, atol=1e-5, rtol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize("first", [{}, {"seed": 4}])
+def test_a_call_with_options_does_not_try_the_model_anew(default_pair, rows, first):
+    explainer = GradientShap(*default_pair, **FEW)
+    explainer(TEXTS[0], 1, **first)
+    rows.clear()
+    explainer(TEXTS[0], 1, seed=5)
+    assert sum(rows) == 4
+    assert explainer.seed == 0
+    rows.clear()
+    explainer(TEXTS[0], 1)
+    assert sum(rows) == 4
+
+
+def test_a_call_with_options_is_the_explainers(default_pair):
+    """A class of the user's own stays itself, and cuts are warned about once."""
+
+    class Mine(GradientShap):
+        def __init__(self):
+            super().__init__(*default_pair, **FEW)
+
+        def _settings_used(self):
+            return super()._settings_used() | {"seed": 77}
+
+    explainer = Mine()
+    (output,) = explainer(TEXTS[0], 1, n_perturbations=3)
+    assert (output.seed, output.n_perturbations) == (77, 3)
+    with pytest.warns(fastshap.TruncationWarning) as caught:
+        assert [explainer("film " * 700, 1, n_perturbations=1)[0].truncated for _ in range(2)] == [True, True]
+    assert [one.filename for one in caught] == [__file__]
+
+
+def test_warnings_of_iter_explain_point_at_the_users_line(default_pair):
+    with pytest.warns(fastshap.TruncationWarning) as caught:
+        list(GradientShap(*default_pair, **FEW).iter_explain(["film " * 700], 1))
+    assert caught[0].filename == __file__
+
+
+def test_a_baseline_that_changes_afterwards(bert_pair):
+    baseline = torch.zeros(36)
+    explainer = GradientShap(*bert_pair, baseline=baseline, **FEW)
+    baseline += 1
+    assert (explainer(TEXTS[0], 1, seed=2)[0].baseline == 0).all()
+
+
+def test_options_that_there_are_not(default_pair):
+    explainer = GradientShap(*default_pair)
+    for call in (explainer, explainer.iter_explain, lambda *a, **o: fastshap.explain(*a, **o)):
+        with pytest.raises(
+            InvalidArgumentError, match=r"no option n_perturbation; there are backend, .*n_perturbations"
+        ):
+            call(TEXTS[0], n_perturbation=3)
+    with pytest.raises(InvalidArgumentError, match="n_perturbations"):
+        explainer(TEXTS[0], n_perturbations=0)
+    with pytest.raises(InvalidArgumentError, match="device are the explainer's own"):
+        explainer(TEXTS[0], device="cpu")
+
+
+# A model by its name, and as a pipeline
+
+
+def same(ours, expected):
+    for one, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one.attributions, other.attributions, atol=1e-5, rtol=1e-4, equal_nan=True)
+
+
+def test_one_call_with_the_packaged_model(default_pair):
+    ours = fastshap.explain(TEXTS, targets="positive", n_perturbations=4, seed=2)
+    assert isinstance(ours, fastshap.AttributionOutputs)
+    same(ours, GradientShap(*default_pair, n_perturbations=4, seed=2)(TEXTS, "positive"))
+
+
+def test_one_call_with_a_model_by_its_path(bert_pair, tmp_path, monkeypatch):
+    loaded, load_pair = [], one_call.load_pair
+    monkeypatch.setattr(one_call, "load_pair", lambda name: loaded.append(name) or load_pair(name))
+    one_call._explainer.cache_clear()
+    for part in bert_pair:
+        part.save_pretrained(tmp_path)
+    expected = GradientShap(*bert_pair, **FEW)(TEXTS)
+    for name in (str(tmp_path), tmp_path):
+        same(fastshap.explain(TEXTS, name, **FEW), expected)
+    assert loaded == [str(tmp_path)]
+    same(fastshap.explain(TEXTS, tmp_path, tokenizer=bert_pair[1], device="cpu", **FEW), expected)
+    assert len(loaded) == 2
+    file = tmp_path / "model.safetensors"
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 10**9))
+    fastshap.explain(TEXTS, tmp_path, **FEW)
+    assert len(loaded) == 3
+    one_call._explainer.cache_clear()
+    with pytest.raises(InvalidArgumentError, match="could not be loaded"):
+        fastshap.explain(TEXTS, tmp_path / "nowhere")
+
+
+def test_one_call_with_a_model_or_a_pipeline(bert_pair, llama_pair):
+    expected = GradientShap(*bert_pair, **FEW)(TEXTS)
+    classifier = pipeline("text-classification", model=bert_pair[0], tokenizer=bert_pair[1])
+    same(fastshap.explain(TEXTS, classifier, **FEW), expected)
+    same(fastshap.explain(TEXTS, bert_pair[0], tokenizer=bert_pair[1], **FEW), expected)
+    same(GradientShap(classifier, **FEW)(TEXTS), expected)
+    assert GradientShap(classifier).model is bert_pair[0]
+    writer = pipeline("text-generation", model=llama_pair[0], tokenizer=llama_pair[1])
+    ours = fastshap.explain("The film", writer, "is dull", **FEW)
+    same(ours, GradientShap(*llama_pair, **FEW)("The film", "is dull"))
+
+
+def test_a_model_without_its_tokenizer(bert_pair):
+    for call in (lambda: GradientShap(bert_pair[0]), lambda: fastshap.explain("fine", bert_pair[0])):
+        with pytest.raises(InvalidTypeError, match="no tokenizer"):
+            call()
+    with pytest.raises(InvalidTypeError, match=r"fastshap\.explain"):
+        GradientShap("somebody/model")
+
+
+def test_loading_the_packaged_model_is_quiet(capfd):
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    fastshap.load_default_model()
+    assert capfd.readouterr().err == ""
+    assert logging.is_progress_bar_enabled() == shown
