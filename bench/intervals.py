@@ -79,7 +79,7 @@ def selected_alone(running: Running) -> Tensor:
 
 def coverage(grouping: Grouping, scores: Tensor, sampling: str, rounds: int, replicates: int) -> dict[str, float]:
     """Of runs of so many rounds, drawn from those given: the share of 95 % intervals that hold the truth, for the worst
-    element, on average, and for the worst with the selected token's error alone; and half their width over the root mean square error.
+    element, on average, and for the worst with the selected token's error alone; and half their width over the RMS error.
     """
     parts, n = summarised(grouping, scores, sampling), scores.shape[2]
     expected = grouping.reduce(scores.mean((0, 2)))
