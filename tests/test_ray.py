@@ -115,7 +115,8 @@ def test_a_text_that_kills_its_process_is_recorded(tmp_path):
     path, out = write(tmp_path / "a.parquet", [*texts, ""]), tmp_path / "out"
     (tmp_path / "deadly").mkdir()
     (tmp_path / "deadly" / "sitecustomize.py").write_text(DEADLY)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "deadly")}
+    paths = [str(tmp_path / "deadly"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     command = [*FASTSHAP, "run", str(path), str(out), *SETTINGS, "--rows-per-batch", "50"]
     code, said, err = namespace.run(command, env=environment)
     assert code == 0, err
