@@ -39,9 +39,9 @@ STOPPED = (
 class Rounds(fastshap.GradientShap):
     """As many rounds of one text as are wanted."""
 
-    def _computed(self, texts: Any, rounds: Any) -> Any:
+    def _computed(self, texts: Any, progress: Any, rounds: Any) -> Any:
         self.texts = texts
-        return super()._computed(texts, rounds)
+        return super()._computed(texts, progress, rounds)
 
     def of(self, text: str, target: Any, count: int) -> tuple[Grouping, Tensor]:
         """The text's elements, and the token scores (count, T, n, L) of independent rounds."""
@@ -49,8 +49,8 @@ class Rounds(fastshap.GradientShap):
         ((one, grouping),) = self.texts
         samples = [self._samples([one], round_)[0] for round_ in range(count)]
         items = [_item(one.encoded, one.targets, grouping.joined)] * count
-        with engine.frozen(self.model):
-            groups = engine.token_scores([self.model], items, samples, self.task.scores, self._settings, self._budget)
+        with self._desk.at_work() as model:
+            groups = engine.token_scores([model], items, samples, self.task.scores, self._settings, self._budget)
             found = dict(scored for group in groups for scored in group)
         return grouping, torch.stack([found[i] for i in range(count)])
 
@@ -133,7 +133,11 @@ def stopped(
 def covered(pair: tuple[Any, Any], replicates: int) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for strategy in ("signed_max", "max", "min"):
-        options = {"granularity": "sentence", "granularity_aggregation_strategy": strategy, "batch_size": 256}
+        options: dict[str, Any] = {
+            "granularity": "sentence",
+            "granularity_aggregation_strategy": strategy,
+            "batch_size": 256,
+        }
         for sampling, n in itertools.product(("antithetic", "iid"), (10, 20, 50)):
             explainer = Rounds(*pair, n_perturbations=n, sampling=sampling, seed=5, **options)
             grouping, scores = explainer.of(TIED, 1, 1000)

@@ -165,7 +165,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         backend: str = "auto",
     ) -> None:
         given = {name: value for name, value in locals().items() if name in _PARAMETERS}
-        model, tokenizer = parameters.pair(model, tokenizer)
+        pair: Any = parameters.pair(model, tokenizer)
         self.granularity = member_of(Granularity, granularity, "granularity")
         self.granularity_aggregation_strategy = member_of(
             GranularityAggregationStrategy, granularity_aggregation_strategy, "granularity_aggregation_strategy"
@@ -189,21 +189,20 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
                 "to a difference of the model's output."
             )
         ops.check_backend(backend)
-        self.model = model
-        self.tokenizer = tokenizer
-        self.task = self.task_of(model, tokenizer, self.inference_mode, self.seed)
-        known, width = _table_shape(model)
-        if 10 * len(tokenizer) < known:
+        self.model, self.tokenizer = pair
+        self.task = self.task_of(self.model, self.tokenizer, self.inference_mode, self.seed)
+        known, width = _table_shape(self.model)
+        if 10 * len(self.tokenizer) < known:
             raise InvalidArgumentError(
-                f"The tokenizer knows {len(tokenizer)} tokens and the model {known}: it is another model's, or its files are "
-                "missing beside the model's. Load the one that the model was trained with."
+                f"The tokenizer knows {len(self.tokenizer)} tokens and the model {known}: it is another model's, or its files "
+                "are missing beside the model's. Load the one that the model was trained with."
             )
         devices = parameters.devices(device)
         if devices:
-            model.to(devices[0])  # type: ignore[arg-type]
-        self._desk = Desk(model)
-        self._replicas = Replicas(model, devices[1:])
-        self._budget = Budget(parameters.batch_size(batch_size), engine.device_of(model))
+            self.model.to(devices[0])  # type: ignore[arg-type]
+        self._desk = Desk(self.model)
+        self._replicas = Replicas(self.model, devices[1:])
+        self._budget = Budget(parameters.batch_size(batch_size), engine.device_of(self.model))
         self._settings = Settings(
             noise_std=parameters.noise(noise_std),
             baseline=parameters.baseline(baseline, width),
@@ -231,8 +230,9 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             )
         own = object.__new__(type(self))
         own.__dict__.update(self.__dict__)
-        GradientShap.__init__(own, self.model, self.tokenizer, **self._given | options)
+        GradientShap.__init__(own, self.model, self.tokenizer, **{**self._given, **options})
         own._replicas, own._truncation_warned, own._origin = self._replicas, self._truncation_warned, self
+        own._desk = self._desk
         if "batch_size" not in options:
             own._budget = self._budget
         if own.inference_mode is self.inference_mode:

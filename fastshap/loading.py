@@ -33,7 +33,8 @@ def load_pair(model: str | None) -> tuple[Any, Any]:
         generates = named.endswith(("ForCausalLM", "LMHeadModel")) or named in _names(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
         if generates or named.endswith("ForSequenceClassification"):
             kind = AutoModelForCausalLM if generates else AutoModelForSequenceClassification
-            loaded, report = kind.from_pretrained(model, output_loading_info=True)
+            found: Any = kind.from_pretrained(model, output_loading_info=True)
+            loaded, report = found
             tokenizer = AutoTokenizer.from_pretrained(model)
             warn_of_untrained(loaded, {*report["missing_keys"], *map(str, report["mismatched_keys"])}, stacklevel=2)
             return loaded, tokenizer

@@ -314,7 +314,7 @@ class Task(ABC):
     def _usable(self) -> list[int]:
         """Ids of ordinary tokens."""
         config: Any = self.model.config.get_text_config()
-        named = (getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos"))
+        named: Any = (getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos"))
         special = {*self.tokenizer.all_special_ids}
         special.update(*(one if isinstance(one, list) else [one] for one in named))
         rows = next(self.model.get_input_embeddings().parameters()).shape[0]
@@ -392,9 +392,10 @@ class Task(ABC):
                 f"{self.name} gives a text other numbers beside a second one than alone (apart by {apart:.3g} of the "
                 "largest): its rows mix, or its outputs hang on chance. Neither can be explained."
             )
+        fits = False
         with _refused():
-            return without_mask(forward, z, alone, judge, inputs)
-        return False
+            fits = without_mask(forward, z, alone, judge, inputs)
+        return fits  # noqa: RET504
 
     def given(self, call: Call) -> Call:
         """The call as the model gets it: a model that writes into its embeddings gets its own."""
