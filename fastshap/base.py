@@ -84,7 +84,7 @@ class AttributionExplainer:
             InvalidArgumentError, InvalidTypeError: a text, target or option that cannot be used; the message names a text's
                 index, from 0.
             NonFiniteError: the model gave NaN or infinite scores or gradients.
-            UnsupportedModelError: the model, tried on the first text, cannot be explained.
+            UnsupportedModelError: the model was tried and cannot be explained.
         """
         if options:
             own = self._for_call(options)

@@ -81,16 +81,10 @@ SIZES = {
 }
 # What names and sizes do not tell.
 TWEAKS = {
-    "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "layer_types": ["mamba", "attention"]},
+    "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "attn_layer_indices": [1]},
     "codegen": {"rotary_dim": 4},
     "deepseek_v2": {"num_experts_per_tok": 2},
-    "dory": {
-        "num_hidden_layers": 3,
-        "layer_types": ["sliding_attention", "full_attention", "full_attention"],
-        "n_input_layers": 1,
-        "n_recurrent_layers": 1,
-        "n_output_layers": 1,
-    },
+    "dory": {"n_input_layers": 1, "n_recurrent_layers": 1, "n_output_layers": 0},
     "falcon_h1": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_ssm": 64},
     "gemma3n_text": {"num_kv_shared_layers": 0},
     "gptj": {"rotary_dim": 4},
@@ -103,8 +97,16 @@ TWEAKS = {
     "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {"axial_pos_embds_dim": (8, 24), "axial_pos_shape": (16, 16), "attn_layers": ["local", "local"]},
     "xmod": {"default_language": "en_XX"},
-    "zamba": {"num_hidden_layers": 6, "attn_layer_period": 3, "attn_layer_offset": 1, "use_mamba_kernels": False},
+    "zamba": {
+        "num_hidden_layers": 6,
+        "layer_types": ["linear_attention", "hybrid"] * 3,
+        "attn_layer_period": 3,
+        "attn_layer_offset": 1,
+        "use_mamba_kernels": False,
+    },
 }
+# Weights so large that nothing comes through tell nothing.
+GAINS = {"mobilebert": 0.3}
 
 
 def tokenizer():
@@ -183,7 +185,7 @@ def built(task, kind, name, words):
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 fan = parameter[0].numel() if parameter.shape[0] < 10**4 else 32
-                parameter.normal_(std=max(1.5 / fan**0.5, 0.1), generator=generator)
+                parameter.normal_(std=max(GAINS.get(kind, 1.5) / fan**0.5, 0.05), generator=generator)
     return model
 
 
