@@ -49,8 +49,8 @@ Each of the {n} classes that transformers {version} maps to sequence classificat
 small with large random weights, and six texts of different lengths were explained in one list. "equal": the scores are those
 of a plain forward and backward pass of each text alone, with the same noise, to 1e-4 of the largest; the number is the
 largest difference, and behind it stands how texts of different lengths share a call ("right" or "left" padding, or "alone").
-"refused": an error of ours says why. "not built": no small model could be made here, so nothing is known. Equal: {equal},
-refused: {refused}, not built: {built}, wrong: {wrong}.
+"refused": an error of ours says why. "not built": no small model could be made here, so nothing is known. A class that is
+not listed was not reached. Equal: {equal}, refused: {refused}, not built: {built}, wrong: {wrong}.
 
 Run again by `python tests/every_class.py` (all) or with the names of some.
 

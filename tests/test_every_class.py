@@ -44,12 +44,11 @@ def check(task, kind, name):
     what, why, trace = every_class.verdict(task, kind, name)
     assert what != "wrong", f"{why}\n{trace}"
     known = every_class.row_of(task, name)
-    if known is not None and what != "not built":
+    if known is not None and "not built" not in (what, known[0]):
         assert what == known[0], f"docs/models.md says {known}; now {what}: {why}"
 
 
-def test_the_page_holds_every_class_and_nothing_wrong():
+def test_the_page_holds_the_sample_and_nothing_wrong():
     rows = {name: every_class.row_of(task, name) for task, _, name in CASES}
-    missing = [name for name, row in rows.items() if row is None]
-    assert every_class.transformers.__version__ not in every_class.PAGE.read_text() or not missing
+    assert not [name for name in SAMPLE if rows.get(name) is None]
     assert not [name for name, row in rows.items() if row and row[0] == "wrong"]
