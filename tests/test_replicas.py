@@ -175,7 +175,7 @@ def test_all_work_at_the_same_time(job, few_ahead, work, devices):
     several(texts, targets)
     models = {model for model, _ in done}
     assert len(models) == len(devices)
-    assert id(pair[0]) in models
+    assert id(several._desk._view._model) in models
     assert len({thread for _, thread in done}) == len(devices)
     assert threading.main_thread().name not in {thread for _, thread in done}
     assert threads() == before
@@ -186,9 +186,9 @@ def test_one_device_needs_no_thread_and_no_copy(bert_pair, work):
         done = work(1)
         explainer = fastshap.GradientShap(*bert_pair, device=device, batch_size=4)
         explainer(TEXTS, 1)
-        assert {model for model, _ in done} == {id(bert_pair[0])}
+        assert {model for model, _ in done} == {id(explainer._desk._view._model)}
         assert {thread for _, thread in done} == {threading.main_thread().name}
-        assert explainer._replicas.models() == [bert_pair[0]]
+        assert explainer._replicas.models(bert_pair[0]) == [bert_pair[0]]
 
 
 def test_models_are_not_copied_anew_for_each_call(bert_pair, few_ahead, monkeypatch):
@@ -223,12 +223,13 @@ def test_errors_of_one_reach_the_caller(job, few_ahead, work, who):
     expected = one(texts, targets)
     work(2)
     assert_equal(several(texts, targets), expected)
-    broken = several._replicas.models()[who == "copy"]
+    broken = several._replicas._copies[0] if who == "copy" else pair[0]
     handle = broken.register_forward_pre_hook(fail_with(Broken("on purpose")))
     before, state = threads(), [p.requires_grad for p in pair[0].parameters()]
     work(2)
-    with pytest.raises(Broken, match="on purpose"):
+    with pytest.raises(fastshap.ModelFailedError, match="on purpose") as caught:
         several(texts, targets)
+    assert isinstance(caught.value.__cause__, Broken)
     handle.remove()
     assert threads() == before
     assert [p.requires_grad for p in pair[0].parameters()] == state
@@ -256,7 +257,7 @@ def test_copies_that_run_out_of_memory(job, few_ahead):
             failed.append(1)
             raise torch.OutOfMemoryError("made up")
 
-    for model in several._replicas.models():
+    for model in (pair[0], *several._replicas._copies):
         model.register_forward_pre_hook(full, with_kwargs=True)
     assert_equal(several(texts, targets), expected)
     assert 0 < len(failed) < 12
@@ -447,5 +448,5 @@ def test_devices_that_cannot_be_used(bert_pair, device, message):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPUs")
 def test_auto_without_gpus_is_the_cpu(bert_pair):
     explainer = fastshap.GradientShap(*bert_pair, device="auto", **OPTIONS)
-    assert explainer._replicas.models() == [bert_pair[0]]
+    assert explainer._replicas.models(bert_pair[0]) == [bert_pair[0]]
     assert_equal(explainer(TEXTS, 1), fastshap.GradientShap(*bert_pair, **OPTIONS)(TEXTS, 1), tolerance=0)
