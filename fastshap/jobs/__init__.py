@@ -1,1 +1,1 @@
-"""Batch jobs: many texts in files, explained into a directory of Parquet files, each id once, whatever breaks off."""
+"""Batch jobs: texts in files, explained into a directory of Parquet files, each id exactly once."""
