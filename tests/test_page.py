@@ -388,9 +388,10 @@ def test_each_combination_of_settings_once_and_twenty_at_most():
 
 
 def test_provenance_is_listed():
-    origin = Provenance(
-        "mine", "BertModel", "00ff", "BertTokenizer", "ff00", "float32", "sdpa", "cpu", {"torch": "2.9"}
-    )
+    names = ("model", "model_class", "model_fingerprint", "tokenizer_class", "tokenizer_fingerprint")
+    names += ("dtype", "attention", "device")
+    values = ("mine", "BertModel", "00ff", "BertTokenizer", "ff00", "float32", "sdpa", "cpu")
+    origin = Provenance(**dict(zip(names, values, strict=True)), versions={"torch": "2.9"})
     text = Parsed(page_of(record_of("a b", provenance=origin))).text
     assert "modelmine, BertModelweights00fftokenizerBertTokenizer, ff00" in text
     assert "computed infloat32, sdpa attention, cpuversionstorch 2.9" in text
