@@ -18,6 +18,8 @@ from fastshap.errors import (
     InvalidArgumentError,
     InvalidTypeError,
     JobError,
+    ModelFailedError,
+    NonFiniteError,
     TruncationWarning,
     WorkerDiedError,
 )
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
 
 # A longer text is refused before it is tokenised, which would take memory and minutes for what a model cuts away anyway.
 MOST_CHARACTERS = 1_000_000
+
+# So many texts one after the other on which the model failed say that the model or its device is broken, not the texts.
+MOST_FAILED = 64
+_BROKEN = tuple(f"{kind.__name__}:" for kind in (ModelFailedError, NonFiniteError))
 
 _KINDS = {kind.__name__: kind for kind in (InvalidArgumentError, InvalidTypeError, WorkerDiedError)}
 _OURS = ("model", "tokenizer", "on_error", "return_convergence_delta")  # not for the caller of a batch
@@ -154,37 +160,33 @@ class BatchExplainer:
         return to_table(checked, self.outputs(checked))
 
     def outputs(self, texts: Sequence[str | FastshapError]) -> list[AttributionOutput]:
-        """One output a text. What a row brings down that is no error of fastshap's is recorded for the row, too.
+        """One output a text. What a row brings down that is no error of fastshap's is recorded as a ModelFailedError.
 
         Raises:
             FastshapError: the model cannot be explained at all.
-            JobError: every one of several rows failed with something that is no error of fastshap's: a broken device, say.
+            JobError: the model failed on every one of ``MOST_FAILED`` texts or more: a broken device, say.
         """
         if not texts:
             return []
         try:
-            return self._explain(texts)
+            outputs = self._explain(texts)
         except FastshapError:
             raise
         except Exception:
-            outputs: list[AttributionOutput] = []
-            failed: list[Exception] = []
-            for text in texts:
-                try:
-                    outputs += self._explain([text])
-                except FastshapError:
-                    raise
-                except Exception as error:
-                    failed.append(error)
-                    first = str(error).strip().split("\n")[0]
-                    outputs += self._explain([InvalidArgumentError("")])
-                    outputs[-1].error = f"{type(error).__name__}: {first}"
-            if len(failed) == len(texts) > 1:
-                raise JobError(
-                    f"Each of {len(texts)} texts failed, the first with {outputs[0].error}. Something is wrong with the model "
-                    "or its device, not with the texts; none of them was recorded."
-                ) from failed[0]
-            return outputs
+            outputs = [output for text in texts for output in self._alone(text)]
+        errors = [output.error for output in outputs]
+        if failed(errors) == tried(errors) >= MOST_FAILED:
+            raise all_failed(errors)
+        return outputs
+
+    def _alone(self, text: str | FastshapError) -> list[AttributionOutput]:
+        try:
+            return self._explain([text])
+        except FastshapError:
+            raise
+        except Exception as error:
+            first = str(error).strip().split("\n")[0]
+            return self._explain([ModelFailedError(f"The model failed on this text: {type(error).__name__}: {first}")])
 
     def _explain(self, texts: Sequence[Any]) -> list[AttributionOutput]:
         with warnings.catch_warnings():
@@ -209,6 +211,27 @@ def checked_text(text: Any) -> str | FastshapError:
             f"The text has {len(text):,} characters; at most {MOST_CHARACTERS:,} are read. Split it."
         )
     return text
+
+
+def tried(errors: Sequence[str | None]) -> int:
+    """How many rows a model was run on, by their errors."""
+    return failed(errors) + sum(error is None for error in errors)
+
+
+def failed(errors: Sequence[str | None]) -> int:
+    """On how many of them the model failed."""
+    return sum(error is not None and error.startswith(_BROKEN) for error in errors)
+
+
+def all_failed(errors: Sequence[str | None]) -> JobError:
+    """What is said where the model failed on all of them."""
+    first = next(error for error in errors if error is not None and error.startswith(_BROKEN))
+    count = failed(errors)
+    where = "the only text" if count == 1 else f"each of {count:,} texts, one after the other"
+    return JobError(
+        f"The model failed on {where}: {first.rstrip('.')}. Something is wrong with the model or its device, not with the "
+        "texts; none of these was recorded."
+    )
 
 
 def spelled(error: FastshapError) -> str:

@@ -374,14 +374,21 @@ def test_what_is_said_cannot_steer_the_terminal(tmp_path, monkeypatch):
             raise type(f"Odd{evil}", (RuntimeError,), {})("no")
         return window(self, texts, *arguments)
 
-    monkeypatch.setattr(fastshap.GradientShap, "_explain_window", broken)
-    results = [run(path, out, *QUICK)]
-    results += [CliRunner().invoke(app, ["verify", str(out), str(path)]), run(path, out, *QUICK, code=2)]
+    with monkeypatch.context() as patched:
+        patched.setattr(fastshap.GradientShap, "_explain_window", broken)
+        results = [run(path, out, *QUICK, code=1)]
+    assert "Odd�]0;title��]52;c;eA==��[2J" in results[0].stderr
+    results += [run(path, out, *QUICK, code=2), run(path, out, "--resume", *QUICK)]
+    (part,) = out.glob("part-*")
+    table = pq.read_table(part).drop_columns(["digest"])
+    said = table.set_column(table.schema.names.index("error"), "error", pa.array([f"Odd{evil}: no"]))
+    pq.write_table(with_digests(said), part)
+    results.append(CliRunner().invoke(app, ["verify", str(out), str(path)]))
+    assert re_error(results[-1].stdout) == "Odd�]0;title��]52;c;eA==��[2J"
     results.append(run(tmp_path / f"{evil}.parquet", out, *QUICK, code=2))
     for result in results:
         assert "\x1b" not in result.output
         assert "\x07" not in result.output
-    assert re_error(results[0].stdout) == "Odd�]0;title��]52;c;eA==��[2J"
 
 
 def re_error(said):

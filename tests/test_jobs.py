@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 import fastshap
 from fastshap import BatchExplainer, InvalidArgumentError, JobError
-from fastshap.batch import MOST_CHARACTERS, schema
+from fastshap.batch import MOST_CHARACTERS, MOST_FAILED, schema
 from fastshap.cli import app
 from fastshap.jobs.digests import with_digests
 from fastshap.jobs.local import explain_files
@@ -128,10 +128,12 @@ def test_what_breaks_on_one_row_costs_that_row_alone(monkeypatch):
 
     monkeypatch.setattr(explain.explainer, "explain", fragile)
     found = explain({"text": ["fine film", "bad film", "not good", ""]}).to_pylist()
-    assert found[1]["error"] == "RuntimeError: a kernel failed"
+    assert found[1]["error"] == "ModelFailedError: The model failed on this text: RuntimeError: a kernel failed"
     assert [row["error"] is None for row in found] == [True, False, True, False]
-    with pytest.raises(JobError, match="Each of 2 texts failed"):
-        explain({"text": ["bad one", "bad two"]})
+    found = explain({"text": ["bad film"] * (MOST_FAILED - 1) + [""]}).to_pylist()
+    assert [row["error"].split(":")[0] for row in found[-2:]] == ["ModelFailedError", "InvalidArgumentError"]
+    with pytest.raises(JobError, match=f"failed on each of {MOST_FAILED} texts, .*: ModelFailedError: .*; none of"):
+        explain({"text": ["", *["bad film"] * MOST_FAILED]})
 
 
 def test_datasets_map(texts):
@@ -583,8 +585,93 @@ def test_what_breaks_the_stream_costs_its_row_alone(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fastshap.GradientShap, "_explain_window", fragile)
     summary = explain_files(path, out, **SETTINGS)
-    assert (summary.rows, dict(summary.errors)) == (150, {"RuntimeError": 1})
-    assert rows(out)[100]["error"] == "RuntimeError: a kernel failed"
+    assert (summary.rows, dict(summary.errors)) == (150, {"ModelFailedError": 1})
+    assert rows(out)[100]["error"] == "ModelFailedError: The model failed on this text: RuntimeError: a kernel failed"
+
+
+class Failing:
+    """Stands for ``load_pair``: the model in the package, which fails where its input holds the word "terrible"."""
+
+    def __init__(self):
+        self.everywhere = False
+
+    def __call__(self, name):
+        model, tokenizer = fastshap.load_default_model()
+        token = tokenizer("terrible", add_special_tokens=False)["input_ids"][0]
+        embedding = model.get_input_embeddings().weight[token].detach().clone()
+        forward = model.forward
+
+        def failing(input_ids=None, inputs_embeds=None, **options):
+            if input_ids is not None:
+                near = input_ids == token
+            else:  # less than the path's first fifth away
+                near = (inputs_embeds.detach() - embedding).norm(dim=-1) < 0.2 * embedding.norm()
+            if bool(near.any()) or self.everywhere:
+                raise IndexError("index out of range in self")
+            return forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **options)
+
+        model.forward = failing
+        return model, tokenizer
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Has jobs run a model that fails on some texts."""
+    stand_in = Failing()
+    monkeypatch.setattr("fastshap.batch.load_pair", stand_in)
+    return stand_in
+
+
+@pytest.mark.parametrize("targets", [None, "positive"])
+def test_a_text_on_which_the_model_fails_is_recorded_and_its_neighbours_are_right(tmp_path, failing, targets):
+    texts = make_texts(150)
+    texts = ["a terrible film" if i in (70, 149) else text.replace("terrible", "bad") for i, text in enumerate(texts)]
+    path = write(tmp_path / "a.parquet", texts)
+    summary = explain_files(path, tmp_path / "out", targets=targets, **SETTINGS)
+    assert dict(summary.errors) == {"ModelFailedError": 2}
+    found = rows(tmp_path / "out")
+    said = "ModelFailedError: The model failed on this text: IndexError: index out of range in self"
+    assert found[70]["error"] == found[149]["error"] == said
+    others = [i for i in range(150) if i not in (70, 149)]
+    alone = BatchExplainer(targets=targets, keep=("id",), **SETTINGS)
+    expected = alone({"id": others, "text": [texts[i] for i in others]}).to_pylist()
+    same_numbers({i: found[i] for i in others}, {row["id"]: row | {"digest": ""} for row in expected})
+    assert verify(tmp_path / "out", path).good
+
+
+@pytest.mark.parametrize("count", [1, 40, 400])
+def test_a_model_that_fails_on_every_text_ends_the_job(tmp_path, failing, count):
+    path, out = write(tmp_path / "a.parquet", ["a terrible film", *["", "terrible"] * (count // 2)]), tmp_path / "out"
+    result = run(path, out, *QUICK, code=1)
+    some = "the only text" if count == 1 else f"each of {min(count // 2 + 1, MOST_FAILED)} texts"
+    assert f"failed on {some}" in result.stderr
+    assert "--resume continues the job" in result.stderr
+    assert not any("ModelFailedError" in row["error"] for part in out.glob("part-*") for row in rows(part).values())
+    if count < 2 * MOST_FAILED:  # these are the texts' own
+        write(path, [*pq.read_table(path).column("text").to_pylist(), "fine film"])
+        run(path, out, "--resume", *QUICK)
+        assert verify(out, path).good
+
+
+def test_a_model_that_breaks_later_on_ends_the_job_and_what_was_before_is_kept(tmp_path, failing, monkeypatch):
+    path, out = write(tmp_path / "a.parquet", make_texts(600)), tmp_path / "out"
+    add, done = Progress.add, []
+
+    def broken_from_now_on(self, count):
+        add(self, count)
+        done.append(count)
+        failing.everywhere = sum(done) > 200
+
+    monkeypatch.setattr(Progress, "add", broken_from_now_on)
+    texts = [text.replace("terrible", "bad") for text in make_texts(600)]
+    path = write(tmp_path / "a.parquet", texts)
+    assert "failed on each of" in run(path, out, *QUICK, code=1).stderr
+    found = rows(out)
+    assert 200 < len(found) < 600
+    assert all(row["error"] is None for row in found.values())
+    monkeypatch.undo()
+    explain_files(path, out, resume=True, **SETTINGS)
+    assert verify(out, path).good
 
 
 def test_progress_for_people(capsys, monkeypatch):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastshap.batch import BatchExplainer, schema, text_hash
+from fastshap.batch import MOST_FAILED, BatchExplainer, all_failed, failed, schema, text_hash, tried
 from fastshap.errors import InvalidArgumentError, JobError
 from fastshap.extras import needed
 from fastshap.jobs.digests import with_digests
@@ -147,6 +147,9 @@ class Job:
         self._root, self._store, self._manifest, self._rows, self._known = root, store, manifest, rows, known
         self.summary = summary
         self._waiting: list[pa.Table] = []
+        # The last tables that hold a text on which the model failed, and none that was explained.
+        self._failing: list[pa.Table] = []
+        self._explained = summary.rows > summary.errors.total()
         self._since = time.monotonic()
         self._written = 0
         self._started = started
@@ -169,11 +172,28 @@ class Job:
         self._progress.begin(when)
 
     def add(self, table: pa.Table) -> None:
-        """Takes explained rows, and writes them soon."""
-        self._waiting.append(table)
+        """Takes explained rows, and writes them soon.
+
+        Raises:
+            JobError: the model failed on each of the last texts. Such rows are written once it did well on another one.
+        """
+        errors = table.column("error").to_pylist()
+        (self._failing if failed(errors) else self._waiting).append(table)
+        if tried(errors) > failed(errors):
+            self._explained = True
+            self._admit()
+        elif failed(errors) and failed(self._errors()) >= MOST_FAILED:
+            raise all_failed(self._errors())
         self._progress.add(len(table))
         if sum(map(len, self._waiting)) >= _ROWS or time.monotonic() - self._since >= _SECONDS:
             self.flush()
+
+    def _errors(self) -> list[str | None]:
+        return [error for table in self._failing for error in table.column("error").to_pylist()]
+
+    def _admit(self) -> None:
+        self._waiting += self._failing
+        self._failing = []
 
     def flush(self) -> None:
         """Writes what waits.
@@ -204,8 +224,11 @@ class Job:
             padding: positions of the model calls that were padding, and all of them.
 
         Raises:
-            JobError: rows are missing, or there twice.
+            JobError: rows are missing, or there twice; the model failed on every text that it was run on.
         """
+        if self._failing and not self._explained:
+            raise all_failed(self._errors())
+        self._admit()
         self.flush()
         end = time.monotonic()
         self.summary.startup = (self.begun or end) - self._started
