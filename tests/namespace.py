@@ -17,7 +17,7 @@ def start(command, **options):
     return subprocess.Popen([*_ENTER, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
-def run(command, timeout=240, **options):
+def run(command, timeout=900, **options):
     """What a command printed, and its exit code; it is killed with all that it started when the time is over."""
     with start(command, **options) as process:
         try:
