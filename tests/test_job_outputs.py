@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,16 +13,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from test_jobs import COMMAND, QUICK, SETTINGS, make_texts, refused, rows, run, same_numbers, write
+from test_reading import mutated, scratched
 from typer.testing import CliRunner
 
 import fastshap
-from fastshap import JobError
+from fastshap import BatchExplainer, JobError
 from fastshap.cli import app
 from fastshap.jobs import opening
 from fastshap.jobs.digests import with_digests, wrong
-from fastshap.jobs.job import Job
+from fastshap.jobs.job import Job, identity, rows_of_files
 from fastshap.jobs.local import explain_files
 from fastshap.jobs.progress import Progress
+from fastshap.jobs.reading import Columns, Files
 from fastshap.jobs.stopping import Terminated
 from fastshap.jobs.store import MANIFEST, NEXT, Store
 from fastshap.jobs.verify import verify
@@ -247,6 +250,36 @@ def test_scores_that_were_exchanged_cut_or_removed_are_noticed_and_computed_agai
     same_numbers(rows(out), before)
 
 
+@pytest.mark.parametrize("count", [150, pytest.param(3000, marks=pytest.mark.slow)])
+def test_a_mutated_manifest_is_used_or_refused(tmp_path, count):
+    """Whatever stands in it: verify and resume give a result or an error of ours, and lose no part."""
+    path, out = write(tmp_path / "a.parquet", ["fine film", "not good", ""]), tmp_path / "out"
+    explain_files(path, out, **SETTINGS)
+    batch, columns = BatchExplainer(keep=(), **SETTINGS), Columns("id", "text")
+    same, found = identity(batch, columns), rows_of_files(Files(path, columns))
+    whole, before = (out / MANIFEST).read_text(), rows(out)
+    how = {"overwrite": False, "redo": None, "shown": False, "started": 0.0}
+
+    def resumed():
+        with opening.opened(out, found, same, batch.provenance.versions, resume=True, **how) as job:
+            job.finish()
+
+    def refused_anew():
+        opening.refuse_unfit(Store(out), same, resume=False, overwrite=False, redo=False)
+
+    dice, ours = random.Random(count), 0
+    for k in range(count):
+        text = json.dumps(mutated(json.loads(whole), dice)) if k % 3 else scratched(whole, dice)
+        (out / MANIFEST).write_bytes(text.encode("utf-8", "surrogatepass"))
+        for attempt in (lambda: verify(out, path).lines(), refused_anew, resumed):
+            try:
+                attempt()
+            except fastshap.FastshapError:
+                ours += 1
+        assert rows(out) == before
+    assert count < ours < 3 * count
+
+
 # Corrected texts
 
 
@@ -353,6 +386,7 @@ def test_sigterm_ends_a_run_with_what_it_has(tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         while not list(out.glob("part-*")):
             assert process.poll() is None, process.stderr.read()
+        assert verify(out, path).state == "running"
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=120)
     assert process.returncode == 143, err

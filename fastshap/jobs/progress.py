@@ -51,7 +51,7 @@ class Summary:
     def add(self, table: pa.Table) -> None:
         """Rows of the output."""
         self.rows += len(table)
-        for name, version in (about_of(table) or {"versions": {}})["versions"].items():
+        for name, version in (about_of(table) or {}).get("versions", {}).items():
             self.versions.setdefault(name, set()).add(version)
         kinds = [error.split(":")[0] for error in table.column("error").to_pylist() if error is not None]
         self.errors.update(kinds)

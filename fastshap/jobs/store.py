@@ -28,6 +28,8 @@ FORMAT = 2  # of the manifest; 1 had parts without digests and metadata
 NEXT = "_fastshap_next"  # a directory in the output: what an overwrite has written so far
 _KNOWN = (1, FORMAT)
 _OURS = re.compile(rf"\.?(part-([0-9a-f]{{8}})-(\d+)-\d+\.parquet|{re.escape(MANIFEST)})(\.tmp)?")
+_JOB = re.compile("[0-9a-f]{8}")
+_STATES = ("running", "complete", "switching")
 _ABOUT = b"fastshap"  # key of a part's metadata
 _NEEDED = {"id", "text_hash", "attributions", "n_perturbations", "truncated", "error"}  # columns of a part
 _TRIES, _PAUSE = 4, 0.05  # for the lock: who only looks whether there is a run holds it for a moment too
@@ -91,7 +93,7 @@ class Store:
                 _check(manifest)
                 return manifest
             what = f"has format {manifest['format']!r}, which this version of fastshap does not know"
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if (found := self._from_parts()) is not None:
                 return found
             what = f"does not read ({error})"
@@ -281,19 +283,33 @@ def about_of(part: pa.Table) -> dict[str, Any] | None:
         about: dict[str, Any] = json.loads((part.schema.metadata or {})[_ABOUT])
         _check({**about, "state": "running", "run": 0})
         return about
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
 def _check(manifest: dict[str, Any]) -> None:
-    """Raises a KeyError or TypeError where something lacks."""
+    """Raises a KeyError, TypeError or ValueError where something lacks or is not what it should be."""
     same = manifest["identity"]
-    _ = (
-        manifest["job"],
-        manifest["run"],
-        manifest["id_type"],
-        same["columns"]["id"],
-        same["columns"]["text"],
-        same["model"],
-    )
-    _ = manifest["state"] == "running" or manifest["summary"]["rows"]
+    rows = 0 if manifest["state"] == "running" else manifest["summary"]["rows"]
+    versions = manifest.get("versions", {})
+    json.dumps(manifest, ensure_ascii=False).encode()
+    fits = {
+        "job": isinstance(manifest["job"], str) and _JOB.fullmatch(manifest["job"]),
+        "run": _is_count(manifest["run"]),
+        "id_type": manifest["id_type"] in ("int64", "string"),
+        "state": manifest["state"] in _STATES,
+        "identity": isinstance(same, dict) and isinstance(same["model"], dict),
+        "identity.columns": same["columns"].keys() == {"id", "text"} and _are_strings(same["columns"]),
+        "summary.rows": _is_count(rows),
+        "versions": isinstance(versions, dict) and _are_strings(versions),
+    }
+    if wrong := [name for name, good in fits.items() if not good]:
+        raise ValueError(f"{', '.join(wrong)} cannot be")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _are_strings(values: dict[str, Any]) -> bool:
+    return all(isinstance(one, str) for one in values.values())
