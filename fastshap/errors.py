@@ -31,6 +31,14 @@ class NonFiniteError(FastshapError, ValueError):
 class ModelFailedError(FastshapError, RuntimeError):
     """The model, or a function given as inference mode, failed on a text with an error of its own, which is the cause."""
 
+    @classmethod
+    def caused_by(cls, error: Exception) -> ModelFailedError:
+        """What stands in a text's place, of the model's own error."""
+        first = str(error).strip().split("\n")[0]
+        failed = cls(f"The model failed on this text: {type(error).__name__}: {first}")
+        failed.__cause__ = error
+        return failed
+
 
 class BackendUnavailableError(FastshapError, RuntimeError):
     """The backend that was asked for by name cannot run here."""

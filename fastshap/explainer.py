@@ -355,7 +355,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             raise
         except Exception as error:
             if len(texts) == 1:
-                return [_failed_on(error)]
+                return [ModelFailedError.caused_by(error)]
         middle = len(texts) // 2
         first = self._isolated(texts[:middle], progress, rounds)
         failed = [one for one in first if isinstance(one, FastshapError)]
@@ -559,13 +559,6 @@ def _finite(scored: _Scored) -> _Scored | NonFiniteError:
         "The model's scores or gradients are NaN or infinite for this text. Look for damaged weights, for overflow in half "
         "precision (load the model in float32 or bfloat16), or for a baseline or noise_std of enormous size."
     )
-
-
-def _failed_on(error: Exception) -> ModelFailedError:
-    first = str(error).strip().split("\n")[0]
-    failed = ModelFailedError(f"The model failed on this text: {type(error).__name__}: {first}")
-    failed.__cause__ = error
-    return failed
 
 
 _PARAMETERS = frozenset(inspect.signature(GradientShap).parameters) - {*_FIXED}

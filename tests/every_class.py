@@ -5,15 +5,17 @@
 
 import inspect
 import os
+import re
 import sys
 import traceback
 import warnings
 from collections import Counter
+from datetime import date
 from pathlib import Path
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -45,14 +47,17 @@ carries no marks, so a made-up head goes unnoticed there: look at the loading re
 
 ## Every class
 
-Each of the {n} classes that transformers {version} maps to sequence classification or causal language modelling was built
-small with large random weights, and six texts of different lengths were explained in one list. "equal": the scores are those
-of a plain forward and backward pass of each text alone, with the same noise, to 1e-4 of the largest; the number is the
-largest difference, and behind it stands how texts of different lengths share a call ("right" or "left" padding, or "alone").
-"refused": an error of ours says why. "not built": no small model could be made here, so nothing is known. A class that is
-not listed was not reached. Equal: {equal}, refused: {refused}, not built: {built}, wrong: {wrong}.
+Each of the {classes} classes that transformers maps to sequence classification or causal language modelling was built small
+with large random weights, and six texts of different lengths were explained in one list; a few classes twice, where the
+configuration behind the name decides. "equal": the scores are those of a plain forward and backward pass of each text alone,
+with the same noise, to 1e-4 of the largest; the number is the largest difference, and behind it stands how texts of different
+lengths share a call ("right" or "left" padding, or "alone"). "refused": an error of ours says why. "not built": no small
+model can be made without a further package, so nothing is known.
 
-Run again by `python tests/every_class.py` (all) or with the names of some.
+Equal: {equal}, refused: {refused}, not built: {built}, wrong: {wrong}.
+
+Run on {day} on a CPU, with transformers {transformers} and torch {torch}, by `python tests/every_class.py`, which writes this
+page. With the names of some classes it runs those and writes nothing.
 
 | class | task | verdict | |
 | --- | --- | --- | --- |
@@ -73,44 +78,100 @@ SIZES = {
     **dict.fromkeys(("shared_experts_intermediate_size", "dense_intermediate_size"), 48),
     **dict.fromkeys(("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "top_k_experts"), 2),
-    **dict.fromkeys(("n_group", "topk_group"), 1),
+    **dict.fromkeys(("n_group", "num_expert_group", "topk_group"), 1),
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "o_lora_rank"), 16),
     **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "index_head_dim", "linear_head_dim"), 8),
     "qk_head_dim": 16,
+    **dict.fromkeys(("hidden_size_per_layer_input", "hc_lowrank"), 8),
+    "hidden_size_global": 32,
+    "encoder_hash_byte_group_vocab": 500,
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "model_max_length"), 256),
+}
+QWEN4 = {
+    "indexer_n_heads": 4,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 8,
+    "indexer_budget": 16,
+    "indexer_compress_ratio": 2,
+    "layer_types": ["linear_attention", "indexed_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "ple_embed_dim": 32,
+    "ngram_vocab_size_base": 500,
+    "split_ngram_parts": 2,
 }
 # What names and sizes do not tell.
 TWEAKS = {
     "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "attn_layer_indices": [1]},
     "codegen": {"rotary_dim": 4},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0}, "ffn_config": {"moe_top_k": 2}},
     "deepseek_v2": {"num_experts_per_tok": 2},
     "dory": {"n_input_layers": 1, "n_recurrent_layers": 1, "n_output_layers": 0},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
     "falcon_h1": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_ssm": 64},
     "gemma3n_text": {"num_kv_shared_layers": 0},
+    "gemma4": {"text_config": {"global_head_dim": 16}},
+    "gemma4_assistant": {
+        "text_config": {"global_head_dim": 16, "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
+    },
+    "gemma4_text": {"global_head_dim": 16},
+    "gemma4_unified": {"text_config": {"global_head_dim": 16}},
+    "gemma4_unified_assistant": {"text_config": {"global_head_dim": 16}},
+    "gemma4_unified_text": {"global_head_dim": 16},
     "gptj": {"rotary_dim": 4},
     "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 8, "layer_types": ["mamba", "attention"]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "use_mamba_kernels": False},
     "layoutlmv3": {"coordinate_size": 6, "shape_size": 4},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "lilt": {"hidden_size": 48, "channel_shrink_ratio": 2},
     "mamba2": {"num_heads": 8, "head_dim": 8},
+    "mistral4": {"head_dim": 16},
     "mobilebert": {"intra_bottleneck_size": 32, "hidden_size": 32, "true_hidden_size": 32},
+    "qwen4_exp": QWEN4,
     "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {"axial_pos_embds_dim": (8, 24), "axial_pos_shape": (16, 16), "attn_layers": ["local", "local"]},
+    "t5": {"decoder_start_token_id": 0},
     "xmod": {"default_language": "en_XX"},
     "zamba": {
         "num_hidden_layers": 6,
-        "layer_types": ["linear_attention", "hybrid"] * 3,
+        "layers_block_type": ["linear_attention", "hybrid"] * 3,
         "attn_layer_period": 3,
         "attn_layer_offset": 1,
         "use_mamba_kernels": False,
     },
 }
-# Weights so large that nothing comes through tell nothing.
-GAINS = {"mobilebert": 0.3}
+# Configurations of a class beside its usual one that decide whether it can be explained.
+VARIANTS = {
+    "BigBirdForCausalLM": {"attention_type": "original_full"},
+    "BigBirdForSequenceClassification": {"attention_type": "original_full"},
+    "BigBirdPegasusForCausalLM": {"attention_type": "original_full"},
+    "Gemma4ForCausalLM": {"hidden_size_per_layer_input": 0},
+    "Gemma4ForConditionalGeneration": {"text_config": {"hidden_size_per_layer_input": 0}},
+    "Qwen4ExpForCausalLM": {"ple_layer_ids": [1]},
+}
+# Run on something else than a row of token ids for each text, so whether the small model runs says nothing.
+OTHER_INPUTS = {"gemma4_assistant", "gemma4_unified_assistant", "musicgen", "musicgen_melody"}
+# What cannot be made here, and why.
+UNBUILDABLE = {
+    "Gemma3nForConditionalGeneration": "The image part needs the package timm; the text part is Gemma3nForCausalLM.",
+    "LayoutLMv2ForSequenceClassification": "The image part needs the package detectron2.",
+}
+# Words of the shortest text, where the model itself fails on fewer.
+SHORTEST = {"funnel": 5}
+# Weights so large that nothing comes through tell nothing, nor those of six layers that part a plain pass in float32 from
+# one in float64 by more than the tolerance.
+GAINS = {"mobilebert": 0.3, "zamba": 1.0}
 
 
-def tokenizer():
-    """A token a word, and no token for padding among them."""
+def tokenizer(ending=False):
+    """A token a word, and no token for padding among them.
+
+    Args:
+        ending: a text ends with the token for its end.
+    """
     special = ["<pad>", "<s>", "</s>", "<unk>", "<mask>"]
     vocabulary = {word: i for i, word in enumerate([*special, *WORDS, *(f"w{i}" for i in range(200))])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -119,16 +180,19 @@ def tokenizer():
     core.model = models.WordLevel(
         {f"▁{w}" if i >= len(special) else w: i for w, i in vocabulary.items()}, unk_token="<unk>"
     )
+    if ending:
+        core.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
     names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token", "mask_token"), special, strict=True))
     return PreTrainedTokenizerFast(tokenizer_object=core, **names, clean_up_tokenization_spaces=False)
 
 
-def texts():
-    return [" ".join(WORDS[(i * 7 + length) % len(WORDS)] for i in range(length)) for length in LENGTHS]
+def texts(shortest=0):
+    lengths = [max(length, shortest) for length in LENGTHS]
+    return [" ".join(WORDS[(i * 7 + length) % len(WORDS)] for i in range(length)) for length in lengths]
 
 
 def mapped():
-    """(task, model type, class name), each class once."""
+    """(task, model type, class name), each class once, and once more with the other configurations that are of interest."""
     mappings = {
         "classification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
         "generation": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -139,7 +203,17 @@ def mapped():
             for name in names if isinstance(names, tuple | list) else [names]:
                 if (task, name) not in found or getattr(transformers, name).__module__.split(".")[2] == kind:
                     found[task, name] = kind
-    return [(task, kind, name) for (task, name), kind in sorted(found.items())]
+    return [
+        (task, kind, name if variant is None else f"{name} ({_written(variant)})")
+        for (task, name), kind in sorted(found.items())
+        for variant in [None, *([VARIANTS[name]] if name in VARIANTS else [])]
+    ]
+
+
+def _written(variant):
+    """As it stands behind the name of the class."""
+    items = variant.get("text_config", variant).items()
+    return ", ".join(f"{name}={value!r}" for name, value in items)
 
 
 def shrunk(config, vocabulary, tweaks):
@@ -153,8 +227,10 @@ def shrunk(config, vocabulary, tweaks):
             given[name] = min(value, SIZES[name])
             if name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
                 layers = value
-        elif name == "vocab_size":
+        elif name in ("vocab_size", "vocab_size_per_layer_input"):
             given[name] = vocabulary
+        elif name.endswith(("_token_id", "_token_index")) and isinstance(value, int) and value >= vocabulary:
+            given[name] = vocabulary - 1  # of an image, a sound: no text holds it
     heads, groups = (vars(config).get(f"num_{name}_heads") for name in ("attention", "key_value"))
     if heads and (groups is None or groups == heads) and "num_key_value_heads" in vars(config):
         given["num_key_value_heads"] = SIZES["num_attention_heads"]
@@ -163,17 +239,23 @@ def shrunk(config, vocabulary, tweaks):
     for name, value in vars(config).items():
         if isinstance(value, list | tuple) and layers > 2 and len(value) == layers:
             kinds = list(dict.fromkeys(value)) if all(isinstance(one, str) for one in value) else list(value)
-            given[name] = (kinds * 2)[:2]
+            given[name] = [SIZES[name]] * 2 if name in SIZES else (kinds * 2)[:2]
     given |= {
         f"{name}_token_id": i for i, name in enumerate(("pad", "bos", "eos")) if hasattr(config, f"{name}_token_id")
     }
-    return given | {name: value for name, value in tweaks.items() if not isinstance(value, dict)}
+    parts = {name for name, value in vars(config).items() if isinstance(value, PreTrainedConfig)}
+    return given | {name: value for name, value in tweaks.items() if name not in parts}
 
 
-def built(task, kind, name, words):
-    """The model, with weights of a size that makes it far from linear."""
+def built(task, kind, name, vocabulary):
+    """The model, with weights of a size that makes it far from linear, and none of them zero."""
+    name, _, variant = name.partition(" ")
+    tweaks = dict(TWEAKS.get(kind, {}))
+    for key, value in VARIANTS[name].items() if variant else ():
+        tweaks[key] = {**tweaks.get(key, {}), **value} if isinstance(value, dict) else value
     cls = getattr(transformers, name).config_class or CONFIG_MAPPING[kind]
-    config = cls(**shrunk(cls(), len(words), TWEAKS.get(kind, {})))
+    usual = cls(**{part: given for part, given in tweaks.items() if part == "text_config"})
+    config = cls(**shrunk(usual, vocabulary, tweaks))
     text = config.get_text_config()
     for one in (config, text):
         one.num_labels = 3
@@ -186,14 +268,20 @@ def built(task, kind, name, words):
             if parameter.ndim > 1:
                 fan = parameter[0].numel() if parameter.shape[0] < 10**4 else 32
                 parameter.normal_(std=max(GAINS.get(kind, 1.5) / fan**0.5, 0.05), generator=generator)
+            else:  # a factor that begins at zero would hide a part of the model
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
     return model
+
+
+def uncached(model):
+    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
 
 def plainly(model, ids, wanted, task):
     """Scores (targets, L): a forward and a backward pass for each sample and score, of one text alone."""
     with torch.no_grad():
         x = model.get_input_embeddings()(ids[None])[0].clone()
-    options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    options = uncached(model)
     samples = draw_samples(0, ids.tolist(), SAMPLES, "antithetic")
     length, width = x.shape
     streams = torch.tensor([samples.stream] * length)
@@ -215,20 +303,24 @@ def plainly(model, ids, wanted, task):
 
 def verdict(task, kind, name):
     """("equal", how far apart), ("refused", our error), ("not built", why) or ("wrong", why)."""
-    words = tokenizer()
+    if name in UNBUILDABLE:
+        return "not built", UNBUILDABLE[name], ""
     try:
-        model = built(task, kind, name, words)
-        with torch.no_grad():
+        model = built(task, kind, name, len(tokenizer()))
+        if kind not in OTHER_INPUTS:
             ids = torch.tensor([[5, 6, 7, 8, 9, 10, 2]])
-            model(input_ids=ids, attention_mask=torch.ones_like(ids))
+            with torch.no_grad():
+                model(input_ids=ids, attention_mask=torch.ones_like(ids), **uncached(model))
     except Exception as error:
         return "not built", f"{type(error).__name__}: {error}", traceback.format_exc()
+    # Those of encoders with a decoder end a text, and their classifiers look for that.
+    words = tokenizer(ending=task == "classification" and model.config.is_encoder_decoder)
     try:
         explainer = fastshap.GradientShap(
             model, words, batch_size=16, n_perturbations=SAMPLES, granularity="all_tokens"
         )
         wanted = [[0, 2]] * len(LENGTHS) if task == "classification" else [TARGET] * len(LENGTHS)
-        outputs = explainer(texts(), wanted)
+        outputs = explainer(texts(SHORTEST.get(kind, 0)), wanted)
     except fastshap.FastshapError as error:
         return "refused", f"{type(error).__name__}: {error}", ""
     except Exception as error:
@@ -262,31 +354,40 @@ def written(rows):
     counts = Counter({"equal": 0, "refused": 0, "built": 0, "wrong": 0})
     counts.update(what.split()[-1] for what, _ in rows.values())
     lines = [f"| {name} | {task} | {what} | {why} |" for (task, name), (what, why) in sorted(rows.items())]
-    PAGE.write_text(HEAD.format(n=len(rows), version=transformers.__version__, **counts) + "\n".join(lines) + "\n")
+    classes = len({name.split(" ")[0] for _, name in rows})
+    versions = {"transformers": transformers.__version__, "torch": torch.__version__.split("+")[0]}
+    head = HEAD.format(classes=classes, day=date.today().isoformat(), **versions, **counts)
+    PAGE.write_text(head + "\n".join(lines) + "\n")
+
+
+def of_this_version():
+    """Whether the page was written with the installed transformers."""
+    return f"transformers {transformers.__version__} and torch" in PAGE.read_text()
 
 
 def main():
-    """Runs all classes, or those named, and writes their rows of the page."""
+    """Runs all classes and writes the page, or runs those that are named."""
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
-    wanted = sys.argv[1:]
+    wanted = set(sys.argv[1:])
     rows = {}
     for task, kind, name in mapped():
-        known = row_of(task, name)
-        if wanted and not {name, kind} & set(wanted):
-            rows |= {(task, name): known} if known else {}
+        if wanted and not {name, name.split(" ")[0], kind} & wanted:
             continue
         what, why, trace = verdict(task, kind, name)
-        rows[task, name] = what, in_short(why)
-        print(f"{task} {name} | {what} | {in_short(why)}", flush=True)
+        rows[task, name] = what, in_short(why, name)
+        print(f"{task} {name} | {what} | {in_short(why, name)}", flush=True)
         if os.environ.get("TRACE"):
             print(trace)
-    written(rows)
+    if not wanted:
+        written(rows)
 
 
-def in_short(why):
-    """One line of a table."""
-    return " ".join(why.replace("|", "/").split())[:160].rstrip()
+def in_short(why, name):
+    """One line of a table, which names the class already."""
+    why = " ".join(why.replace("|", "/").split())
+    why = re.sub(rf"^(UnsupportedModelError: )?{name.split(' ')[0]} (cannot be explained, since it )?", "", why)
+    return why if len(why) <= 200 else why[:200].rpartition(" ")[0] + " …"
 
 
 if __name__ == "__main__":

@@ -725,6 +725,33 @@ def test_a_text_that_is_not_finite_spoils_no_other(bert_pair, llama_pair, task):
     )
 
 
+def test_a_text_on_which_the_model_fails_spoils_no_other(bert_pair):
+    """Already where the model is asked what it predicts."""
+    explainer = fastshap.GradientShap(*bert_pair, batch_size=64, on_error="record", **OPTIONS)
+    expected = explainer(INPUTS, 1)
+    lengths = [output.model_inputs_to_explain["input_ids"].shape[1] for output in expected]
+
+    def fail(module, args, kwargs):
+        if kwargs["inputs_embeds"].shape[1] == max(lengths):
+            raise RuntimeError("too long\nfor this model")
+
+    handle = bert_pair[0].register_forward_pre_hook(fail, with_kwargs=True)
+    try:
+        ours = explainer(INPUTS, 1)
+        explainer.on_error = "raise"
+        place = f"Text {lengths.index(max(lengths))}: The model failed on this text: RuntimeError: too long$"
+        with pytest.raises(fastshap.ModelFailedError, match=place) as caught:
+            explainer(INPUTS, 1)
+    finally:
+        handle.remove()
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert [output.error is not None for output in ours] == [length == max(lengths) for length in lengths]
+    assert_equal(
+        [output for output in ours if output.error is None],
+        [right for right, length in zip(expected, lengths, strict=True) if length < max(lengths)],
+    )
+
+
 def test_duplicates_that_are_not_finite_fail_each(bert_pair):
     model = bert_pair[0]
     explainer = fastshap.GradientShap(*bert_pair, n_perturbations=4, on_error="record")

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _TEXTS = 3  # of a window, at most, on which ids and embeddings are compared, if the model fails on those before
 _RANDOM = 8  # tokens of the text by chance, the last that is tried
+_TABLES = ("hidden_size_per_layer_input", "ple_layer_ids")  # tell of embeddings per layer, in the names of transformers
 _Found = TypeVar("_Found")
 
 
@@ -291,9 +292,9 @@ class Task(ABC):
         for encoded in [*texts[:_TEXTS], *self._random_text()]:
             ids, inputs = self._alone(encoded)
             try:
-                with _told(f"{self.name} cannot be explained, since it does not run on input_ids"):
+                with self._told("does not run on input_ids"):
                     right = self.raw_logits(input_ids=ids, **inputs)
-                with _told(f"{self.name} cannot be explained, since it does not run on inputs_embeds"):
+                with self._told("does not run on inputs_embeds"):
                     ours = self.raw_logits(inputs_embeds=self.model.get_input_embeddings()(ids).clone(), **inputs)
             except UnsupportedModelError as error:
                 failed = failed or error
@@ -301,15 +302,48 @@ class Task(ABC):
             if right.isnan().any():
                 continue  # of this text nothing can be told
             if not near(ours, right):
-                raise UnsupportedModelError(
-                    f"{self.name} computes something else from inputs_embeds than from input_ids (logits differ by "
-                    f"{float((ours - right).abs().max()):.3g}), so its gradients would explain another function. A decoder "
-                    "that classifies may take the end-of-text token for padding: give it a padding token of its own."
-                )
+                raise self._another_function(float((ours - right).abs().max()), encoded)
             return True
         if failed is not None:
             raise failed
         return False
+
+    def _another_function(self, apart: float, encoded: Encoded) -> UnsupportedModelError:
+        pad: Any = self.model.config.get_text_config().pad_token_id
+        hint = ""
+        if pad in encoded.input_ids:
+            hint = " A decoder that classifies may take the end-of-text token for padding: give it a padding token of its own."
+        return UnsupportedModelError(
+            self._by_ids()
+            or f"{self.name} computes something else from inputs_embeds than from input_ids (logits differ by {apart:.3g}), so "
+            f"its gradients would explain another function.{hint}"
+        )
+
+    def _by_ids(self) -> str | None:
+        """Why a model with embeddings per layer cannot be explained."""
+        config = self.model.config.get_text_config()
+        if not any(getattr(config, name, None) for name in _TABLES):
+            return None
+        return (
+            f"{self.name} cannot be explained, since it looks tokens up by their ids in further tables (embeddings per layer), "
+            "and a point between two embeddings has no id. Models of its kind without these tables can be explained."
+        )
+
+    @contextlib.contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """An error of the model as one of ours."""
+        try:
+            yield
+        except (torch.OutOfMemoryError, FastshapError):
+            raise
+        except Exception as error:
+            first = str(error).strip().split("\n")[0]
+            message = f"{self.name} cannot be explained, since it {what}: {type(error).__name__}: {first}"
+            if getattr(self.model.config, "is_encoder_decoder", False):
+                message = (
+                    f"{message.rstrip('.')}. Of encoders with a decoder, use one of the two that classifies alone."
+                )
+            raise UnsupportedModelError(self._by_ids() or message) from error
 
     def _usable(self) -> list[int]:
         """Ids of ordinary tokens."""
@@ -350,7 +384,7 @@ class Task(ABC):
         def forward(inputs: Mapping[str, Any]) -> Tensor:
             return self.logits_in_company(self.model, own_embeddings(inputs) if in_place else inputs)
 
-        with _told(f"{self.name} cannot be explained, since it gives no gradients of inputs_embeds"):
+        with self._told("gives no gradients of inputs_embeds"):
             try:
                 first = ran(forward, z[0], masked(z[0], extra))
             except RuntimeError as error:
@@ -459,17 +493,6 @@ def _refused() -> Iterator[None]:
         raise
     except Exception:
         return
-
-
-@contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
-    """An error of the model as one of ours."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, FastshapError):
-        raise
-    except Exception as error:
-        raise UnsupportedModelError(f"{what}: {type(error).__name__}: {error}") from error
 
 
 def _positions(model: nn.Module) -> int | None:

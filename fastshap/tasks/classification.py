@@ -16,7 +16,13 @@ import torch
 from torch import Tensor
 
 from fastshap.batches import Call
-from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError, UnsupportedModelError
+from fastshap.errors import (
+    FastshapError,
+    InvalidArgumentError,
+    InvalidTypeError,
+    ModelFailedError,
+    UnsupportedModelError,
+)
 from fastshap.tasks.base import Predict, Prediction, Prepared, Task
 from fastshap.tasks.first_token import Cut, cuts, described, first_token_alone
 from fastshap.tasks.layout import masked
@@ -119,10 +125,22 @@ class ClassificationTask(Task):
         wanted = [[None]] * len(tokenised) if targets is None else targets
         found = [self._with_classes(one, given) for one, given in zip(tokenised, wanted, strict=True)]
         read = [one for one in found if isinstance(one, tuple)]
-        logits: Iterator[Tensor | None] = repeat(None)
+        logits: Iterator[Tensor | FastshapError | None] = repeat(None)
         if self._predicts() or any(None in classes for _, classes in read):
-            logits = iter(predict([encoded for encoded, _ in read], self.logits))
+            logits = iter(self._predicted([encoded for encoded, _ in read], predict))
         return [self._prepared(*one, next(logits)) if isinstance(one, tuple) else one for one in found]
+
+    def _predicted(self, texts: list[Encoded], predict: Predict) -> list[Tensor | FastshapError]:
+        """The logits of each text; where the model fails on a text, found by halving, an error stands in its place."""
+        try:
+            return [*predict(texts, self.logits)]
+        except (FastshapError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if len(texts) == 1:
+                return [ModelFailedError.caused_by(error)]
+        middle = len(texts) // 2
+        return [*self._predicted(texts[:middle], predict), *self._predicted(texts[middle:], predict)]
 
     def _with_classes(
         self, encoded: Encoded | FastshapError, targets: Sequence[Any]
@@ -157,9 +175,11 @@ class ClassificationTask(Task):
         )
 
     def _prepared(
-        self, encoded: Encoded, classes: Sequence[int | None], logits: Tensor | None
+        self, encoded: Encoded, classes: Sequence[int | None], logits: Tensor | FastshapError | None
     ) -> Prepared | FastshapError:
         """``logits``: (classes,) of the text itself; None where neither a target nor a prediction hangs on them."""
+        if isinstance(logits, FastshapError):
+            return logits
         best = -1 if logits is None else int(logits.argmax())
         chosen = [best if index is None else index for index in classes]
         try:
