@@ -41,9 +41,11 @@ layer, fewer logits) is taken only where logits and gradients stay as they are. 
 
 A model is accepted if it is a `*ForSequenceClassification`, or if it goes on with a text: it generates, takes `inputs_embeds`,
 gives a row of logits for each token, and no logits depend on later tokens. Encoders with a decoder, and models that fill in,
-mark or classify tokens, are refused. If a checkpoint lacks a head, transformers makes up a random one; fastshap notices this
-by the marks that transformers 5 leaves on what it did read, and warns with `UntrainedHeadWarning`. A model that was copied
-carries no marks, so a made-up head goes unnoticed there: look at the loading report of transformers.
+mark or classify tokens, are refused; so are models that look tokens up by their ids in further tables, one for each layer
+(Gemma 3n, the small ones of Gemma 4), since a point between two embeddings has no id. If a checkpoint lacks a head,
+transformers makes up a random one; fastshap notices this by the marks that transformers 5 leaves on what it did read, and
+warns with `UntrainedHeadWarning`. A model that was copied carries no marks, so a made-up head goes unnoticed there: look at
+the loading report of transformers.
 
 ## Every class
 
@@ -386,8 +388,10 @@ def main():
 def in_short(why, name):
     """One line of a table, which names the class already."""
     why = " ".join(why.replace("|", "/").split())
-    why = re.sub(rf"^(UnsupportedModelError: )?{name.split(' ')[0]} (cannot be explained, since it )?", "", why)
-    return why if len(why) <= 200 else why[:200].rpartition(" ")[0] + " …"
+    name = name.split(" ")[0]
+    why = re.sub(rf"^(UnsupportedModelError: )?(The )?({name} )?(cannot be explained, since it )?", "", why)
+    why = why.replace(f" for {name}", "").replace(f" of {name}", "")
+    return why if len(why) <= 240 else why[:240].rpartition(" ")[0] + " …"
 
 
 if __name__ == "__main__":

@@ -39,13 +39,16 @@ def task_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inferen
     """
     own = unwrapped(model)
     name = type(own).__name__
-    for task in _TASKS:
+    makes = getattr(own, "output_modalities", ("text",))
+    for task in _TASKS if "text" in makes else ():
         if name.endswith(task.class_endings) or (task is GenerationTask and _goes_on(own)):
             warn_of_untrained(own, newly_initialised(own), stacklevel=4)
             return task(model, tokenizer, inference_mode, seed)
     does = next((what for ending, what in _OTHERS.items() if name.endswith(ending)), "does something else")
     if getattr(own.config, "is_encoder_decoder", False):
         does = "is an encoder with a decoder"
+    if "text" not in makes:
+        does = f"makes {' and '.join(makes)}"
     raise UnsupportedModelError(
         f"{name} {does}. fastshap explains models that classify texts (*{ClassificationTask.class_endings[0]}), and causal "
         "language models, which predict the next token from text alone."

@@ -237,7 +237,9 @@ class Task(ABC):
             x = self.model.get_input_embeddings()(ids)
             ours, theirs = self.raw_logits(inputs_embeds=x, **inputs), self.raw_logits(input_ids=ids, **inputs)
             return not theirs.isnan().any() and not near(ours, theirs)
-        except (TypeError, ValueError, RuntimeError):
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:
             return False  # whether the model runs at all is for the trial to say
 
     def layout(self, texts: Sequence[Encoded]) -> Layout | None:
@@ -294,8 +296,13 @@ class Task(ABC):
             try:
                 with self._told("does not run on input_ids"):
                     right = self.raw_logits(input_ids=ids, **inputs)
-                with self._told("does not run on inputs_embeds"):
-                    ours = self.raw_logits(inputs_embeds=self.model.get_input_embeddings()(ids).clone(), **inputs)
+                with self._told("does not run on inputs_embeds", self._by_ids()):
+                    x = self.model.get_input_embeddings()(ids)
+                    if not isinstance(x, Tensor):
+                        raise UnsupportedModelError(
+                            f"The input embeddings of {self.name} give a {type(x).__name__}, and not one vector for each token."
+                        )
+                    ours = self.raw_logits(inputs_embeds=x.clone(), **inputs)
             except UnsupportedModelError as error:
                 failed = failed or error
                 continue
@@ -330,8 +337,8 @@ class Task(ABC):
         )
 
     @contextlib.contextmanager
-    def _told(self, what: str) -> Iterator[None]:
-        """An error of the model as one of ours."""
+    def _told(self, what: str, known: str | None = None) -> Iterator[None]:
+        """An error of the model as one of ours: that it does ``what``, or, where it is known, what is behind that."""
         try:
             yield
         except (torch.OutOfMemoryError, FastshapError):
@@ -340,10 +347,8 @@ class Task(ABC):
             first = str(error).strip().split("\n")[0]
             message = f"{self.name} cannot be explained, since it {what}: {type(error).__name__}: {first}"
             if getattr(self.model.config, "is_encoder_decoder", False):
-                message = (
-                    f"{message.rstrip('.')}. Of encoders with a decoder, use one of the two that classifies alone."
-                )
-            raise UnsupportedModelError(self._by_ids() or message) from error
+                message = f"{message.rstrip('.')}. Use a classifier that is an encoder or a decoder alone."
+            raise UnsupportedModelError(known or message) from error
 
     def _usable(self) -> list[int]:
         """Ids of ordinary tokens."""
@@ -384,7 +389,7 @@ class Task(ABC):
         def forward(inputs: Mapping[str, Any]) -> Tensor:
             return self.logits_in_company(self.model, own_embeddings(inputs) if in_place else inputs)
 
-        with self._told("gives no gradients of inputs_embeds"):
+        with self._told("gives no gradients of inputs_embeds", self._by_ids()):
             try:
                 first = ran(forward, z[0], masked(z[0], extra))
             except RuntimeError as error:
