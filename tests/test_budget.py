@@ -23,27 +23,40 @@ def job(request, bert_pair, llama_pair):
 
 @pytest.fixture
 def sizes():
-    """Rows and tokens of the calls of a model with gradients; they fail where they have more rows than told."""
+    """Rows and tokens of the calls of a model with gradients; they fail where they hold more tokens than told.
+
+    ``tried_before``: what the model is tried out with first, while there is room.
+    """
     handles = []
 
-    def watch(model, most=None):
-        tried, failed = [], []
+    def watch(model, most=None, tried_before=None):
+        tried, failed, full = [], [], tried_before is None
 
         def forward(module, args, kwargs):
             if kwargs.get("inputs_embeds") is None or not torch.is_grad_enabled():
                 return
             shape = tuple(kwargs["inputs_embeds"].shape[:2])
             tried.append(shape)
-            if most is not None and shape[0] * shape[1] > most:
+            if full and most is not None and shape[0] * shape[1] > most:
                 failed.append(shape)
                 raise torch.OutOfMemoryError("made up")
 
         handles.append(model.register_forward_pre_hook(forward, with_kwargs=True))
+        if not full:
+            try_out(*tried_before)
+            tried.clear()
+            full = True
         return tried, failed
 
     yield watch
     for handle in handles:
         handle.remove()
+
+
+def try_out(pair, texts, targets):
+    """Has the model tried as it is now, so that all it runs from here on is explanations."""
+    given = targets if isinstance(targets, str | int) else targets[:1]
+    fastshap.GradientShap(*pair, n_perturbations=1)(texts[:1], given)
 
 
 @pytest.fixture
@@ -77,6 +90,40 @@ def test_what_did_not_fit_is_not_tried_again(job, sizes, batch_size, most):
     assert all(rows * length < least for rows, length in tried) or not least
     assert_equal(explainer(texts[:1], targets if isinstance(targets, str) else targets[:1]), expected[:1])
     assert not failed
+
+
+@pytest.mark.parametrize("most", [16, 23, 90])
+def test_a_trial_that_does_not_fit_is_not_made_again(job, sizes, most):
+    """Rows of one length share calls, with a mask; other explainers try again, as there may be room by then."""
+    pair, texts, targets = job
+    expected = fastshap.GradientShap(*pair, **OPTIONS)(texts, targets)
+    tried, failed = sizes(pair[0], most)
+    explainer = fastshap.GradientShap(*pair, **OPTIONS)
+    given = targets if isinstance(targets, str) else targets[-2:]
+    first = explainer(texts[-2:], given)
+    assert failed
+    assert_equal(first, expected[-2:])
+    assert (explainer._settings.equal_lengths, explainer._settings.maskless) == (True, False)
+    failed.clear()
+    explainer(texts[-2:], given)
+    explainer(texts[-2:], given, seed=3)
+    assert not failed
+    tried.clear()
+    fastshap.GradientShap(*pair, **OPTIONS)(texts[-2:], given)
+    assert failed  # tried again
+
+
+def test_a_model_whose_rows_mix_is_refused_though_the_trial_does_not_fit(bert_pair, sizes):
+    model, tokenizer = bert_pair
+    sizes(model, 16)
+    mixes = model.register_forward_hook(
+        lambda module, args, output: setattr(output, "logits", output.logits + output.logits.flip(0))
+    )
+    try:
+        with pytest.raises(fastshap.UnsupportedModelError, match="rows mix"):
+            fastshap.GradientShap(model, tokenizer)("fine", 1)
+    finally:
+        mixes.remove()
 
 
 @pytest.mark.parametrize("length", [1, 7, 300])
@@ -174,7 +221,7 @@ def test_rows_are_even_where_there_is_a_choice(lengths, shrunk):
 def test_the_first_call_is_small_and_later_ones_as_memory_allows(job, sizes, memory):
     pair, texts, targets = job
     expected = fastshap.GradientShap(*pair, batch_size=16, **OPTIONS)(texts, targets)
-    tried, _ = sizes(pair[0])
+    tried, _ = sizes(pair[0], tried_before=job)
     found = {}
     for megabytes in (1, 4, 16, 10**5):
         memory(megabytes << 20)
@@ -207,6 +254,7 @@ def test_what_a_token_takes_is_what_the_graph_keeps_beside_the_weights(llama_pai
 
     free = 2 << 20
     memory(free)
+    try_out(llama_pair, [text], target)
     explainer = fastshap.GradientShap(model, tokenizer, batch_size="auto", n_perturbations=2)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         (output,) = fastshap.GradientShap(model, tokenizer, batch_size=2, n_perturbations=2)(text, target)
@@ -242,7 +290,7 @@ def test_a_device_that_is_full_from_the_start(job, sizes, memory):
 def test_the_first_call_itself_does_not_fit(bert_pair, sizes, memory):
     memory(1 << 30)
     expected = fastshap.GradientShap(*bert_pair, batch_size=16, **OPTIONS)(TEXTS, 1)
-    tried, failed = sizes(bert_pair[0], most=16)
+    tried, failed = sizes(bert_pair[0], most=16, tried_before=(bert_pair, TEXTS, 1))
     assert_equal(fastshap.GradientShap(*bert_pair, batch_size="auto", **OPTIONS)(TEXTS, 1), expected)
     assert failed[0] == tried[0]
     assert tried[0][0] == 2
@@ -288,6 +336,6 @@ def test_compiled_models(bert_pair, memory):
 
 def test_nothing_is_measured_where_a_number_was_asked_for(bert_pair, memory, sizes):
     memory(1000)
-    tried, _ = sizes(bert_pair[0])
+    tried, _ = sizes(bert_pair[0], tried_before=(bert_pair, TEXTS, 1))
     fastshap.GradientShap(*bert_pair, batch_size=6, n_perturbations=12)(TEXTS, 1)
     assert {rows for rows, _ in tried} == {6}

@@ -105,8 +105,11 @@ def test_model_and_tokenizer_come_back_as_they_were(bert_pair, texts, fails):
     before, settings = state_of(model), settings_of(tokenizer)
 
     def mode(logits):
-        assert not model.training
-        assert not any(p.requires_grad for p in model.parameters())
+        assert state_of(model) == before  # also meanwhile, as a view of it runs
+        running = explainer.task.model
+        assert running is not model
+        assert not any(module.training for module in running.modules())
+        assert not any(p.requires_grad for p in running.parameters())
         if fails:
             raise RuntimeError("on purpose")
         return logits

@@ -20,7 +20,7 @@ from fastshap.inputs import Tokens
 from fastshap.provenance import version_of
 from fastshap.replicas import hooks_of
 from fastshap.tasks.first_token import described
-from fastshap.tasks.layout import Layout, harmless, lengths, masked, without_mask
+from fastshap.tasks.layout import PLAIN, Layout, harmless, lengths, masked, without_mask
 from fastshap.tasks.trial import Judge, Ran, ToLogits, as_written, points, ran, remembered
 from fastshap.text import EXTRA, Encoded, encode
 from fastshap.types import ModelTask
@@ -258,10 +258,30 @@ class Task(ABC):
                 f"{self.name} changes its attention from block_sparse to full for a short text, and stays so: its scores "
                 "depend on the texts before. Load it with attention_type='original_full'."
             )
+        sizes = lengths(self.model.config, self.max_length())
         with as_written(self.model):
-            layout = self.found("layout", lambda: self._layout() if self._check_embeddings(texts) else None)
+            layout = None
+            looks = described(self._model)
+            if self.found("embeddings", lambda: self._check_embeddings(texts) or None, looks):
+                fits = False
+                with _if_there_is_room():
+                    layout = self.found("layout", lambda: self._layout(sizes), looks)
+                    fits = True
+                if not fits:  # here, where nothing keeps the failed call's tensors alive
+                    layout = self._in_little_room(sizes)
         self.in_place = layout is not None and layout.in_place
         return layout
+
+    def _in_little_room(self, sizes: Sequence[int]) -> Layout | None:
+        """Where the trial does not fit into the device's memory: less is tried, on fewer tokens, and rows share less.
+
+        It is not remembered for other explainers, as there may be more room by then.
+        """
+        for size in sorted(sizes, reverse=True)[1:]:
+            with _if_there_is_room():
+                found = self._layout([size])
+                return None if found is None else PLAIN._replace(in_place=found.in_place)
+        return PLAIN
 
     @property
     def name(self) -> str:
@@ -379,9 +399,10 @@ class Task(ABC):
             )
         ]
 
-    def _layout(self) -> Layout | None:
-        extra, most = self._extra(), self.max_length()
-        z = points(self.model, lengths(self.model.config, most), self._usable())
+    def _layout(self, sizes: Sequence[int]) -> Layout | None:
+        """How rows may share a call, found with points of so many tokens each, shortest first."""
+        extra = self._extra()
+        z = points(self.model, sizes, self._usable())
         if not z:
             return None
         in_place = False
@@ -406,12 +427,8 @@ class Task(ABC):
         self.check_model(forward, z[-1], inputs, alone[-1], judge)
         if not judge.spread:
             return None
-        try:
-            both = torch.cat([z[-1], z[-1].flip(1)])
-            maskless = self._maskless(forward, both, [alone[-1], other], judge)
-            return Layout(self._side(forward, z, alone, judge), maskless, in_place)
-        except torch.OutOfMemoryError:
-            return None  # rows one by one may fit
+        maskless = self._maskless(forward, torch.cat([z[-1], z[-1].flip(1)]), [alone[-1], other], judge)
+        return Layout(self._side(forward, z, alone, judge), maskless, in_place)
 
     def _side(self, forward: ToLogits, z: Sequence[Tensor], alone: Sequence[Ran], judge: Judge) -> str | None:
         for side in ("right", "left"):
@@ -487,6 +504,15 @@ def near(ours: Tensor, theirs: Tensor) -> bool:
 def own_embeddings(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The inputs, with embeddings that may be written to."""
     return {**inputs, "inputs_embeds": inputs["inputs_embeds"].clone()}
+
+
+@contextlib.contextmanager
+def _if_there_is_room() -> Iterator[None]:
+    """What does not fit into the device's memory is left out."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        return
 
 
 @contextlib.contextmanager

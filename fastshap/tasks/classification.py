@@ -73,7 +73,8 @@ class ClassificationTask(Task):
     def look_again(self) -> None:
         now = described(self._model)
         if now != self._described:
-            with as_written(self.model):
+            self._cut = None
+            with as_written(self.model), contextlib.suppress(torch.OutOfMemoryError):
                 (self._cut,) = self.found("cut", lambda: (self._harmless_cut(),), now) or (None,)
             self._described = now
 
@@ -89,8 +90,10 @@ class ClassificationTask(Task):
                     poisoned = self._through(cut, poisoned=True)({"inputs_embeds": z, **inputs})
                 ours = ran(self._through(cut), z, inputs)
                 judge = Judge(self._through(None), [right], z, inputs)
+            except torch.OutOfMemoryError:
+                raise
             except Exception:
-                continue  # a head that wants all rows, or no memory to spare
+                continue  # a head that wants all rows
             # Of logits that hardly depend on the text, agreement would say nothing.
             if right.tells() and judge.agree(right._replace(logits=poisoned), right) and judge.agree(ours, right):
                 return cut

@@ -72,7 +72,9 @@ class GenerationTask(Task):
             mode = self.inference_mode
             with as_written(self.model):
                 known = isinstance(mode, InferenceModes)  # what a callable does may hang on anything
-                way = self.found(("way", mode), self._shortest_way) if known else self._shortest_way()
+                way = None
+                with contextlib.suppress(torch.OutOfMemoryError):  # not tried again by this explainer
+                    way = self.found(("way", mode), self._shortest_way) if known else self._shortest_way()
                 self._way = way or full_logits
             self._tried_head = (described(self.model),)
 
