@@ -158,8 +158,8 @@ VARIANTS = {
 OTHER_INPUTS = {"gemma4_assistant", "gemma4_unified_assistant", "musicgen", "musicgen_melody"}
 # What cannot be made here, and why.
 UNBUILDABLE = {
-    "Gemma3nForConditionalGeneration": "The image part needs the package timm; the text part is Gemma3nForCausalLM.",
-    "LayoutLMv2ForSequenceClassification": "The image part needs the package detectron2.",
+    "Gemma3nForConditionalGeneration": "its image part needs the package timm; its text part is Gemma3nForCausalLM.",
+    "LayoutLMv2ForSequenceClassification": "its image part needs the package detectron2.",
 }
 # Words of the shortest text, where the model itself fails on fewer.
 SHORTEST = {"funnel": 5}
