@@ -2,7 +2,10 @@
 
 import csv
 import gzip
+import io
 import os
+import time
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -60,11 +63,16 @@ def test_links_that_lead_in_circles_end(directory, tmp_path):
         Files(directory, COLUMNS)
 
 
-def test_names_that_are_no_utf_8(directory, tmp_path):
+def test_names_that_are_no_utf_8(directory, tmp_path, monkeypatch):
     odd = os.fsencode(directory) + b"/caf\xe9.parquet"
     os.rename(directory / "a.parquet", odd)
     assert "is no UTF-8; rename it" in refused(directory, tmp_path / "out")
     assert "is no UTF-8; rename it" in refused(os.fsdecode(odd), tmp_path / "out")
+    write(tmp_path / "a.parquet", ["fine film"])
+    assert "is no UTF-8; rename it" in refused(tmp_path / "a.parquet", os.fsdecode(odd))
+    os.mkdir(os.fsencode(tmp_path) + b"/\xff")
+    monkeypatch.chdir(os.fsencode(tmp_path) + b"/\xff")
+    assert "is no UTF-8; rename it" in refused(tmp_path / "a.parquet", "out")
 
 
 def test_a_directory_that_cannot_be_read(directory, monkeypatch):
@@ -139,6 +147,67 @@ def test_a_line_that_does_not_end_is_refused_as_soon_as_it_is_too_long(tmp_path,
         assert sum(read) < 3 << 20
     with pytest.raises(JobError, match="longer than 1 MiB"):
         list(lines.lines(Stream(b"x" * (20 << 20)), name))
+
+
+CONTENTS = {"a.csv": (b'id,text\n1,"', b'"\n'), "a.jsonl": (b'{"id": 1, "text": "', b'"}\n')}
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+@pytest.mark.parametrize("filling", [b"x", b"x\n"], ids=["line", "lines"])
+def test_a_long_value_takes_linear_time(tmp_path, name, filling):
+    """Eight times the length takes about eight times as long; where it grew with the square it would be 64 times."""
+    begin, end = CONTENTS[name]
+    filling = filling.replace(b"\n", b"\\n") if name == "a.jsonl" else filling
+
+    def seconds(length):
+        (tmp_path / name).write_bytes(begin + filling * (length // len(filling)) + end)
+        taken = []
+        for _ in range(3):
+            start = time.process_time()
+            assert table_of(tmp_path / name).num_rows == 1
+            taken.append(time.process_time() - start)
+        return min(taken)
+
+    assert seconds(8 << 20) < 25 * seconds(1 << 20) + 0.1
+
+
+class Endless(io.RawIOBase):
+    """A line of 200 MB, which is nowhere in memory."""
+
+    def __init__(self, begin):
+        self.begin, self.left = begin, 200_000_000
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        some = self.begin or b"x" * min(len(buffer), self.left)
+        self.begin = b""
+        self.left -= len(some)
+        buffer[: len(some)] = some
+        return len(some)
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_a_line_of_200_megabytes_is_refused_in_bounded_memory(tmp_path, monkeypatch, name):
+    (tmp_path / name).write_text("")
+    monkeypatch.setattr(Files, "_open", lambda self, path: io.BufferedReader(Endless(CONTENTS[name][0])))
+    tracemalloc.start()
+    try:
+        with pytest.raises(JobError, match="is longer than 16 MiB"):
+            table_of(tmp_path / name)
+        assert tracemalloc.get_traced_memory()[1] < 100 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_messages_stay_short(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"id": [' + "1, " * 10**6 + '1], "text": "x"}\n')
+    assert len(refused(tmp_path / "a.jsonl", tmp_path / "out")) < 1000
+    (tmp_path / "a.csv").write_text(",".join(map(str, range(10**5))) + "\n")
+    said = refused(tmp_path / "a.csv", tmp_path / "out")
+    assert "and 99,980 more" in said
+    assert len(said) < 1000
 
 
 def test_a_long_value_in_quotes_is_refused(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastshap.batch import checked_text, decoded, read_error, spelled, strings
+from fastshap.checked import short
 from fastshap.errors import FastshapError, InvalidArgumentError, JobError
 from fastshap.extras import needed
 from fastshap.jobs.lines import csv_rows, lines
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _ROWS = 4096  # of a table
 _ROWS_OF_PIECE = 65_536  # at least, where a Parquet file is read in several pieces
+_SHOWN = 20  # names in a message
 _KINDS = {
     ".parquet": "parquet",
     ".pq": "parquet",
@@ -60,7 +62,7 @@ def place(location: str | os.PathLike[str]) -> tuple[Any, str]:
     fs = needed("pyarrow.fs", "tables")
     text = checked(os.fspath(location))
     if "://" not in text:
-        return fs.LocalFileSystem(), os.path.abspath(text)
+        return fs.LocalFileSystem(), checked(os.path.abspath(text))
     try:
         found: tuple[Any, str] = fs.FileSystem.from_uri(text)
     except Exception as error:
@@ -154,7 +156,7 @@ class Files:
         for option, name in (("id_column", self.columns.id), ("text_column", self.columns.text)):
             if name not in names:
                 raise InvalidArgumentError(
-                    f"{posixpath.basename(path)} has no column {name!r}; it has {', '.join(map(repr, names)) or 'none'}. Name "
+                    f"{posixpath.basename(path)} has no column {name!r}; it has {_few(names)}. Name "
                     f"the right one as {option} (--{option.replace('_', '-')})."
                 )
             if names.count(name) > 1:
@@ -267,6 +269,11 @@ def texts_of(table: pa.Table) -> list[str | FastshapError]:
     return [text if problem is None else read_error(problem) for text, problem in pairs]
 
 
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return (", ".join(repr(name) if len(name) < 100 else short(name) for name in names[:_SHOWN]) or "none") + more
+
+
 def _whole(text: str | FastshapError) -> str | FastshapError:
     if isinstance(text, str):
         try:
@@ -344,7 +351,7 @@ def _json_row(path: str, number: int, line: bytes) -> dict[str, Any]:
 def _json_id(path: str, number: int, one: Any) -> int | str:
     whole = isinstance(one, int) and not isinstance(one, bool) and -(2**63) <= one < 2**63
     if not whole and not isinstance(one, str):
-        raise JobError(f"{path}, line {number}: an id is a whole number of 64 bits or a string; got {one!r}.")
+        raise JobError(f"{path}, line {number}: an id is a whole number of 64 bits or a string; got {short(one)}.")
     return one
 
 
