@@ -37,6 +37,7 @@ MOST_CHARACTERS = 1_000_000
 
 # So many texts one after the other on which the model failed say that the model or its device is broken, not the texts.
 MOST_FAILED = 64
+_FAILED = "The model failed on this text: "
 _BROKEN = tuple(f"{kind.__name__}:" for kind in (ModelFailedError, NonFiniteError))
 
 _KINDS = {kind.__name__: kind for kind in (InvalidArgumentError, InvalidTypeError, WorkerDiedError)}
@@ -186,7 +187,7 @@ class BatchExplainer:
             raise
         except Exception as error:
             first = str(error).strip().split("\n")[0]
-            return self._explain([ModelFailedError(f"The model failed on this text: {type(error).__name__}: {first}")])
+            return self._explain([ModelFailedError(f"{_FAILED}{type(error).__name__}: {first}")])
 
     def _explain(self, texts: Sequence[Any]) -> list[AttributionOutput]:
         with warnings.catch_warnings():
@@ -226,10 +227,10 @@ def failed(errors: Sequence[str | None]) -> int:
 def all_failed(errors: Sequence[str | None]) -> JobError:
     """What is said where the model failed on all of them."""
     first = next(error for error in errors if error is not None and error.startswith(_BROKEN))
-    count = failed(errors)
+    count, said = failed(errors), first.split(": ", 1)[1].removeprefix(_FAILED).rstrip(".")
     where = "the only text" if count == 1 else f"each of {count:,} texts, one after the other"
     return JobError(
-        f"The model failed on {where}: {first.rstrip('.')}. Something is wrong with the model or its device, not with the "
+        f"The model failed on {where}: {said}. Something is wrong with the model or its device, not with the "
         "texts; none of these was recorded."
     )
 

@@ -16,6 +16,7 @@ from fastshap.explainer import GradientShap
 from fastshap.output import AttributionOutput
 from fastshap.provenance import Provenance
 from fastshap.record import Record
+from fastshap.visible import printable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,7 +58,8 @@ class Reproduction:
             "target's size)"
         ]
         lines += [
-            f"{name}: was {then or 'unknown'}, is {now or 'unknown'}" for name, (then, now) in self.changed.items()
+            printable(f"{name}: was {then or 'unknown'}, is {now or 'unknown'}")
+            for name, (then, now) in self.changed.items()
         ]
         return "\n".join(lines)
 
@@ -81,7 +83,9 @@ def reproduce(
         UnsupportedModelError: the model does another task.
     """
     if output.error is not None:
-        raise InvalidArgumentError(f"This text was not explained, so there is nothing to compute again: {output.error}")
+        raise InvalidArgumentError(
+            f"This text was not explained, so there is nothing to compute again: {printable(output.error)}"
+        )
     explainer = GradientShap(
         model,
         tokenizer,
@@ -133,9 +137,17 @@ def _changed(before: Provenance, after: Provenance) -> dict[str, tuple[str, str]
     was, is_ = then.pop("configuration"), now.pop("configuration")
     found = {name: (then.get(name, ""), now[name]) for name in now if then.get(name, "") != now[name]}
     if was and is_ and was != is_:
-        del found["configuration_fingerprint"]
-        found |= _entries(json.loads(was), json.loads(is_), "configuration")
+        found.pop("configuration_fingerprint", None)
+        found |= _entries(_parsed(was), _parsed(is_), "configuration")
     return found
+
+
+def _parsed(text: str) -> Any:
+    """What JSON says; a file may hold anything for it, which stands for itself then."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _entries(then: Any, now: Any, name: str) -> dict[str, tuple[str, str]]:

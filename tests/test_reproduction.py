@@ -1,10 +1,12 @@
 """Running an explanation again, and knowing what it was run with."""
 
 import copy
+import dataclasses
 import json
 
 import pytest
 import torch
+from tokenizers import normalizers
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 import fastshap
@@ -189,6 +191,36 @@ def test_what_changed_outside_the_weights_is_named(default_pair):
     assert again.same
     assert again.changed.keys() == {"labels_fingerprint", "target_names"}
     assert again.changed["target_names"] == ("positive", "good")
+
+
+def test_what_a_file_says_of_its_model_cannot_steer_the_terminal(default_pair):
+    evil = "\x1b]0;title\x07\x1b]52;c;eA==\x07\x1b[2J"
+    data = fastshap.GradientShap(*default_pair)(TEXTS[0])[0].to_dict()
+    data["provenance"] |= {"model": evil, "configuration": json.dumps({evil: evil}), "versions": {evil: evil}}
+    data["target_names"] = [evil]
+    output = fastshap.AttributionOutput.from_dict(data)
+    said = str(fastshap.reproduce(output, *default_pair))
+    assert not set(said) & {"\x1b", "\x07"}
+    assert "model: was �]0;title�" in said
+    for configuration in ("{", "[]", "[" * 10**5):  # files may hold anything for it
+        output.provenance = dataclasses.replace(output.provenance, configuration=configuration)
+        assert "configuration" in str(fastshap.reproduce(output, *default_pair))
+    failed = fastshap.GradientShap(*default_pair, on_error="record")([""])[0]
+    failed.error = evil
+    with pytest.raises(fastshap.InvalidArgumentError) as caught:
+        fastshap.reproduce(failed, *default_pair)
+    assert "\x1b" not in str(caught.value)
+
+
+def test_another_tokenizer_is_named(default_pair):
+    """The same vocabulary with another rule; the output's own tokens are taken, so that the numbers are the same."""
+    (output,) = fastshap.GradientShap(*default_pair)(TEXTS[0])
+    other = copy.deepcopy(default_pair[1])
+    other.backend_tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
+    again = fastshap.reproduce(stored(output), default_pair[0], other)
+    assert again.same
+    assert again.changed.keys() == {"tokenizer_fingerprint"}
+    assert "tokenizer_fingerprint: was" in str(again)
 
 
 def test_the_configuration_s_fingerprint_follows_what_numbers_can_depend_on(default_pair, llama_pair, tmp_path):

@@ -346,6 +346,8 @@ def _quiet(ray: Any, source: Any) -> Iterator[None]:
         with warnings.catch_warnings():
             # Restarts and retries have no other place yet than the one that is to go.
             warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+            # An input smaller than the workers could take is no fault.
+            warnings.filterwarnings("ignore", message="The minimum number of concurrent actors")
             logger.setLevel(logging.CRITICAL)
             for context in contexts:
                 _set(context, ours)
