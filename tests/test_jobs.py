@@ -132,10 +132,8 @@ def test_what_breaks_on_one_row_costs_that_row_alone(monkeypatch):
     assert [row["error"] is None for row in found] == [True, False, True, False]
     found = explain({"text": ["bad film"] * (MOST_FAILED - 1) + [""]}).to_pylist()
     assert [row["error"].split(":")[0] for row in found[-2:]] == ["ModelFailedError", "InvalidArgumentError"]
-    with pytest.raises(
-        JobError,
-        match=f"failed on each of {MOST_FAILED} texts, one after the other: RuntimeError: a kernel failed. .*; none of",
-    ):
+    said = f"failed on each of {MOST_FAILED} texts, one after the other: RuntimeError: a kernel failed. .*; none of"
+    with pytest.raises(JobError, match=said):
         explain({"text": ["", *["bad film"] * MOST_FAILED]})
 
 

@@ -170,6 +170,21 @@ def test_a_model_that_fails_on_every_text_ends_the_job(tmp_path, deadly):
     assert (code, "errors           0" in said) == (0, True), err
 
 
+def test_sigterm_ends_a_job_with_what_it_has(tmp_path):
+    path, out = write(tmp_path / "a.parquet", make_texts(2000)), tmp_path / "out"
+    few = ["--n-perturbations", "20", "--workers", "1", "--rows-per-batch", "32"]
+    with namespace.start([*FASTSHAP, "run", str(path), str(out), *few]) as process:
+        waited(lambda: len(list(out.glob("part-*"))) >= 1, process)
+        assert verify(out, path).state == "running"
+        namespace.inside(process).terminate()
+        _, err = process.communicate(timeout=300)
+    assert process.returncode == 143, err
+    assert "stopped; what was explained is in" in err
+    found = verify(out, path)
+    assert (found.state, found.damaged, found.twice) == ("interrupted", [], 0)
+    assert 0 < found.summary.rows < 2000
+
+
 CLUSTER = """
 import os, sys, time
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
