@@ -150,8 +150,11 @@ def _agree(data: dict[str, Any]) -> None:
             raise InvalidArgumentError(f"element_spans[{i}] must lie in the text; got {[start, end]}.")
         if max(member) >= tokens:
             raise InvalidArgumentError(f"element_tokens[{i}] must be below {tokens}; got {short(member)}.")
-    if isinstance(data["settings"]["baseline"], dict):
-        _regular(data["settings"]["baseline"]["values"], "settings.baseline.values")
+    baseline = data["settings"]["baseline"]
+    if isinstance(baseline, dict):
+        _regular(baseline["values"], "settings.baseline.values")
+        if not bool(_baseline(baseline).isfinite().all()):
+            raise InvalidArgumentError(f"settings.baseline.values must be finite as {baseline['dtype']}.")
 
 
 def _tokens(inputs: dict[str, Any], failed: bool) -> int:
@@ -257,4 +260,5 @@ def _plain_baseline(baseline: float | Tensor | None) -> Any:
 def _baseline(plain: Any) -> Any:
     if not isinstance(plain, dict):
         return plain
-    return torch.tensor(plain["values"], dtype=getattr(torch, plain["dtype"]), device="cpu")
+    values = [[float(one) for one in row] if isinstance(row, list) else float(row) for row in plain["values"]]
+    return torch.tensor(values, dtype=getattr(torch, plain["dtype"]), device="cpu")

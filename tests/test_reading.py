@@ -49,6 +49,8 @@ def changed(line=0, **changes):
             "settings.baseline.dtype must be one of 'float16'",
         ),
         ({"settings__baseline": {"dtype": "float32", "values": [[1], [1, 2]]}}, "settings.baseline.values must hold"),
+        ({"settings__baseline": {"dtype": "float32", "values": [0, 1e39]}}, "values must be finite as float32"),
+        ({"settings__baseline": {"dtype": "float16", "values": [[10**30]]}}, "values must be finite as float16"),
         ({"settings__inference_mode": "logits\n"}, "settings.inference_mode must match"),
         ({"degrees_of_freedom": 10**9 * 10}, "degrees_of_freedom must be at most"),
         ({"degrees_of_freedom": [4]}, "degrees_of_freedom must be a whole number"),
