@@ -245,6 +245,13 @@ def test_scores_that_were_exchanged_cut_or_removed_are_noticed_and_computed_agai
         found = verify(out, path)
         assert (found.wrong, found.good) == (count, False)
         assert f"damaged rows     {count}" in "\n".join(found.lines())
+    exchanged = table.set_column(place, field, [pa.array([scores[1], scores[0], *scores[2:]], field.type)])
+    digests = table.column("digest").to_pylist()
+    for lost, count in (([None] * 2 + digests[2:], 2), ([None] * 300, 300), (None, 300)):
+        without = exchanged.drop_columns(["digest"])
+        kept = pa.array(lost, pa.string()) if lost else None
+        pq.write_table(without.append_column("digest", kept) if lost else without, part)
+        assert (verify(out, path).wrong, verify(out, path).unchecked) == (count, 0), "a digest that is gone tells too"
     assert "damaged parts    1, their rows computed again" in run(path, out, "--resume", *QUICK).stdout
     assert verify(out, path).good
     same_numbers(rows(out), before)

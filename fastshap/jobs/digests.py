@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 DIGEST = "digest"
+ABOUT = b"fastshap"  # key of the metadata of a part; those of earlier versions have neither metadata nor digests
 _BYTES = 8
 
 
@@ -29,12 +30,12 @@ def with_digests(table: pa.Table) -> pa.Table:
 
 
 def wrong(table: pa.Table) -> np.ndarray:
-    """(N,) whether a row's digest is that of other values; never where the row has none."""
+    """(N,) whether a row's digest is gone or that of other values; never in a part of an earlier version, which kept none."""
     then = table.column(DIGEST)
-    if then.null_count == len(table):
+    if then.null_count == len(table) and ABOUT not in (table.schema.metadata or {}):
         return np.zeros(len(table), bool)
     now = _digests(table.drop_columns([DIGEST]))
-    return np.array([was is not None and was != is_ for was, is_ in zip(then.to_pylist(), now, strict=True)], bool)
+    return np.array([was != is_ for was, is_ in zip(then.to_pylist(), now, strict=True)], bool)
 
 
 def _digests(table: pa.Table) -> list[str]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from fastshap.batch import schema
 from fastshap.errors import JobError
 from fastshap.extras import needed
-from fastshap.jobs.digests import DIGEST
+from fastshap.jobs.digests import ABOUT, DIGEST
 from fastshap.jobs.listing import MANIFEST
 from fastshap.jobs.reading import place
 
@@ -30,7 +30,6 @@ _KNOWN = (1, FORMAT)
 _OURS = re.compile(rf"\.?(part-([0-9a-f]{{8}})-(\d+)-\d+\.parquet|{re.escape(MANIFEST)})(\.tmp)?")
 _JOB = re.compile("[0-9a-f]{8}")
 _STATES = ("running", "complete", "switching")
-_ABOUT = b"fastshap"  # key of a part's metadata
 _NEEDED = {"id", "text_hash", "attributions", "n_perturbations", "truncated", "error"}  # columns of a part
 _TRIES, _PAUSE = 4, 0.05  # for the lock: who only looks whether there is a run holds it for a moment too
 
@@ -274,13 +273,13 @@ def in_use(location: str) -> JobError:
 
 def with_about(part: pa.Table, about: dict[str, Any]) -> pa.Table:
     """The part, which says this of its job."""
-    return part.replace_schema_metadata({_ABOUT: json.dumps(about)})
+    return part.replace_schema_metadata({ABOUT: json.dumps(about)})
 
 
 def about_of(part: pa.Table) -> dict[str, Any] | None:
     """What a part says of its job; None where it says nothing, as in earlier versions."""
     try:
-        about: dict[str, Any] = json.loads((part.schema.metadata or {})[_ABOUT])
+        about: dict[str, Any] = json.loads((part.schema.metadata or {})[ABOUT])
         _check({**about, "state": "running", "run": 0})
         return about
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -37,7 +37,7 @@ class Verdict:
         missing, twice, surplus: ids of the input that the output lacks, that it holds more than once, and that it has beyond.
         changed: rows whose text is another now.
         empty: rows with neither attributions nor an error.
-        wrong: rows that do not hold what was written, by their digests.
+        wrong: rows that do not hold what was written, by their digests, or have lost these.
         unchecked: rows that an earlier version wrote without digests.
         damaged: names of parts that do not read.
         replacing: "running" or "interrupted" where an overwrite has begun; the output is still the old one.
@@ -141,8 +141,9 @@ def _looked_at(store: Store, manifest: dict[str, Any], verdict: Verdict) -> Know
         there.add(keys(part.column("id")), short(part.column("text_hash").to_pylist()))
         nothing = np.asarray(part.column("attributions").is_null()) & np.asarray(part.column("error").is_null())
         verdict.empty += int(nothing.sum())
-        verdict.wrong += int(wrong(part).sum())
-        verdict.unchecked += part.column(DIGEST).null_count
+        damaged = wrong(part)
+        verdict.wrong += int(damaged.sum())
+        verdict.unchecked += int((np.asarray(part.column(DIGEST).is_null()) & ~damaged).sum())
     return there
 
 
