@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import unicodedata
 
+_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+_BREAKS = "\t\n\r\u2028\u2029"
+_JOINERS = "\u200c\u200d"  # which emoji and several scripts are spelt with
 _SPACE = re.compile(r"\s")
 
 
 def printable(text: str) -> str:
     """The text with control and invisible formatting characters made visible, so that it cannot steer the terminal."""
-    kept = "\u200c\u200d"  # joiners, which emoji and several scripts are spelt with
-    return "".join(c if unicodedata.category(c)[0] != "C" or c in kept else " " if c in "\t\n\r" else "�" for c in text)
+    steering = {c for c in set(text) if unicodedata.category(c) in _HIDDEN} - set(_JOINERS)
+    return text.translate({ord(c): " " if c in _BREAKS else "�" for c in steering})
 
 
 def named(text: str) -> str:

@@ -213,6 +213,13 @@ def test_settings_that_are_markup_are_text():
     assert evil in Parsed(source).text
 
 
+def test_a_function_s_name_stays_within_its_comment():
+    """People copy the settings and run them; a name out of a file must not become a line of its own."""
+    page = page_of(record_of("not good", inference_mode=CustomMode("mine\nimport os\u2028os.abort()")))
+    (code,) = re.findall(r"<pre><code>(.*?)</code></pre>", page, re.DOTALL)
+    assert [line[:1] for line in code.splitlines()] == ["f", "#"]
+
+
 def test_the_scale_is_each_targets_own():
     text = Parsed(page_of(record_of("not good", ["joy", "fear"]))).text
     assert "opposes −1  +1 supports joy" in text

@@ -14,6 +14,7 @@ from torch import Tensor
 from fastshap.provenance import Provenance
 from fastshap.record import Record
 from fastshap.render.markup import marked
+from fastshap.visible import printable
 
 _COMBINATIONS = 20  # that a page lists
 
@@ -93,7 +94,7 @@ def _remark(value: Any) -> str:
         digest = hashlib.sha256(value.detach().cpu().double().numpy().tobytes()).hexdigest()
         return f"a tensor of shape {tuple(value.shape)}, SHA-256 in float64 {digest[:16]}"
     if callable(value) and not isinstance(value, Enum):
-        return f"your own {getattr(value, '__name__', type(value).__name__)}"
+        return printable(f"your own {getattr(value, '__name__', type(value).__name__)}")  # on one line: it is a comment
     return ""
 
 
