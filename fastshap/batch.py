@@ -21,6 +21,7 @@ from fastshap.errors import (
     ModelFailedError,
     NonFiniteError,
     TruncationWarning,
+    UnsupportedModelError,
     WorkerDiedError,
 )
 from fastshap.explainer import GradientShap
@@ -40,7 +41,17 @@ MOST_FAILED = 64
 _FAILED = "The model failed on this text: "
 _BROKEN = tuple(f"{kind.__name__}:" for kind in (ModelFailedError, NonFiniteError))
 
-_KINDS = {kind.__name__: kind for kind in (InvalidArgumentError, InvalidTypeError, WorkerDiedError)}
+_KINDS: dict[str, type[FastshapError]] = {
+    kind.__name__: kind
+    for kind in (
+        InvalidArgumentError,
+        InvalidTypeError,
+        ModelFailedError,
+        NonFiniteError,
+        UnsupportedModelError,
+        WorkerDiedError,
+    )
+}
 _OURS = ("model", "tokenizer", "on_error", "return_convergence_delta")  # not for the caller of a batch
 
 
@@ -186,8 +197,7 @@ class BatchExplainer:
         except FastshapError:
             raise
         except Exception as error:
-            first = str(error).strip().split("\n")[0]
-            return self._explain([ModelFailedError(f"{_FAILED}{type(error).__name__}: {first}")])
+            return self._explain([ModelFailedError.caused_by(error)])
 
     def _explain(self, texts: Sequence[Any]) -> list[AttributionOutput]:
         with warnings.catch_warnings():

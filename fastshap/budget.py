@@ -31,7 +31,7 @@ class Budget:
     """
 
     def __init__(self, batch_size: int | str, device: torch.device) -> None:
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._device = device
         self._fitting: int | None = None  # tokens, once a call did not fit
         self.together = True  # scores of one small call may share a backward pass; False once a model could not
@@ -42,8 +42,8 @@ class Budget:
 
     def rows(self, length: int, backward: bool = True) -> int:
         """Rows of a call whose longest text has so many tokens; ``backward``: whether it keeps what a backward pass takes."""
-        if isinstance(self._batch_size, int):
-            rows = self._batch_size
+        if isinstance(self.batch_size, int):
+            rows = self.batch_size
         elif backward and not self.measured:
             rows = _PROBE
         else:
@@ -51,13 +51,13 @@ class Budget:
         if self._fitting is not None:
             rows = min(rows, max(1, self._fitting // length))
         # Pairs of samples share their noise, so an even number is kept where there is a choice.
-        return rows if rows == 1 or isinstance(self._batch_size, int) else rows // 2 * 2
+        return rows if rows == 1 or isinstance(self.batch_size, int) else rows // 2 * 2
 
     def is_enough(self, rows: int, length: int) -> bool:
         """Whether a call of this size is better than a larger one with padding; never where the user said how many rows."""
         enough = _ENOUGH.get(self._device.type, _ENOUGH_ON_A_GPU)
         most = self._tokens if self._fitting is None else min(self._tokens, self._fitting)
-        return self._batch_size == "auto" and rows * length >= min(enough, most // 2)
+        return self.batch_size == "auto" and rows * length >= min(enough, most // 2)
 
     def fits(self, rows: int, length: int) -> bool:
         """Whether no call of this size has failed; a single row is always tried."""

@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,9 +18,11 @@ from fastshap.adjoint import check_linear_layers
 from fastshap.base import AttributionExplainer, MultitaskExplainerMixin
 from fastshap.batches import Item, Settings, to_host
 from fastshap.budget import Budget
+from fastshap.copies import check_picklable
 from fastshap.errors import (
     FastshapError,
     InvalidArgumentError,
+    InvalidTypeError,
     ModelFailedError,
     NonFiniteError,
     TruncationWarning,
@@ -29,6 +31,7 @@ from fastshap.errors import (
 )
 from fastshap.estimate import Running, Summary, summaries
 from fastshap.groups import Grouping
+from fastshap.locks import lock_of
 from fastshap.output import AttributionOutput
 from fastshap.progress import Progress
 from fastshap.provenance import Provenance, provenance_of, version_of
@@ -62,7 +65,18 @@ _WORK = {"cpu": 4e11}
 _WORK_ON_A_GPU = 1e14
 _GENERATING = 0.2  # the share of a text's work that is done once its target is generated
 _FIXED = ("model", "tokenizer", "device")  # parameters that no call can change
+_OWN = (
+    "_desk",
+    "_replicas",
+    "_budget",
+    "_origin",
+    "_tried",
+)  # what a copy of an explainer makes or finds out for itself
 _LAYOUT = ("padding_side", "equal_lengths", "maskless")  # settings that trying the model has found
+
+
+_Text = TypeVar("_Text")
+_Result = TypeVar("_Result")
 
 
 class _Scored(NamedTuple):
@@ -217,6 +231,44 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         self._truncation_warned = False
         self._origin: GradientShap | None = None
 
+    def _state(self) -> dict[str, Any]:
+        """All that a copy starts from: it finds out for itself how the model can be run, where it is."""
+        state = {name: value for name, value in vars(self).items() if name not in _OWN}
+        own = {"task": self.task.untried(), "_further": self._replicas.further, "_batch_size": self._budget.batch_size}
+        return state | own
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self._state()
+        first = ("inference_mode", "tokenizer", "model")  # of which the others are made
+        check_picklable({name: state[name] for name in (*first, *(state.keys() - {*first, "task", "_given"}))})
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        further, batch_size = state.pop("_further"), state.pop("_batch_size")
+        vars(self).update(state)
+        self._desk = Desk(self.model)
+        self._replicas = Replicas(self.model, further)
+        self._budget = Budget(batch_size, engine.device_of(self.model))
+        self._tried, self._origin = False, None
+
+    def __copy__(self) -> GradientShap:
+        own = object.__new__(type(self))
+        own.__setstate__(self._state())
+        return own
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GradientShap:
+        with lock_of(self.model):
+            try:
+                state = copy.deepcopy(self._state(), memo)
+            except Exception as error:
+                raise InvalidTypeError(
+                    f"The explainer cannot be copied with its model, as something in it cannot ({type(error).__name__}: "
+                    f"{error}). copy.copy makes an explainer of the same model."
+                ) from error
+        own = memo[id(self)] = object.__new__(type(self))
+        own.__setstate__(state)
+        return own
+
     @property
     def padding(self) -> tuple[int, int]:
         """Positions of all model calls so far that were padding, and all their positions."""
@@ -334,7 +386,9 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         for i, key in enumerate(keys):
             if key not in seen:
                 new.setdefault(key, i)
-        computed = self._isolated([(prepared[i], groupings[i]) for i in new.values()], progress, rounds)
+        computed = self._isolated(
+            [(prepared[i], groupings[i]) for i in new.values()], lambda some: self._computed(some, progress, rounds)
+        )
         found: dict[Any, Any] = dict(zip(new, computed, strict=True))
         found |= {key: seen.pop(key) for key in keys if key in seen}
         seen |= found  # the most recent last
@@ -345,23 +399,21 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             for one, grouping, key in zip(prepared, groupings, keys, strict=True)
         ]
 
-    def _isolated(
-        self, texts: Sequence[tuple[Prepared, Grouping]], progress: Progress, rounds: int | None
-    ) -> list[tuple[Running, Tensor | None] | FastshapError]:
+    def _isolated(self, texts: Sequence[_Text], compute: Callable[[Sequence[_Text]], Sequence[_Result]]) -> list[Any]:
         """What was computed for each text; where the model fails on a text, found by halving, an error stands in its place."""
         try:
-            return [*self._computed(texts, progress, rounds)]
+            return [*compute(texts)]
         except (FastshapError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             if len(texts) == 1:
                 return [ModelFailedError.caused_by(error)]
         middle = len(texts) // 2
-        first = self._isolated(texts[:middle], progress, rounds)
+        first = self._isolated(texts[:middle], compute)
         failed = [one for one in first if isinstance(one, FastshapError)]
         if failed and self.on_error == "raise":
             return [*first, *failed[:1] * (len(texts) - middle)]  # the first is raised
-        return [*first, *self._isolated(texts[middle:], progress, rounds)]
+        return [*first, *self._isolated(texts[middle:], compute)]
 
     def _computed(
         self, texts: Sequence[tuple[Prepared, Grouping]], progress: Progress, rounds: int | None
@@ -451,20 +503,23 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             self._tried = found is not None
         self.task.look_again()
 
-    def _predict(self, encoded: Sequence[Encoded], forward: engine.Forward) -> list[Tensor]:
-        """What ``forward`` gives for the texts themselves: one row each."""
+    def _predict(self, encoded: Sequence[Encoded], forward: engine.Forward) -> list[Tensor | FastshapError]:
+        """What ``forward`` gives for the texts themselves: one row each, or an error where the model fails on one."""
         if not encoded:
             return []
         self._try_model(encoded)
         different = {(*one.input_ids, *itertools.chain(*one.extra.values())): one for one in encoded}
         items = [_item(one, torch.zeros(1, dtype=torch.int64, device="cpu")) for one in different.values()]
+        models = self._replicas.models(self.task.model)
         here = Samples((0, 0, 0), np.zeros(1, np.float32), np.zeros(1, np.int64), *np.ones((2, 1), np.float32))
         plain = dataclasses.replace(self._settings, noise_std=0.0, baseline=0.0)
-        values = engine.evaluate(
-            self._replicas.models(self.task.model), items, [here] * len(items), forward, plain, self._budget
-        )
-        found = dict(zip(different, values, strict=True))
-        return [found[(*one.input_ids, *itertools.chain(*one.extra.values()))][0] for one in encoded]
+
+        def rows(some: Sequence[Item]) -> list[Tensor]:
+            values = engine.evaluate(models, some, [here] * len(some), forward, plain, self._budget)
+            return [value[0] for value in values]
+
+        found = dict(zip(different, self._isolated(items, rows), strict=True))
+        return [found[(*one.input_ids, *itertools.chain(*one.extra.values()))] for one in encoded]
 
     def _output(self, scored: _Scored) -> AttributionOutput:
         prepared, grouping, running, delta = scored

@@ -19,17 +19,17 @@ class Replicas:
 
     def __init__(self, model: nn.Module, further: Sequence[torch.device]) -> None:
         self._model = model
-        self._further = further
+        self.further = further
         self._copies: list[nn.Module] = []
         self._copied: Any = None
 
     def models(self, running: nn.Module) -> list[nn.Module]:
         """``running`` (the model, or a view of it) and copies of it, which are in the state that the model is in now."""
-        if self._further:
+        if self.further:
             state = self._state()
             if state != self._copied:
                 self._copies = []  # first, so that there is room for the new ones
-                self._copies = [_copied(running).to(device) for device in self._further]
+                self._copies = [_copied(running).to(device) for device in self.further]
                 self._copied = state
         return [running, *self._copies]
 

@@ -54,6 +54,7 @@ CHAIN = [
         "summary",
         "memory",
         "progress",
+        "copies",
         "base",
         "explainer",
         "reproduction",

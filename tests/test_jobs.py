@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 import fastshap
 from fastshap import BatchExplainer, InvalidArgumentError, JobError
-from fastshap.batch import MOST_CHARACTERS, MOST_FAILED, schema
+from fastshap.batch import MOST_CHARACTERS, MOST_FAILED, read_error, schema, spelled
 from fastshap.cli import app
 from fastshap.jobs.digests import with_digests
 from fastshap.jobs.local import explain_files
@@ -135,6 +135,36 @@ def test_what_breaks_on_one_row_costs_that_row_alone(monkeypatch):
     said = f"failed on each of {MOST_FAILED} texts, one after the other: RuntimeError: a kernel failed. .*; none of"
     with pytest.raises(JobError, match=said):
         explain({"text": ["", *["bad film"] * MOST_FAILED]})
+
+
+@pytest.mark.parametrize("gradients", [True, False], ids=["explaining", "predicting"])
+def test_rows_on_which_the_model_fails(gradients):
+    explain = BatchExplainer(keep=(), **SETTINGS)
+    model, tokenizer = explain.explainer.model, explain.explainer.tokenizer
+    explain({"text": ["a fine film"]})  # tried
+    bad = model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids("bad")].detach()
+
+    def fails(module, args, kwargs):
+        z = kwargs.get("inputs_embeds")
+        if z is not None and torch.is_grad_enabled() == gradients:
+            near = (z - bad).norm(dim=-1) < (0.9 if gradients else 1e-4) * bad.norm()
+            if near.any():
+                raise RuntimeError("a kernel failed")
+
+    handle = model.register_forward_pre_hook(fails, with_kwargs=True)
+    try:
+        rows = explain({"text": ["bad film", "", "bad", "fine film"]}).to_pylist()
+    finally:
+        handle.remove()
+    kinds = ["ModelFailedError", "InvalidArgumentError", "ModelFailedError", None]
+    assert [row["error"] and row["error"].split(":")[0] for row in rows] == kinds
+
+
+@pytest.mark.parametrize("kind", [fastshap.ModelFailedError, fastshap.NonFiniteError, InvalidArgumentError])
+def test_errors_come_back_as_their_own_kind(kind):
+    again = read_error(spelled(kind("it: failed")))
+    assert type(again) is kind
+    assert str(again) == "it: failed"
 
 
 def test_datasets_map(texts):

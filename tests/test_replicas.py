@@ -229,7 +229,9 @@ def test_errors_of_one_reach_the_caller(job, few_ahead, work, who):
     work(2)
     own = targets if isinstance(targets, str) else targets[:1]
     with pytest.raises(fastshap.ModelFailedError, match="on purpose") as caught:
-        several(texts[:1], own, n_perturbations=24)  # several texts would be tried again by halves, perhaps not on the copy
+        several(
+            texts[:1], own, n_perturbations=24
+        )  # several texts would be tried again by halves, perhaps not on the copy
     assert isinstance(caught.value.__cause__, Broken)
     handle.remove()
     assert threads() == before

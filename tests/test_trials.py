@@ -19,7 +19,9 @@ from transformers import (
     FNetForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
+    LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
     T5Config,
     T5ForConditionalGeneration,
     YosoConfig,
@@ -27,6 +29,7 @@ from transformers import (
 )
 
 import fastshap
+from fastshap import ModelFailedError
 from fastshap.loading import load_pair
 from fastshap.tasks import trial
 
@@ -59,27 +62,53 @@ def test_models_that_mix_over_padding_never_get_any(default_pair, name, scale):
             assert (ours.attributions - alone).abs().max() < 1e-4 * alone.abs().max()
 
 
-@pytest.fixture
-def overflowing(byte_tokenizer):
-    """A classifier by the last token, in half precision, with one token of infinite size."""
+SMALL_GPT2 = {"n_positions": 128, "n_embd": 24, "n_layer": 1, "n_head": 2, "initializer_range": 0.3}
+SMALL_LLAMA = SIZES | {"head_dim": 12, "max_position_embeddings": 128, "initializer_range": 0.2}
+HALVES = {
+    "GPT2": (GPT2ForSequenceClassification, GPT2Config, {**SMALL_GPT2, "num_labels": 3}),
+    "Llama": (LlamaForSequenceClassification, LlamaConfig, {**SMALL_LLAMA, "num_labels": 3}),
+    "Llama that writes": (LlamaForCausalLM, LlamaConfig, SMALL_LLAMA),
+    "Bert": (BertForSequenceClassification, BertConfig, {**SIZES, "num_labels": 3, "initializer_range": 0.3}),
+}
+
+
+def half(tokenizer, name, dtype, scale=1.0):
+    """A small model in some precision, with one token, "!", of infinite size, and the others of a given one."""
     torch.manual_seed(2)
-    sizes = {"n_positions": 128, "n_embd": 24, "n_layer": 1, "n_head": 2, "num_labels": 3, "initializer_range": 0.3}
-    model = GPT2ForSequenceClassification(GPT2Config(vocab_size=len(byte_tokenizer) + 1, **sizes)).eval().bfloat16()
-    model.config.pad_token_id = len(byte_tokenizer)
+    kind, config, options = HALVES[name]
+    model = kind(config(vocab_size=len(tokenizer) + 1, pad_token_id=len(tokenizer), **options)).eval().to(dtype)
     with torch.no_grad():
-        model.transformer.wte.weight[byte_tokenizer("!")["input_ids"][0]] = torch.inf
-    return model, byte_tokenizer
+        table = model.get_input_embeddings().weight.mul_(scale)
+        table[tokenizer("!")["input_ids"][0]] = torch.inf
+    return model
 
 
-def test_a_first_text_that_is_not_finite_spoils_no_later_one(overflowing):
-    explainer = fastshap.GradientShap(*overflowing, batch_size=16, on_error="record")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("name", HALVES)
+def test_a_first_text_that_is_not_finite_spoils_no_later_one(byte_tokenizer, name, dtype):
+    pair = half(byte_tokenizer, name, dtype), byte_tokenizer
+    explainer = fastshap.GradientShap(*pair, batch_size=16, on_error="record")
     texts = ["bad!", "not good at all", "fine", "The battery died after two days"]
-    bad, *ours = explainer(texts, 1)
+    targets = [" yes"] * 4 if "writes" in name else [1] * 4
+    bad, *ours = explainer(texts, targets)
     assert bad.error.startswith("NonFiniteError")
+    tolerance = {torch.float16: 0.01, torch.bfloat16: 0.06, torch.float32: 1e-4}[dtype]
     for text, output in zip(texts[1:], ours, strict=True):
-        alone = fastshap.GradientShap(*overflowing)(text, 1)[0].attributions
-        torch.testing.assert_close(output.attributions, alone, atol=0.1 * alone.abs().max().item(), rtol=0)
-    assert explainer._settings.padding_side == "left"
+        alone = fastshap.GradientShap(*pair)(text, targets[:1])[0].attributions.nan_to_num()
+        assert alone.any()
+        apart = (output.attributions.nan_to_num() - alone).abs().max()
+        assert apart <= tolerance * alone.abs().max()
+    assert not explainer._settings.equal_lengths
+    assert explainer._settings.maskless
+
+
+@pytest.mark.parametrize("name", ["Llama", "Llama that writes"])
+def test_embeddings_of_a_size_that_half_precision_hardly_holds(byte_tokenizer, name):
+    """Points far from such a text would be infinite, and what a model makes of these tells nothing of it."""
+    explainer = fastshap.GradientShap(half(byte_tokenizer, name, torch.float16, scale=60_000), byte_tokenizer)
+    (output,) = explainer("fine", [" yes"] if "writes" in name else [1])
+    assert output.attributions.nan_to_num().any()
+    assert not explainer._settings.equal_lengths
 
 
 def test_nan_agrees_with_nothing():
@@ -238,3 +267,62 @@ def test_an_encoder_is_no_causal_model_in_half_precision(default_pair):
     model = BertLMHeadModel(BertConfig(vocab_size=len(default_pair[1]), **SIZES)).bfloat16()
     with pytest.raises(fastshap.UnsupportedModelError, match="not causal"):
         fastshap.GradientShap(model, default_pair[1])("not good", "at all")
+
+
+@pytest.mark.parametrize("targets", [None, 1], ids=["predicted", "given"])
+@pytest.mark.parametrize("first", [0, 2])
+def test_a_text_whose_prediction_fails(default_pair, targets, first):
+    """The forward pass without gradients: it alone has the error, also where it comes first."""
+    model, tokenizer = default_pair
+    texts = ["A gorgeous, witty film.", "not good at all", "ok"]
+    texts.insert(first, "zebra here")
+    zebra = model.get_input_embeddings().weight[tokenizer("zebra", add_special_tokens=False)["input_ids"][0]].detach()
+    right = {one.text: one for one in fastshap.GradientShap(*default_pair, n_perturbations=4)(texts, targets)}
+
+    def fails(module, args, kwargs):
+        given = kwargs.get("inputs_embeds")
+        if given is not None and not torch.is_grad_enabled() and (given == zebra).all(-1).any():
+            raise LookupError("no such word")
+
+    handle = model.register_forward_pre_hook(fails, with_kwargs=True)
+    try:
+        outputs = fastshap.GradientShap(*default_pair, n_perturbations=4, on_error="record")(texts, targets)
+        with pytest.raises(ModelFailedError, match=f"Text {first}: .*LookupError: no such word") as caught:
+            fastshap.GradientShap(*default_pair, n_perturbations=4)(texts, targets)
+    finally:
+        handle.remove()
+    assert isinstance(caught.value.__cause__, LookupError)
+    for i, output in enumerate(outputs):
+        if i == first:
+            assert output.error.startswith("ModelFailedError: The model failed on this text: LookupError")
+            continue
+        assert (output.error, output.predicted_label) == (None, right[output.text].predicted_label)
+        torch.testing.assert_close(output.attributions, right[output.text].attributions, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_a_text_on_which_the_model_cannot_generate(llama_pair, first):
+    model, tokenizer = llama_pair
+    texts = ["The film is", "Simply"]
+    texts.insert(first, "The battery died")
+    options = {"generation_kwargs": {"max_new_tokens": 2}}
+    right = {one.text: one for one in fastshap.GradientShap(*llama_pair, n_perturbations=2)(texts, **options)}
+
+    def fails(module, args, kwargs):
+        given = kwargs.get("input_ids")
+        if given is not None and given.shape[1] > 1 and tokenizer.decode(given[0]).startswith("The battery"):
+            raise LookupError("no such word")
+
+    handle = model.register_forward_pre_hook(fails, with_kwargs=True)
+    try:
+        outputs = fastshap.GradientShap(*llama_pair, n_perturbations=2, on_error="record")(texts, **options)
+        with pytest.raises(ModelFailedError, match=f"Text {first}: .*LookupError: no such word"):
+            fastshap.GradientShap(*llama_pair, n_perturbations=2)(texts, **options)
+    finally:
+        handle.remove()
+    assert [output.error is None for output in outputs] == [i != first for i in range(3)]
+    for output in outputs:
+        if output.error is None:
+            torch.testing.assert_close(
+                output.attributions, right[output.text].attributions, atol=1e-5, rtol=1e-4, equal_nan=True
+            )

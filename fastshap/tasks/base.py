@@ -55,7 +55,7 @@ class Prepared:
     prediction: Prediction = _NO_PREDICTION
 
 
-Predict = Callable[[list[Encoded], Forward], list[Tensor]]
+Predict = Callable[[list[Encoded], Forward], list[Tensor | FastshapError]]
 
 
 class Task(ABC):
@@ -76,6 +76,10 @@ class Task(ABC):
         self.inference_mode = inference_mode
         self.seed = seed
         self.in_place = False  # until the model has been tried
+
+    def untried(self) -> Task:
+        """The same task, which knows nothing of the model yet."""
+        return type(self)(self._model, self.tokenizer, self.inference_mode, self.seed)
 
     @property
     def model(self) -> Any:
@@ -114,7 +118,8 @@ class Task(ABC):
 
         Args:
             tokenised: from :meth:`tokenised`, of the same targets and options.
-            predict: runs the model on unperturbed texts and returns what a forward gives, one row a text.
+            predict: runs the model on unperturbed texts and returns what a forward gives, one row a text, or an error where
+                the model fails on one.
             generated: called after each text that the model has generated a target for.
         """
 

@@ -130,20 +130,8 @@ class ClassificationTask(Task):
         read = [one for one in found if isinstance(one, tuple)]
         logits: Iterator[Tensor | FastshapError | None] = repeat(None)
         if self._predicts() or any(None in classes for _, classes in read):
-            logits = iter(self._predicted([encoded for encoded, _ in read], predict))
+            logits = iter(predict([encoded for encoded, _ in read], self.logits))
         return [self._prepared(*one, next(logits)) if isinstance(one, tuple) else one for one in found]
-
-    def _predicted(self, texts: list[Encoded], predict: Predict) -> list[Tensor | FastshapError]:
-        """The logits of each text; where the model fails on a text, found by halving, an error stands in its place."""
-        try:
-            return [*predict(texts, self.logits)]
-        except (FastshapError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:
-            if len(texts) == 1:
-                return [ModelFailedError.caused_by(error)]
-        middle = len(texts) // 2
-        return [*self._predicted(texts[:middle], predict), *self._predicted(texts[middle:], predict)]
 
     def _with_classes(
         self, encoded: Encoded | FastshapError, targets: Sequence[Any]

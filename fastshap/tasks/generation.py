@@ -15,7 +15,13 @@ from torch import Tensor
 from fastshap import parameters
 from fastshap.batches import Call
 from fastshap.engine import backward_only_once, device_of
-from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError, UnsupportedModelError
+from fastshap.errors import (
+    FastshapError,
+    InvalidArgumentError,
+    InvalidTypeError,
+    ModelFailedError,
+    UnsupportedModelError,
+)
 from fastshap.inputs import KINDS, Tokens, sources
 from fastshap.sampling import text_key
 from fastshap.spelling import read
@@ -58,9 +64,13 @@ class GenerationTask(Task):
         before = torch.ones(z.shape[:2], dtype=torch.bool, device=z.device)
         before[:, -1] = False
         ours = ran(forward, z, inputs, before)
-        theirs = ran(forward, torch.cat([z[:, :-1], far(z, 1)], 1), inputs, before)
-        earlier = [one.row(0, slice(0, -1)) for one in (ours, theirs)]
-        if leaks(ours.gradients[:, -1], ours.gradients) or not judge.agree(*earlier):
+        agree = True
+        for last in (far(z, 1), z[:, :1]):  # what is far from the text may be too large for half precision
+            theirs = ran(forward, torch.cat([z[:, :-1], last], 1), inputs, before)
+            if theirs.tells():
+                agree = judge.agree(*(one.row(0, slice(0, -1)) for one in (ours, theirs)))
+                break
+        if leaks(ours.gradients[:, -1], ours.gradients) or not agree:
             raise UnsupportedModelError(
                 f"{self.name} is not causal: its logits depend on later tokens, so they do not predict the next one. Load "
                 "an encoder as a decoder (is_decoder=True in its configuration), or use a causal language model."
@@ -290,6 +300,8 @@ class GenerationTask(Task):
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
+                if (failed := self._fails_on(prompt)) is not None:
+                    return failed
                 return InvalidArgumentError(
                     f"The model could not generate a target with {dict(options)}: {type(error).__name__}: {error}"
                 )
@@ -299,6 +311,15 @@ class GenerationTask(Task):
         return (
             Tokens(new) if new else InvalidArgumentError("The model ends the text at once; pass targets of your own.")
         )
+
+    def _fails_on(self, encoded: Encoded) -> ModelFailedError | None:
+        """The model's own error on a text, whatever it is asked to generate; None where it has none."""
+        ids, inputs = self._alone(encoded)
+        try:
+            self.raw_logits(input_ids=ids, **inputs)
+        except Exception as error:
+            return ModelFailedError.caused_by(error)
+        return None
 
     @contextlib.contextmanager
     def _own_random_numbers(self, prompt: Encoded, options: Mapping[str, Any]) -> Iterator[None]:

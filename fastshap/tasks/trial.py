@@ -88,7 +88,7 @@ def points(model: Any, lengths: Sequence[int], usable: Sequence[int]) -> list[Te
     for length in lengths:
         ids = torch.randint(len(x), (length,), generator=generator, device="cpu").to(x.device)
         noise = torch.randn(length, x.shape[1], generator=generator, device="cpu").to(x.device)
-        made.append((0.5 * x[ids].float() + noise * size).to(x.dtype)[None])
+        made.append(_within(0.5 * x[ids].float() + noise * size, x.dtype)[None])
     return made
 
 
@@ -96,7 +96,13 @@ def far(point: Tensor, columns: int) -> Tensor:
     """(1, columns, D), far from zero and from each other."""
     generator = torch.Generator("cpu").manual_seed(1)
     noise = torch.randn(1, columns, point.shape[2], generator=generator, device="cpu").to(point.device)
-    return ((5 * noise + 3) * point.float().std()).to(point.dtype)
+    return _within((5 * noise + 3) * point.float().std(), point.dtype)
+
+
+def _within(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """In that precision, and so far below its largest number that a model can go on from there."""
+    most = torch.finfo(dtype).max / 8
+    return values.clamp(-most, most).to(dtype)
 
 
 class Judge:
