@@ -39,9 +39,9 @@ STOPPED = (
 class Rounds(fastshap.GradientShap):
     """As many rounds of one text as are wanted."""
 
-    def _computed(self, texts: Any, progress: Any, rounds: Any) -> Any:
+    def _computed(self, texts: Any, progress: Any, rounds: Any, alone: bool = False) -> Any:
         self.texts = texts
-        return super()._computed(texts, progress, rounds)
+        return super()._computed(texts, progress, rounds, alone)
 
     def of(self, text: str, target: Any, count: int) -> tuple[Grouping, Tensor]:
         """The text's elements, and the token scores (count, T, n, L) of independent rounds."""

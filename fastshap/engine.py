@@ -194,8 +194,10 @@ def _pool(models: Sequence[nn.Module]) -> Iterator[ThreadPoolExecutor]:
         yield pool
     finally:
         ready.abort()  # a thread still waits there if something went wrong meanwhile
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(usual)
+        try:
+            pool.shutdown(cancel_futures=True)
+        finally:  # also where a second interrupt ends the wait
+            torch.set_num_threads(usual)
 
 
 def _group_done(

@@ -387,7 +387,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             if key not in seen:
                 new.setdefault(key, i)
         computed = self._isolated(
-            [(prepared[i], groupings[i]) for i in new.values()], lambda some: self._computed(some, progress, rounds)
+            [(prepared[i], groupings[i]) for i in new.values()],
+            lambda some, alone: self._computed(some, progress, rounds, alone),
         )
         found: dict[Any, Any] = dict(zip(new, computed, strict=True))
         found |= {key: seen.pop(key) for key in keys if key in seen}
@@ -399,15 +400,21 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             for one, grouping, key in zip(prepared, groupings, keys, strict=True)
         ]
 
-    def _isolated(self, texts: Sequence[_Text], compute: Callable[[Sequence[_Text]], Sequence[_Result]]) -> list[Any]:
-        """What was computed for each text; where the model fails on a text, found by halving, an error stands in its place."""
-        try:
-            return [*compute(texts)]
-        except (FastshapError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:
-            if len(texts) == 1:
-                return [ModelFailedError.caused_by(error)]
+    def _isolated(
+        self, texts: Sequence[_Text], compute: Callable[[Sequence[_Text], bool], Sequence[_Result]]
+    ) -> list[_Result | FastshapError]:
+        """What was computed for each text; where the model fails on a text, found by halving, an error stands in its place.
+
+        ``compute``'s second argument: whether the model itself is to run, without copies and threads, which may be at fault.
+        """
+        for alone in (False, True) if len(texts) == 1 else (False,):
+            try:
+                return [*compute(texts, alone)]
+            except (FastshapError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:
+                if alone:
+                    return [ModelFailedError.caused_by(error)]
         middle = len(texts) // 2
         first = self._isolated(texts[:middle], compute)
         failed = [one for one in first if isinstance(one, FastshapError)]
@@ -416,14 +423,14 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         return [*first, *self._isolated(texts[middle:], compute)]
 
     def _computed(
-        self, texts: Sequence[tuple[Prepared, Grouping]], progress: Progress, rounds: int | None
+        self, texts: Sequence[tuple[Prepared, Grouping]], progress: Progress, rounds: int | None, alone: bool = False
     ) -> list[tuple[Running, Tensor | None]]:
         """Scores, and convergence deltas where they are wanted."""
         if not texts:
             return []
         self._try_model([one.encoded for one, _ in texts])
         items = [_item(one.encoded, one.targets, grouping.joined) for one, grouping in texts]
-        models = self._workers(items)
+        models = [self.task.model] if alone else self._workers(items)
         running = [Running(grouping, self.sampling) for _, grouping in texts]
         active = list(range(len(items)))
         while active:
@@ -514,8 +521,10 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         here = Samples((0, 0, 0), np.zeros(1, np.float32), np.zeros(1, np.int64), *np.ones((2, 1), np.float32))
         plain = dataclasses.replace(self._settings, noise_std=0.0, baseline=0.0)
 
-        def rows(some: Sequence[Item]) -> list[Tensor]:
-            values = engine.evaluate(models, some, [here] * len(some), forward, plain, self._budget)
+        def rows(some: Sequence[Item], alone: bool) -> list[Tensor]:
+            values = engine.evaluate(
+                models[:1] if alone else models, some, [here] * len(some), forward, plain, self._budget
+            )
             return [value[0] for value in values]
 
         found = dict(zip(different, self._isolated(items, rows), strict=True))

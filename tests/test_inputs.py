@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import fastshap
 from fastshap import FastshapError, GradientShap, InvalidArgumentError, InvalidTypeError, reproduce
 
 TEXTS = ["A gorgeous, witty film, but the ending is dull.", "not good at all"]
@@ -147,6 +148,18 @@ def test_a_pair_of_texts_is_never_taken_for_two(bert_pair, form):
         GradientShap(*bert_pair)(PAIRS[form]())
     with pytest.raises(InvalidTypeError, match=message):
         list(GradientShap(*bert_pair).iter_explain(PAIRS[form]()))
+
+
+@pytest.mark.parametrize("form", ["tuple", "list", "behind a text", "zip", "data set"])
+def test_a_pair_of_texts_in_one_call_and_in_a_batch(form):
+    """Nor anywhere else; under "record" it is the pair's own error."""
+    with pytest.raises(InvalidTypeError, match=r"Text \d: Several strings.*pair"):
+        fastshap.explain(PAIRS[form](), n_perturbations=1)
+    texts = list(PAIRS[form]())
+    table = fastshap.BatchExplainer(n_perturbations=1, keep=())({"text": texts})
+    errors = table.column("error").to_pylist()
+    assert [error is None for error in errors] == [isinstance(text, str) for text in texts]
+    assert all(error is None or error.startswith("InvalidTypeError: A text must be a string") for error in errors)
 
 
 def test_a_pair_is_no_generation_target(llama_pair):

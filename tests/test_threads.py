@@ -100,6 +100,15 @@ def two_threads():
     torch.set_num_threads(usual)
 
 
+def threads_of_a_new_thread():
+    """What torch.get_num_threads() says in one that begins now."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()), name="new")
+    thread.start()
+    thread.join()
+    return found[0]
+
+
 def ends(act):
     """Whether it ends, and what it raises; a hang is left behind in a thread of its own."""
     found = []
@@ -143,6 +152,8 @@ def test_threads_that_cannot_start(default_pair, two_threads, monkeypatch, last)
     running = threading.active_count()
     monkeypatch.setattr(threading.Thread, "start", limited)
     errors = ends(act)
+    monkeypatch.undo()
+    assert threads_of_a_new_thread() == 2
     assert [str(error) for error in errors] == ["can't start new thread"] * (last < 3)
     assert threading.active_count() == running
 
@@ -164,5 +175,61 @@ def test_an_interrupt_while_threads_start(default_pair, two_threads, monkeypatch
     runner = None
     monkeypatch.setattr(threading.Barrier, "wait", interrupted)
     (error,) = ends(act)
+    monkeypatch.undo()
     assert isinstance(error, KeyboardInterrupt)
     assert threading.active_count() == running
+    assert threads_of_a_new_thread() == 2
+
+
+@pytest.mark.parametrize("devices", [None, ["cpu", "cpu"]], ids=["two threads", "replicas"])
+@pytest.mark.parametrize("who", ["caller", "worker"])
+def test_an_interrupt_while_models_run(default_pair, two_threads, monkeypatch, devices, who):
+    """Ctrl-C reaches the caller, who waits for results; a worker's comes out as it is. The next call is right."""
+    explainer = fastshap.GradientShap(*default_pair, n_perturbations=60, batch_size="auto", device=devices)
+    texts = [f"a gorgeous and witty film, number {i}, but the ending is dull" for i in range(8)]
+    right, running = explainer(texts, 1), threading.active_count()
+    if who == "worker":
+        done, runs = engine._group_done, []
+
+        def interrupted(*arguments):
+            runs.append(threading.current_thread())
+            if runs[-1] is not caller[0]:
+                raise KeyboardInterrupt
+            return done(*arguments)
+
+        monkeypatch.setattr(engine, "_group_done", interrupted)
+    else:
+        result = engine.Future.result
+
+        def waits(self, timeout=None):
+            if threading.current_thread() is caller[0] and self in waited:
+                raise KeyboardInterrupt
+            return result(self, timeout)
+
+        submit, waited = engine.ThreadPoolExecutor.submit, set()
+
+        def submitted(self, work, *arguments):
+            future = submit(self, work, *arguments)
+            if getattr(work, "__name__", "") == "work":
+                waited.add(future)
+            return future
+
+        monkeypatch.setattr(engine.ThreadPoolExecutor, "submit", submitted)
+        monkeypatch.setattr(engine.Future, "result", waits)
+    caller, counts = [], []
+
+    def act():
+        caller.append(threading.current_thread())
+        try:
+            explainer(texts, 1)
+        finally:
+            counts.append(torch.get_num_threads())
+
+    (error,) = ends(act)
+    monkeypatch.undo()
+    assert isinstance(error, KeyboardInterrupt)
+    assert counts == [2]
+    assert threads_of_a_new_thread() == 2
+    assert threading.active_count() == running
+    for one, other in zip(explainer(texts, 1), right, strict=True):
+        torch.testing.assert_close(one.attributions, other.attributions, atol=1e-5, rtol=0)

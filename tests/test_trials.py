@@ -17,6 +17,8 @@ from transformers import (
     ConvBertForSequenceClassification,
     FNetConfig,
     FNetForSequenceClassification,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     GPT2Config,
     GPT2ForSequenceClassification,
     LlamaConfig,
@@ -83,7 +85,7 @@ def half(tokenizer, name, dtype, scale=1.0):
     return model
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", HALVES)
 def test_a_first_text_that_is_not_finite_spoils_no_later_one(byte_tokenizer, name, dtype):
     pair = half(byte_tokenizer, name, dtype), byte_tokenizer
@@ -92,7 +94,7 @@ def test_a_first_text_that_is_not_finite_spoils_no_later_one(byte_tokenizer, nam
     targets = [" yes"] * 4 if "writes" in name else [1] * 4
     bad, *ours = explainer(texts, targets)
     assert bad.error.startswith("NonFiniteError")
-    tolerance = {torch.float16: 0.01, torch.bfloat16: 0.06, torch.float32: 1e-4}[dtype]
+    tolerance = {torch.float16: 0.01, torch.bfloat16: 0.06}.get(dtype, 1e-4)
     for text, output in zip(texts[1:], ours, strict=True):
         alone = fastshap.GradientShap(*pair)(text, targets[:1])[0].attributions.nan_to_num()
         assert alone.any()
@@ -196,6 +198,20 @@ def test_a_causal_model_of_any_name(default_pair):
     assert output.model_task is fastshap.ModelTask.GENERATION
 
 
+def test_a_model_of_text_and_images_that_writes(default_pair):
+    """Of text alone it is a causal language model."""
+    tokenizer = default_pair[1]
+    text = SIZES | {"vocab_size": len(tokenizer), "num_key_value_heads": 1, "head_dim": 12, "sliding_window": 16}
+    images = SIZES | {"image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=text, vision_config=images, mm_tokens_per_image=4, image_token_id=1)
+    torch.manual_seed(0)
+    explainer = fastshap.GradientShap(Gemma3ForConditionalGeneration(config).eval(), tokenizer, n_perturbations=4)
+    together = explainer(["not good", "The film is superb"], [" at all", " yes"])
+    (alone,) = explainer("not good", " at all")
+    assert alone.model_task is fastshap.ModelTask.GENERATION
+    torch.testing.assert_close(together[0].attributions, alone.attributions, equal_nan=True, atol=1e-5, rtol=1e-4)
+
+
 class HeadlessForCausalLM(LlamaForCausalLM):
     """Does not say which layer makes its logits."""
 
@@ -253,6 +269,19 @@ def test_a_head_that_was_never_trained(answering, default_pair):
     fastshap.GradientShap(trained, default_pair[1])  # no warning
     load(answering).save_pretrained(answering / "whole")
     fastshap.GradientShap(load(answering / "whole"), default_pair[1])  # nor here
+
+
+def test_a_head_of_another_size(answering, default_pair):
+    """Asked for with num_labels, where the checkpoint holds one of other classes."""
+    BertForSequenceClassification(BertConfig(vocab_size=len(default_pair[1]), num_labels=3, **SIZES)).save_pretrained(
+        answering
+    )
+    model = BertForSequenceClassification.from_pretrained(answering, num_labels=5, ignore_mismatched_sizes=True)
+    with pytest.warns(
+        fastshap.UntrainedHeadWarning, match=r"classifier\.bias, classifier\.weight: these weights are random"
+    ):
+        fastshap.GradientShap(model, default_pair[1])
+    fastshap.GradientShap(BertForSequenceClassification.from_pretrained(answering), default_pair[1])  # no warning
 
 
 def test_a_checkpoint_whose_name_promises_more_than_it_holds(answering):

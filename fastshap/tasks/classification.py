@@ -20,7 +20,6 @@ from fastshap.errors import (
     FastshapError,
     InvalidArgumentError,
     InvalidTypeError,
-    ModelFailedError,
     UnsupportedModelError,
 )
 from fastshap.tasks.base import Predict, Prediction, Prepared, Task

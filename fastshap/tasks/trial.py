@@ -101,7 +101,7 @@ def far(point: Tensor, columns: int) -> Tensor:
 
 def _within(values: Tensor, dtype: torch.dtype) -> Tensor:
     """In that precision, and so far below its largest number that a model can go on from there."""
-    most = torch.finfo(dtype).max / 8
+    most = min(torch.finfo(one).max for one in (dtype, values.dtype)) / 8
     return values.clamp(-most, most).to(dtype)
 
 
