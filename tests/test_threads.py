@@ -233,3 +233,40 @@ def test_an_interrupt_while_models_run(default_pair, two_threads, monkeypatch, d
     assert threading.active_count() == running
     for one, other in zip(explainer(texts, 1), right, strict=True):
         torch.testing.assert_close(one.attributions, other.attributions, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("devices", [None, ["cpu", "cpu"]], ids=["two threads", "replicas"])
+def test_texts_are_explained_where_no_thread_can_start(default_pair, two_threads, monkeypatch, devices):
+    explainer = fastshap.GradientShap(*default_pair, n_perturbations=60, batch_size="auto", device=devices)
+    texts = [f"a gorgeous and witty film, number {i}, but the ending is dull" for i in range(8)]
+    right, asked = explainer(texts, 1), []
+
+    def none_left(models):
+        asked.append(len(models))
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(engine, "_pool", none_left)
+    for one, other in zip(explainer(texts, 1), right, strict=True):
+        torch.testing.assert_close(one.attributions, other.attributions, atol=1e-5, rtol=0)
+    assert asked
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_pool_of_forked_processes():
+    script = """
+        import multiprocessing, torch, fastshap
+        torch.set_num_threads(2)
+        explainer = fastshap.GradientShap(*fastshap.load_default_model(), batch_size="auto", n_perturbations=60)
+        texts = [f"a gorgeous and witty film, number {i}, but the ending is dull" for i in range(8)]
+        right = explainer(texts, 1)
+
+        def explained(text):
+            return explainer(text, 1)[0].attributions.tolist()
+
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            found = pool.map(explained, texts)
+        for ours, other in zip(found, right, strict=True):
+            assert float((torch.tensor(ours) - other.attributions).abs().max()) < 1e-5
+    """
+    environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=120, env=environment)

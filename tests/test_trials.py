@@ -29,6 +29,7 @@ from transformers import (
     YosoConfig,
     YosoForSequenceClassification,
 )
+from transformers.models.bert.modeling_bert import BertPooler
 
 import fastshap
 from fastshap import ModelFailedError
@@ -87,15 +88,17 @@ def half(tokenizer, name, dtype, scale=1.0):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", HALVES)
-def test_a_first_text_that_is_not_finite_spoils_no_later_one(byte_tokenizer, name, dtype):
+@pytest.mark.parametrize("count", [1, 4])
+def test_first_texts_that_are_not_finite_spoil_no_later_one(byte_tokenizer, name, dtype, count):
     pair = half(byte_tokenizer, name, dtype), byte_tokenizer
     explainer = fastshap.GradientShap(*pair, batch_size=16, on_error="record")
-    texts = ["bad!", "not good at all", "fine", "The battery died after two days"]
-    targets = [" yes"] * 4 if "writes" in name else [1] * 4
-    bad, *ours = explainer(texts, targets)
-    assert bad.error.startswith("NonFiniteError")
+    bad, good = ["bad!", "worse!", "no!", "dull!"], ["not good at all", "fine", "The battery died after two days"]
+    bad = bad[:count]
+    targets = [" yes" if "writes" in name else 1] * (count + 3)
+    outputs = explainer(bad + good, targets)
+    assert all(output.error.startswith("NonFiniteError") for output in outputs[:count])
     tolerance = {torch.float16: 0.01, torch.bfloat16: 0.06}.get(dtype, 1e-4)
-    for text, output in zip(texts[1:], ours, strict=True):
+    for text, output in zip(good, outputs[count:], strict=True):
         alone = fastshap.GradientShap(*pair)(text, targets[:1])[0].attributions.nan_to_num()
         assert alone.any()
         apart = (output.attributions.nan_to_num() - alone).abs().max()
@@ -153,6 +156,71 @@ def test_gradients_are_compared_too(bert_pair):
     ours = explainer(TEXTS[0], 1)[0].attributions
     assert not explainer._settings.maskless
     torch.testing.assert_close(ours, fastshap.GradientShap(*bert_pair, n_perturbations=2)(TEXTS[0], 1)[0].attributions)
+
+
+def twice(values):
+    """The same values, with twice the gradient."""
+    return values.detach() + 2 * (values - values.detach())
+
+
+class PastFirstPooler(BertPooler):
+    """Right of the first token alone, wrong in its gradient."""
+
+    __module__ = "transformers.made_up"
+
+    def forward(self, hidden):
+        out = super().forward(hidden)
+        return twice(out) if hidden.shape[1] == 1 else out
+
+
+def test_gradients_of_the_last_layer_without_other_tokens_are_compared(bert_pair):
+    model = copy.deepcopy(bert_pair[0])
+    cut = fastshap.GradientShap(model, bert_pair[1], n_perturbations=2)
+    right = cut(TEXTS[0], 1)[0].attributions
+    assert cut.task._cut is not None
+    model.bert.pooler.__class__ = PastFirstPooler
+    explainer = fastshap.GradientShap(model, bert_pair[1], n_perturbations=2)
+    torch.testing.assert_close(explainer(TEXTS[0], 1)[0].attributions, right)
+    assert explainer.task._cut is None
+
+
+class PastKeptForCausalLM(LlamaForCausalLM):
+    """Right in the logits that it is asked to keep, wrong in their gradients."""
+
+    def forward(self, logits_to_keep=0, **inputs):
+        out = super().forward(logits_to_keep=logits_to_keep, **inputs)
+        if logits_to_keep:
+            out["logits"] = twice(out["logits"])
+        return out
+
+
+class PastTargetsForCausalLM(LlamaForCausalLM):
+    """Right in the logits of targets alone, wrong in their gradients."""
+
+    def forward(self, **inputs):
+        out = super().forward(**inputs)
+        if out["logits"].shape[-1] == 1:
+            out["logits"] = twice(out["logits"])
+        return out
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "way", "found"),
+    [
+        (PastKeptForCausalLM, "softmax", "kept_logits", "full_logits"),
+        (PastTargetsForCausalLM, "logits", "target_logits", "kept_logits"),
+    ],
+)
+def test_gradients_of_the_targets_logits_are_compared(llama_pair, kind, mode, way, found):
+    plain = fastshap.GradientShap(*llama_pair, n_perturbations=2, inference_mode=mode)
+    right = plain("not good", "at all")[0].attributions
+    assert plain.task._way.__name__ == way
+    model = kind(llama_pair[0].config).eval()
+    model.load_state_dict(llama_pair[0].state_dict())
+    explainer = fastshap.GradientShap(model, llama_pair[1], n_perturbations=2, inference_mode=mode)
+    ours = explainer("not good", "at all")[0].attributions
+    torch.testing.assert_close(ours, right, equal_nan=True, atol=1e-5, rtol=1e-4)
+    assert explainer.task._way.__name__ == found
 
 
 class MixedForSequenceClassification(BertForSequenceClassification):

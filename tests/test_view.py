@@ -176,10 +176,11 @@ def test_a_change_from_outside_is_noticed(trained):
         explainer(TEXTS)
 
 
-def test_a_model_that_cannot_be_copied(bert_pair, tmp_path):
+@pytest.mark.parametrize("on_error", ["raise", "record"])
+def test_a_model_that_cannot_be_copied(bert_pair, tmp_path, on_error):
     """A lock, an open file, a tensor with a history: none of them stands in the way of an explanation."""
     model = copy.deepcopy(bert_pair[0])
-    explainer = fastshap.GradientShap(model, bert_pair[1], n_perturbations=200, batch_size="auto")
+    explainer = fastshap.GradientShap(model, bert_pair[1], n_perturbations=200, batch_size="auto", on_error=on_error)
     texts = ["a gorgeous and witty film, but dull"] * 1 + [f"not good at all {i}" for i in range(9)]
     before = explainer(texts)
     with open(tmp_path / "log", "w") as file:
@@ -189,6 +190,7 @@ def test_a_model_that_cannot_be_copied(bert_pair, tmp_path):
             copy.deepcopy(model)
         after = explainer(texts)
         with pytest.raises(fastshap.UnsupportedModelError, match="Name one device"):
-            fastshap.GradientShap(model, bert_pair[1], device=["cpu", "cpu"])(texts)
+            fastshap.GradientShap(model, bert_pair[1], device=["cpu", "cpu"], on_error=on_error)(texts)
+    assert not any(output.error for output in after)
     for one, other in zip(before, after, strict=True):
         torch.testing.assert_close(one.attributions, other.attributions, rtol=0, atol=1e-5)
