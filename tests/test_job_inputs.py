@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import os
+import random
 import time
 import tracemalloc
 
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from test_jobs import damaged_page, refused, write
 
-from fastshap import InvalidArgumentError, JobError
+from fastshap import FastshapError, InvalidArgumentError, JobError
 from fastshap.jobs import lines
 from fastshap.jobs.reading import Columns, Files
 
@@ -229,3 +230,28 @@ def test_a_flipped_bit_in_a_page_is_noticed(tmp_path):
         table_of(path)
     with pytest.raises(JobError, match="could not be read"):
         table_of(damaged_page(path))
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(5000, marks=pytest.mark.slow)])
+def test_a_mutated_parquet_file_reads_or_says_why(tmp_path, count):
+    path = write(tmp_path / "a.parquet", ["fine film", "not good", "", None, "Café 👍"])
+    whole, dice, read = path.read_bytes(), random.Random(count), 0
+    for _ in range(count):
+        content = bytearray(whole)
+        for _ in range(dice.choice((1, 3, 9))):
+            content[dice.randrange(len(content))] = dice.randrange(256)
+        path.write_bytes(content)
+        try:
+            tables = list(Files(path, COLUMNS).tables())
+        except FastshapError:
+            continue
+        assert sum(map(len, tables)) == 5
+        read += 1
+    assert 0 < read < count
+
+
+def test_a_column_whose_name_is_no_utf_8_is_refused(tmp_path):
+    path = write(tmp_path / "a.parquet", ["fine film"])
+    path.write_bytes(path.read_bytes().replace(b"text", b"te\xed\xed"))
+    with pytest.raises(FastshapError, match=r"could not be read|no column"):
+        table_of(path)

@@ -136,7 +136,9 @@ class Files:
                 about = parquet.ParquetFile(file)
                 schema = about.schema_arrow
                 sizes = [about.metadata.row_group(i).num_rows for i in range(about.num_row_groups)]
-        except (OSError, arrow.ArrowException) as error:
+                if sum(sizes) != about.metadata.num_rows:
+                    raise OSError(f"it says {about.metadata.num_rows:,} rows, and its row groups {sum(sizes):,}")
+        except (OSError, arrow.ArrowException, UnicodeDecodeError) as error:
             raise _unreadable(path, error) from None
         self._check(path, schema.names)
         _check_type(path, self.columns.text, schema.field(self.columns.text).type, _is_text(arrow), "strings")
@@ -168,11 +170,14 @@ class Files:
         parquet = needed("pyarrow.parquet", "tables")
         names = [self.columns.id, self.columns.text] if texts else [self.columns.id]
         with self._fs.open_input_file(piece.path) as file:
-            for batch in parquet.ParquetFile(file, page_checksum_verification=True).iter_batches(
-                _ROWS, row_groups=piece.groups, columns=names
-            ):
+            opened = parquet.ParquetFile(file, page_checksum_verification=True)
+            left = sum(opened.metadata.row_group(i).num_rows for i in piece.groups or ())
+            for batch in opened.iter_batches(_ROWS, row_groups=piece.groups, columns=names):
+                left -= len(batch)
                 column = strings(batch.column(self.columns.text)) if texts else None
                 yield rows(piece.path, batch.column(self.columns.id), column)
+            if left:
+                raise OSError(f"{abs(left):,} rows are {'missing' if left > 0 else 'too many'}")
 
     def _csv(self, piece: Piece, texts: bool) -> Iterator[pa.Table]:
         """Every value as it is written: "NA" is a text, and 007 an id. Other columns are not looked at."""
