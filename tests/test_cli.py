@@ -201,31 +201,6 @@ def test_lines_of_json_are_outputs(tmp_path):
     assert [output.error is None for output in outputs] == [True] * 5 + [False]
 
 
-STOPPED = """
-import importlib.abc, os, signal, sys
-from fastshap_command import main
-
-class Now(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name == module:
-            os.kill(os.getpid(), signal.SIGINT)
-
-sys.meta_path.insert(0, Now())
-module = sys.argv.pop(1)
-main()
-"""
-
-
-@pytest.mark.parametrize(
-    "module", ["fastshap", "torch", "transformers", "fastshap.version", "fastshap.render.terminal"]
-)
-def test_ctrl_c_at_any_time_ends_quietly(module):
-    """Also while the package loads: no traceback, and the exit code that shells know."""
-    command = [sys.executable, "-c", STOPPED, module, "explain", "fine film"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
-    assert (done.returncode, done.stderr.strip()) == (130, "")
-
-
 COMMAND = [sys.executable, "-c", "from fastshap.cli import app; app()", "explain"]
 
 
