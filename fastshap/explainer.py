@@ -294,10 +294,9 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
     def _learn(self, other: GradientShap) -> None:
         """What another explainer of the same model and inference mode has found out by trying."""
         if other._tried and not self._tried:
-            task = copy.copy(other.task)
-            task.seed = self.seed
             found = {name: getattr(other._settings, name) for name in _LAYOUT}
-            self.task, self._settings, self._tried = task, dataclasses.replace(self._settings, **found), True
+            self.task, self._tried = other.task.with_seed(self.seed), True
+            self._settings = dataclasses.replace(self._settings, **found)
 
     def _tokens_together(self, options: Mapping[str, Any]) -> float:
         device = engine.device_of(self.model).type

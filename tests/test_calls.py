@@ -273,6 +273,14 @@ def test_a_call_with_options_does_not_try_the_model_anew(default_pair, rows, fir
     assert sum(rows) == 5  # the text itself, for its prediction, and four perturbed rows
 
 
+def test_what_such_a_call_learns_is_of_the_users_model(default_pair):
+    """Not of the view that ran it, whose weights are gone."""
+    explainer = GradientShap(*default_pair, **FEW)
+    explainer(TEXTS[0], 1, seed=5)
+    assert explainer._tried
+    assert explainer.task.model is default_pair[0]
+
+
 def test_a_call_with_options_is_the_explainers(default_pair):
     """A class of the user's own stays itself, and cuts are warned about once."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import inspect
 from abc import ABC, abstractmethod
@@ -76,10 +77,17 @@ class Task(ABC):
         self.inference_mode = inference_mode
         self.seed = seed
         self.in_place = False  # until the model has been tried
+        self._looked = False  # at the model, since explanations are at work
 
     def untried(self) -> Task:
         """The same task, which knows nothing of the model yet."""
         return type(self)(self._model, self.tokenizer, self.inference_mode, self.seed)
+
+    def with_seed(self, seed: int) -> Task:
+        """The same task with another seed, which knows what this one has found of the model."""
+        own = copy.copy(self)
+        own.seed, own._running, own._looked = seed, self._model, False
+        return own
 
     @property
     def model(self) -> Any:
@@ -89,7 +97,7 @@ class Task(ABC):
     @contextlib.contextmanager
     def running_on(self, model: Any) -> Iterator[None]:
         """While explanations are at work."""
-        self._running = model
+        self._running, self._looked = model, False
         try:
             yield
         finally:
@@ -266,11 +274,11 @@ class Task(ABC):
         sizes = lengths(self.model.config, self.max_length())
         with as_written(self.model):
             layout = None
-            looks = described(self._model)
-            if self.found("embeddings", lambda: self._check_embeddings(texts) or None, looks):
+            state = self.state()
+            if self.found("embeddings", lambda: self._check_embeddings(texts) or None, state):
                 fits = False
                 with _if_there_is_room():
-                    layout = self.found("layout", lambda: self._layout(sizes), looks)
+                    layout = self.found("layout", lambda: self._layout(sizes), state)
                     fits = True
                 if not fits:  # here, where nothing keeps the failed call's tensors alive
                     layout = self._in_little_room(sizes)
@@ -293,17 +301,27 @@ class Task(ABC):
         """The model's class."""
         return type(unwrapped(self.model)).__name__
 
-    def found(self, what: Any, find: Callable[[], _Found | None], looks: Any = None) -> _Found | None:
+    def found(
+        self, what: Any, find: Callable[[], _Found | None], state: tuple[Any, Any] | None = None
+    ) -> _Found | None:
         """What ``find`` finds of the model as it is; remembered for every explainer of it, unless it is None.
+
+        Args:
+            state: from :meth:`state`, where it is known.
+        """
+        its, own = state or self.state()
+        return remembered(unwrapped(self._model), its, (what, own), find)
+
+    def state(self, looks: Any = None) -> tuple[Any, Any]:
+        """What changes where what was found of the model may hold no more, and what it hangs on beside the model.
 
         Args:
             looks: of :func:`described`, where it is known.
         """
         modes = [(kind, torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
         precision = torch.get_float32_matmul_precision()
-        state = looks or described(self._model), hooks_of(self._model), version_of(self._model), modes, precision
-        own = type(self), len(self.tokenizer), self.max_length(), *self._extra()
-        return remembered(unwrapped(self._model), state, (what, own), find)
+        its = looks or described(self._model), hooks_of(self._model), version_of(self._model), modes, precision
+        return its, (type(self), len(self.tokenizer), self.max_length(), *self._extra())
 
     def _extra(self) -> list[str]:
         return [name for name in EXTRA if name in self.tokenizer.model_input_names and takes(self.model, name)]
@@ -475,9 +493,15 @@ class Task(ABC):
             plain: what it computes at z (1, L, D).
         """
 
-    @abstractmethod
     def look_again(self) -> None:
-        """Before each window of texts: finds anew what calls can leave out, where the model has changed."""
+        """Before the first call for a window of texts: finds anew what calls can leave out, where the model has changed."""
+        if not self._looked:
+            self._look()
+            self._looked = True
+
+    @abstractmethod
+    def _look(self) -> None:
+        """See :meth:`look_again`."""
 
     def max_length(self) -> int | None:
         """Tokens the model takes at most; None where neither model nor tokenizer says."""

@@ -69,12 +69,12 @@ class ClassificationTask(Task):
                 f"{self.name} gives logits of shape {tuple(plain.logits.shape)} for a text, and not one for each class."
             )
 
-    def look_again(self) -> None:
+    def _look(self) -> None:
         now = described(self._model)
         if now != self._described:
             self._cut = None
             with as_written(self.model), contextlib.suppress(torch.OutOfMemoryError):
-                (self._cut,) = self.found("cut", lambda: (self._harmless_cut(),), now) or (None,)
+                (self._cut,) = self.found("cut", lambda: (self._harmless_cut(),), self.state(now)) or (None,)
             self._described = now
 
     def _harmless_cut(self) -> Cut | None:

@@ -76,7 +76,7 @@ class GenerationTask(Task):
                 "an encoder as a decoder (is_decoder=True in its configuration), or use a causal language model."
             )
 
-    def look_again(self) -> None:
+    def _look(self) -> None:
         """The output layer is looked at in each call; the way to the logits is found once."""
         if self._tried_head is None:
             mode = self.inference_mode

@@ -9,6 +9,7 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -120,12 +121,17 @@ class Judge:
         # How far logits lie apart: beside a large bias, a share of their own size would say nothing.
         self.spread = float((values.amax(0) - values.amin(0)).max())
         self.eps = _eps(plain[0].logits, z)
+        self.least, self.most = max(_LEAST, 4 * self.eps), max(1e-3, 32 * self.eps)
+        self._forward, self._plain, self._z, self._inputs = forward, plain[0], z, inputs
+
+    @cached_property
+    def tolerance(self) -> float:
+        """What rounding explains: measured, at a point that differs by rounding."""
         generator = torch.Generator("cpu").manual_seed(2)
-        noise = torch.randn(z.shape, generator=generator, device="cpu").to(z.device)
-        moved = ran(forward, (z.float() * (1 + self.eps * noise)).to(z.dtype), inputs)
-        self.most = max(1e-3, 32 * self.eps)
-        rounding = 8 * self.difference(moved, plain[0])
-        self.tolerance = min(max(_LEAST, 4 * self.eps, rounding), self.most) if rounding == rounding else self.most
+        noise = torch.randn(self._z.shape, generator=generator, device="cpu").to(self._z.device)
+        moved = ran(self._forward, (self._z.float() * (1 + self.eps * noise)).to(self._z.dtype), self._inputs)
+        rounding = 8 * self.difference(moved, self._plain)
+        return min(max(self.least, rounding), self.most) if rounding == rounding else self.most
 
     def difference(self, ours: Ran, theirs: Ran) -> float:
         """The larger of the logits' difference as a share of their spread, and of the gradients' as one of the largest."""
@@ -142,7 +148,8 @@ class Judge:
 
     def agree(self, ours: Ran, theirs: Ran) -> bool:
         """Whether the two differ by no more than rounding explains. NaN agrees with nothing."""
-        return self.difference(ours, theirs) <= self.tolerance
+        apart = self.difference(ours, theirs)
+        return apart <= self.least or (apart <= self.most and apart <= self.tolerance)  # measured where it matters
 
 
 def leaks(gradient: Tensor, largest: Tensor) -> bool:
