@@ -80,8 +80,9 @@ def test_the_number_of_threads_stays(bert_pair, enough, monkeypatch):
     explainer(INPUTS)
     assert number() == before == (2, 2)
     monkeypatch.setattr("fastshap.engine.ops.attribute", lambda *a, **k: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(fastshap.ModelFailedError, match="ZeroDivisionError") as caught:
         explainer(INPUTS)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
     assert number() == before
     assert threading.active_count() == running
 
