@@ -45,7 +45,7 @@ def assert_same(ours, right):
         {"inference_mode": doubled, "rtol": 0.5, "return_convergence_delta": True},
         {"device": ["cpu", "cpu"]},
     ],
-    ids=str,
+    ids=["defaults", "settings", "function", "devices"],
 )
 @pytest.mark.parametrize("used", [False, True])
 def test_a_copy_gives_the_same(bert_pair, copied, options, used):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastshap.batch import MOST_FAILED, BatchExplainer, all_failed, failed, schema, text_hash, tried
+from fastshap.batch import MOST_FAILED, BatchExplainer, all_failed, failed, schema, text_hash
 from fastshap.errors import InvalidArgumentError, JobError
 from fastshap.extras import needed
 from fastshap.jobs.digests import with_digests
@@ -178,11 +178,16 @@ class Job:
             JobError: the model failed on each of the last texts. Such rows are written once it did well on another one.
         """
         errors = table.column("error").to_pylist()
-        (self._failing if failed(errors) else self._waiting).append(table)
-        if tried(errors) > failed(errors):
+        known = max(
+            (i + 1 for i, error in enumerate(errors) if error is None), default=0
+        )  # rows up to the last that did well
+        if known:
             self._explained = True
             self._admit()
-        elif failed(errors) and failed(self._errors()) >= MOST_FAILED:
+            self._waiting.append(table.slice(0, known))
+        if known < len(table):
+            (self._failing if failed(errors[known:]) else self._waiting).append(table.slice(known))
+        if failed(self._errors()) >= MOST_FAILED:
             raise all_failed(self._errors())
         self._progress.add(len(table))
         if sum(map(len, self._waiting)) >= _ROWS or time.monotonic() - self._since >= _SECONDS:
