@@ -41,11 +41,14 @@ def test_examples_of_a_page(page, tmp_path, monkeypatch, llama_pair):
     parsers = [PythonCodeBlockParser(), CodeBlockParser(language="bash", evaluator=shell)]
     document = Sybil(parsers=parsers).parse(ROOT / page)
     count = 0
-    for example in document.examples():
-        with contextlib.redirect_stdout(io.StringIO()):
-            example.evaluate()
-        count += 1
     text = (ROOT / page).read_text()
+    for example in document.examples():
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            example.evaluate()
+        shown = text[example.region.end :].lstrip("`\n")
+        if shown.startswith("text\n"):  # what the page says it prints
+            assert printed.getvalue() == shown.removeprefix("text\n").split("```")[0]
+        count += 1
     assert count == text.count("```python\n") + text.count("```bash\n")
 
 
