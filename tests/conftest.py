@@ -1,5 +1,6 @@
 """Small models, made here: nothing is downloaded."""
 
+import importlib.metadata
 import json
 import os
 
@@ -19,6 +20,16 @@ from transformers import (
 
 import fastshap
 from fastshap.plain import SCHEMA_PATH
+
+_version_of = importlib.metadata.version
+
+
+def _without_build(name):
+    """The version of torch as the package index's default build gives it: 2.15.0, where torch itself says 2.15.0+cu132."""
+    return _version_of(name).split("+")[0] if name == "torch" else _version_of(name)
+
+
+importlib.metadata.version = _without_build
 
 _VALIDATOR = Draft202012Validator(json.loads(SCHEMA_PATH.read_text()))
 
