@@ -34,7 +34,7 @@ from fastshap.groups import Grouping
 from fastshap.locks import lock_of
 from fastshap.output import AttributionOutput
 from fastshap.progress import Progress
-from fastshap.provenance import Provenance, provenance_of, version_of
+from fastshap.provenance import Provenance, provenance_of
 from fastshap.record import Record
 from fastshap.replicas import Replicas, side_by_side
 from fastshap.sampling import SAMPLINGS, Samples, draw_all
@@ -59,6 +59,7 @@ _ENOUGH_TOKENS = 1 << 12
 _ENOUGH_ON_A_GPU = 1 << 15  # that fill one
 # Texts whose scores one call of an explainer remembers, in case they come again.
 _REMEMBERED = 2048
+_STATE = "state"  # under which the model's is remembered beside them
 # Additions and multiplications of a window of texts, some seconds' work. Measured on a CPU: with 1e11 a long list took 14 %
 # longer with the packaged model, as small windows hold few texts of one length. Not measured on a GPU.
 _WORK = {"cpu": 4e11}
@@ -227,7 +228,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         )
         self._given = given | {"baseline": self._settings.baseline}  # a copy, which nobody else writes to
         self._provenance = Provenance()
-        self._tried = False
+        self._tried: Any = None  # the model's state when something was found
         self._truncation_warned = False
         self._origin: GradientShap | None = None
 
@@ -249,7 +250,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         self._desk = Desk(self.model)
         self._replicas = Replicas(self.model, further)
         self._budget = Budget(batch_size, engine.device_of(self.model))
-        self._tried, self._origin = False, None
+        self._tried, self._origin = None, None
 
     def __copy__(self) -> GradientShap:
         own = object.__new__(type(self))
@@ -293,9 +294,9 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
 
     def _learn(self, other: GradientShap) -> None:
         """What another explainer of the same model and inference mode has found out by trying."""
-        if other._tried and not self._tried:
+        if other._tried is not None and self._tried is None:
             found = {name: getattr(other._settings, name) for name in _LAYOUT}
-            self.task, self._tried = other.task.with_seed(self.seed), True
+            self.task, self._tried = other.task.with_seed(self.seed), other._tried
             self._settings = dataclasses.replace(self._settings, **found)
 
     def _tokens_together(self, options: Mapping[str, Any]) -> float:
@@ -379,8 +380,9 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
 
         ``rounds``: just so many, whatever ``rtol`` asks for.
         """
-        version = hash(tuple(version_of(self.model)))
-        keys = [(version, *_identity(one, grouping)) for one, grouping in zip(prepared, groupings, strict=True)]
+        if seen.pop(_STATE, None) != (state := self.task.state()):
+            seen.clear()  # the model has changed since
+        keys = [_identity(one, grouping) for one, grouping in zip(prepared, groupings, strict=True)]
         new: dict[Any, int] = {}
         for i, key in enumerate(keys):
             if key not in seen:
@@ -394,6 +396,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         seen |= found  # the most recent last
         for key in list(seen)[: max(0, len(seen) - _REMEMBERED)]:
             del seen[key]
+        seen[_STATE] = state
         return [
             found[key] if isinstance(found[key], FastshapError) else _finite(_Scored(one, grouping, *found[key]))
             for one, grouping, key in zip(prepared, groupings, keys, strict=True)
@@ -499,14 +502,14 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
 
     def _try_model(self, texts: Sequence[Encoded]) -> None:
         """Whether the model can be explained at all, and how rows may share a call: until something is known of it."""
-        if not self._tried:
+        if self._tried != (state := self.task.state()):
             check_linear_layers(self.task.model)
             found = self.task.layout(texts)
             side, maskless = (None, False) if found is None else (found.padding_side, found.maskless)
             self._settings = dataclasses.replace(
                 self._settings, padding_side=side or "right", equal_lengths=side is None, maskless=maskless
             )
-            self._tried = found is not None
+            self._tried = state if found is not None else None
         self.task.look_again()
 
     def _predict(self, encoded: Sequence[Encoded], forward: engine.Forward) -> list[Tensor | FastshapError]:

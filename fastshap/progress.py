@@ -26,6 +26,14 @@ def checked(progress: Any) -> Wanted:
     )
 
 
+class Stopped(BaseException):
+    """What a user's function raised, on its way out of the call: no error of the model or of a text."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 class Progress:
     """The texts of one call that are done; those under way count by the share of their work that is done.
 
@@ -58,13 +66,15 @@ class Progress:
             self._timer.start()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         with self._guard:
             self._shown = False
             if self._timer is not None:
                 self._timer.cancel()
             if self._bar is not None:
                 self._bar.close()
+        if isinstance(error, Stopped):
+            raise error.error
 
     def begin(self, texts: int) -> None:
         """So many texts are under way."""
@@ -107,7 +117,10 @@ class Progress:
         if self._total is not None and done > self._total:
             self._total = None  # a mapping of several rows was one entry
         if self._tell is not None:
-            self._tell(done, self._total)
+            try:
+                self._tell(done, self._total)
+            except Exception as error:
+                raise Stopped(error) from error
         else:
             self._draw()
 

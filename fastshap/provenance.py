@@ -11,7 +11,6 @@ import json
 import os
 import pickle
 import platform
-import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from fastshap.locks import lock_of
 from fastshap.version import __version__
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -231,7 +231,6 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-_guard = threading.Lock()
 _models: weakref.WeakKeyDictionary[Any, tuple[Any, str]] = weakref.WeakKeyDictionary()
 _tokenizers: weakref.WeakKeyDictionary[Any, tuple[Any, str]] = weakref.WeakKeyDictionary()
 _configurations: weakref.WeakKeyDictionary[Any, tuple[Any, tuple[str, str, str]]] = weakref.WeakKeyDictionary()
@@ -240,11 +239,11 @@ _configurations: weakref.WeakKeyDictionary[Any, tuple[Any, tuple[str, str, str]]
 def _cached(
     known: weakref.WeakKeyDictionary[Any, tuple[Any, _T]], owner: Any, version: Any, make: Callable[[], _T]
 ) -> _T:
-    with _guard:
+    with lock_of(_cached):
         found = known.get(owner)
     if found is None or found[0] != version:
         found = (version, make())
-        with _guard:
+        with lock_of(_cached):
             known[owner] = found
     return found[1]
 

@@ -11,7 +11,9 @@ import contextlib
 import functools
 import types
 import warnings
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping
+from enum import Enum
 from typing import Any, NamedTuple
 
 import torch
@@ -72,7 +74,7 @@ class _View:
             return len(modules) == len(self._then) and all(
                 is_plain(module) and _state(module) == then for module, then in zip(modules, self._then, strict=True)
             )
-        except RuntimeError:  # tensors that were replaced do not compare
+        except Exception:  # arrays and tensors that were replaced do not compare
             return False
 
     @contextlib.contextmanager
@@ -132,16 +134,56 @@ def _can_be_viewed(model: nn.Module) -> bool:
 
 
 _TREE = ("_parameters", "_buffers", "_modules")
+_VALUES = (int, float, complex, str, bytes, type(None), type, types.ModuleType, torch.dtype, torch.device, Enum)
+_KNOWN = {
+    "builtins",
+    "collections",
+    "io",
+    "_io",
+    "logging",
+    "numpy",
+    "re",
+    "_thread",
+    "threading",
+    "torch",
+    "transformers",
+}
 
 
-def _leads_to_module(value: Any) -> bool:
-    if isinstance(value, list | tuple | set | frozenset):
-        return any(isinstance(one, nn.Module | nn.Parameter) for one in value)
-    if isinstance(value, dict):
-        return any(isinstance(one, nn.Module | nn.Parameter) for one in value.values())
+def _leads_to_module(value: Any, seen: set[int] | None = None) -> bool:
+    """Whether a value may lead to a module. What is not known to lead to none may: functions and objects of the user's."""
+    seen = set() if seen is None else seen
+    if id(value) in seen or isinstance(value, _VALUES) or type(value) is Tensor:
+        return False
+    seen.add(id(value))
+    if isinstance(value, nn.Module | nn.Parameter):
+        return True
+    if isinstance(value, Mapping):
+        return any(_leads_to_module(one, seen) for pair in value.items() for one in pair)
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        return any(_leads_to_module(one, seen) for one in value)
     if isinstance(value, functools.partial):
-        return _leads_to_module(value.func) or _leads_to_module(value.args) or _leads_to_module(value.keywords)
-    return isinstance(getattr(value, "__self__", None), nn.Module) and isinstance(value, types.MethodType)
+        return any(_leads_to_module(one, seen) for one in (value.func, value.args, value.keywords))
+    if isinstance(value, types.FunctionType):
+        return not _is_known(value.__globals__.get("__name__")) or any(
+            _leads_to_module(one, seen) for one in _held_by(value)
+        )
+    if isinstance(value, types.MethodType | types.BuiltinFunctionType):
+        return _leads_to_module(getattr(value, "__func__", None), seen) or _leads_to_module(value.__self__, seen)
+    known = any(_is_known(base.__module__) for base in type(value).__mro__[:-1])
+    return not known or _leads_to_module(getattr(value, "__dict__", None), seen)
+
+
+def _is_known(module: str | None) -> bool:
+    return (module or "").split(".")[0] in _KNOWN
+
+
+def _held_by(function: types.FunctionType) -> list[Any]:
+    held: list[Any] = [function.__defaults__, function.__kwdefaults__, vars(function)]
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # nothing is in it yet
+            held.append(cell.cell_contents)
+    return held
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """One call: progress, outputs as texts are done, options for this call alone, models by name and as pipelines."""
 
+import copy
 import io
 import os
 import sys
@@ -387,3 +388,49 @@ def test_loading_the_packaged_model_is_quiet(capfd):
     fastshap.load_default_model()
     assert capfd.readouterr().err == ""
     assert logging.is_progress_bar_enabled() == shown
+
+
+@pytest.mark.parametrize("on_error", ["raise", "record"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_what_progress_raises_ends_the_call(bert_pair, on_error, first):
+    """As itself, not as an error of the model or of a text; the explainer can be used afterwards."""
+
+    class Cancelled(Exception):
+        pass
+
+    calls = []
+
+    def progress(done, total):
+        calls.append(done)
+        if len(calls) > first:
+            raise Cancelled
+
+    explainer = fastshap.GradientShap(*bert_pair, n_perturbations=4, on_error=on_error)
+    with pytest.raises(Cancelled):
+        explainer(["not good at all", "fine"], 1, progress=progress)
+    assert len(calls) == first + 1
+    assert explainer("fine", 1)[0].error is None
+
+
+def test_a_model_that_changes_between_outputs(bert_pair):
+    """A text that comes again is computed again, whatever has changed since."""
+    model = copy.deepcopy(bert_pair[0])
+    explainer = fastshap.GradientShap(model, bert_pair[1], n_perturbations=4)
+    texts = ["not good", "very fine"] * 20
+    outputs = explainer.iter_explain(texts, 1)
+    first = next(outputs)
+    model.config.id2label = {0: "bad", 1: "good"}
+    model.bert.embeddings.LayerNorm.eps = 0.5
+    last = list(outputs)[-2]
+    (expected,) = fastshap.GradientShap(copy.deepcopy(model), bert_pair[1], n_perturbations=4)("not good", 1)
+    torch.testing.assert_close(last.attributions, expected.attributions, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(first.attributions, last.attributions, rtol=1e-3)
+
+
+def test_labels_are_those_of_now(bert_pair):
+    model = copy.deepcopy(bert_pair[0])
+    explainer = fastshap.GradientShap(model, bert_pair[1])
+    explainer("fine", "all")
+    model.config.id2label = {0: "bad", 1: "so-so", 2: "good"}
+    assert explainer("fine", "all")[0].target_names == ["bad", "so-so", "good"]
+    assert explainer("fine", "so-so")[0].targets.tolist() == [1]

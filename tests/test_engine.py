@@ -207,16 +207,17 @@ def test_compiled_models_of_several_targets(bert_pair, texts):
 def test_scores_are_handed_on_group_by_group(bert_pair, texts, monkeypatch):
     """However many texts there are, the scores of a few calls are on the device at once."""
     explainer = fastshap.GradientShap(*bert_pair, batch_size=16)
-    expected = explainer(texts, 1)
-    monkeypatch.setattr("fastshap.engine._CALLS_AHEAD", 2)
     calls, seen = [], []
+    handle = bert_pair[0].register_forward_pre_hook(lambda *_: calls.append(1) if torch.is_grad_enabled() else None)
+    expected = explainer(texts, 1)
+    calls.clear()
+    monkeypatch.setattr("fastshap.engine._CALLS_AHEAD", 2)
 
     def watched(running, scores):
         seen.append((len(calls), len(running)))
         return summaries(running, scores)
 
     monkeypatch.setattr("fastshap.explainer.summaries", watched)
-    handle = bert_pair[0].register_forward_pre_hook(lambda *_: calls.append(1) if torch.is_grad_enabled() else None)
     outputs = explainer(texts, 1)
     handle.remove()
     assert [done for done, _ in seen] == [2, 4, 5]  # 8 texts of 10 rows are 5 calls

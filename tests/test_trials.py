@@ -45,6 +45,78 @@ MIXING = {
 }
 
 
+def mixing_hook(model):
+    model.bert.encoder.register_forward_pre_hook(lambda module, given: (given[0] + given[0].mean(1, keepdim=True),))
+
+
+class MeanPooler(BertPooler):
+    def forward(self, hidden_states):
+        return super().forward(hidden_states.mean(1, keepdim=True))
+
+
+def mixing_pooler(model):
+    pooler = MeanPooler(model.config).eval()
+    pooler.load_state_dict(model.bert.pooler.state_dict())
+    model.bert.pooler = pooler
+
+
+class GatedPooler(BertPooler):
+    mixes = False
+
+    def forward(self, hidden_states):
+        return super().forward(hidden_states.mean(1, keepdim=True) if self.mixes else hidden_states)
+
+
+def mixing_attribute(model):
+    model.bert.pooler.mixes = True
+
+
+@pytest.mark.parametrize("change", [mixing_hook, mixing_pooler, mixing_attribute])
+def test_a_model_that_changed_is_tried_again(bert_pair, change):
+    """By the explainer that knew it, and by a new one."""
+    model, tokenizer = copy.deepcopy(bert_pair[0]), bert_pair[1]
+    pooler = GatedPooler(model.config).eval()
+    pooler.load_state_dict(model.bert.pooler.state_dict())
+    model.bert.pooler = pooler
+    explainer = fastshap.GradientShap(model, tokenizer, batch_size=16, n_perturbations=2)
+    explainer(TEXTS, 1)
+    assert not explainer._settings.equal_lengths
+    change(model)
+    for one in (explainer, fastshap.GradientShap(model, tokenizer, batch_size=16, n_perturbations=2)):
+        together = one(TEXTS, 1)
+        assert one._settings.equal_lengths
+        for text, output in zip(TEXTS, together, strict=True):
+            alone = fastshap.GradientShap(copy.deepcopy(model), tokenizer, batch_size=1, n_perturbations=2)(text, 1)[0]
+            off = (alone.attributions - output.attributions).abs().max()
+            assert off <= 1e-5 * alone.attributions.abs().max()
+
+
+class ScaledForSequenceClassification(BertForSequenceClassification):
+    """One scale for all rows of a call, as dynamic quantisation of whole tensors has."""
+
+    def shared(self, x):
+        return x / x.detach().abs().amax()
+
+    def forward(self, input_ids=None, inputs_embeds=None, **options):
+        x = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        return super().forward(inputs_embeds=self.shared(x), **options)
+
+
+class MixedForSequenceClassification(ScaledForSequenceClassification):
+    """Rows mix from three on."""
+
+    def shared(self, x):
+        return x + 0.1 * x.mean(0, keepdim=True) if len(x) > 2 else x
+
+
+@pytest.mark.parametrize("kind", [ScaledForSequenceClassification, MixedForSequenceClassification])
+def test_rows_that_share_a_scale_or_mix_in_larger_calls_are_refused(bert_pair, kind):
+    model = kind(bert_pair[0].config).eval()
+    model.load_state_dict(bert_pair[0].state_dict())
+    with pytest.raises(fastshap.UnsupportedModelError, match="its rows mix"):
+        fastshap.GradientShap(model, bert_pair[1])("not good at all", 1)
+
+
 @pytest.mark.parametrize("scale", [0.02, 0.3])
 @pytest.mark.parametrize("name", MIXING)
 def test_models_that_mix_over_padding_never_get_any(default_pair, name, scale):

@@ -5,6 +5,7 @@ import threading
 import types
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
@@ -148,6 +149,73 @@ def replaced(model):
 
 def listed(model):
     model.parts = [model.classifier]
+
+
+class Gate(torch.nn.Module):
+    """Depends on the mode, and so shows whether it is in the one that explanations are computed in."""
+
+    def forward(self, x):
+        return 3 * x if self.training else x
+
+
+class Head(torch.nn.Module):
+    """A head with a part that stands in no module's tree."""
+
+    def __init__(self, inner, hide):
+        super().__init__()
+        self.inner = inner
+        hide(self, Gate())
+
+    def forward(self, x):
+        return self.inner(self.reach()(x))
+
+
+class Helper:
+    def __init__(self, part):
+        self.part = part
+
+
+def as_attribute(head, part):
+    object.__setattr__(head, "other", part)
+    head.reach = types.MethodType(lambda self: self.other, head)
+
+
+def in_a_closure(head, part):
+    head.reach = lambda: part
+
+
+def in_a_container(head, part):
+    head.parts = {"a": [(part,)]}
+    Head.reach = lambda self: self.parts["a"][0][0]
+
+
+def in_an_object(head, part):
+    head.helper = Helper(part)
+    Head.reach = lambda self: self.helper.part
+
+
+@pytest.mark.parametrize("hide", [as_attribute, in_a_closure, in_a_container, in_an_object])
+def test_parts_outside_the_tree_are_in_the_right_mode(bert_pair, hide):
+    """Where such a part might be, the model itself runs: the user's own loop has to reach it as well."""
+    model = copy.deepcopy(bert_pair[0])
+    model.classifier = Head(model.classifier, hide)
+    with Desk(model).at_work() as running:
+        assert running is model
+
+
+def test_stock_models_are_viewed(bert_pair, llama_pair):
+    for model in (bert_pair[0], llama_pair[0]):
+        with Desk(model).at_work() as running:
+            assert running is not model
+
+
+def test_an_array_that_was_replaced(bert_pair):
+    model = copy.deepcopy(bert_pair[0])
+    explainer = fastshap.GradientShap(model, bert_pair[1])
+    model.sizes = np.array([1.0, 2.0])
+    before = explainer(TEXTS, 1)
+    model.sizes = np.array([2.0, 2.0])
+    assert equal(explainer(TEXTS, 1), before)
 
 
 @pytest.mark.parametrize("change", [hooked, replaced, listed])

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _TEXTS = 3  # of a window, at most, on which ids and embeddings are compared, if the model fails on those before
 _RANDOM = 8  # tokens of the text by chance, the last that is tried
+_COMPANY = (0.4, 1.5, 0.8)  # sizes of the rows beside which a row has to come out as it does alone
 _TABLES = ("hidden_size_per_layer_input", "ple_layer_ids")  # tell of embeddings per layer, in the names of transformers
 _Found = TypeVar("_Found")
 
@@ -77,7 +78,9 @@ class Task(ABC):
         self.inference_mode = inference_mode
         self.seed = seed
         self.in_place = False  # until the model has been tried
-        self._looked = False  # at the model, since explanations are at work
+        self._looked_at: Any = None  # the model's state then
+        self._at_work = False
+        self._state: tuple[Any, Any] | None = None  # of the model, while explanations are at work
 
     def untried(self) -> Task:
         """The same task, which knows nothing of the model yet."""
@@ -86,7 +89,7 @@ class Task(ABC):
     def with_seed(self, seed: int) -> Task:
         """The same task with another seed, which knows what this one has found of the model."""
         own = copy.copy(self)
-        own.seed, own._running, own._looked = seed, self._model, False
+        own.seed, own._running, own._at_work, own._state = seed, self._model, False, None
         return own
 
     @property
@@ -97,11 +100,11 @@ class Task(ABC):
     @contextlib.contextmanager
     def running_on(self, model: Any) -> Iterator[None]:
         """While explanations are at work."""
-        self._running, self._looked = model, False
+        self._running, self._at_work, self._state = model, True, None
         try:
             yield
         finally:
-            self._running = self._model
+            self._running, self._at_work, self._state = self._model, False, None
 
     @abstractmethod
     def tokenised(self, sources: Sequence[Any], targets: Sequence[Any] | None, options: Mapping[str, Any]) -> Any:
@@ -274,11 +277,10 @@ class Task(ABC):
         sizes = lengths(self.model.config, self.max_length())
         with as_written(self.model):
             layout = None
-            state = self.state()
-            if self.found("embeddings", lambda: self._check_embeddings(texts) or None, state):
+            if self.found("embeddings", lambda: self._check_embeddings(texts) or None):
                 fits = False
                 with _if_there_is_room():
-                    layout = self.found("layout", lambda: self._layout(sizes), state)
+                    layout = self.found("layout", lambda: self._layout(sizes))
                     fits = True
                 if not fits:  # here, where nothing keeps the failed call's tensors alive
                     layout = self._in_little_room(sizes)
@@ -292,7 +294,7 @@ class Task(ABC):
         """
         for size in sorted(sizes, reverse=True)[1:]:
             with _if_there_is_room():
-                found = self._layout([size])
+                found = self._layout([size], _COMPANY[:1])
                 return None if found is None else PLAIN._replace(in_place=found.in_place)
         return PLAIN
 
@@ -301,27 +303,24 @@ class Task(ABC):
         """The model's class."""
         return type(unwrapped(self.model)).__name__
 
-    def found(
-        self, what: Any, find: Callable[[], _Found | None], state: tuple[Any, Any] | None = None
-    ) -> _Found | None:
-        """What ``find`` finds of the model as it is; remembered for every explainer of it, unless it is None.
-
-        Args:
-            state: from :meth:`state`, where it is known.
-        """
-        its, own = state or self.state()
+    def found(self, what: Any, find: Callable[[], _Found | None]) -> _Found | None:
+        """What ``find`` finds of the model as it is; remembered for every explainer of it, unless it is None."""
+        its, own = self.state()
         return remembered(unwrapped(self._model), its, (what, own), find)
 
-    def state(self, looks: Any = None) -> tuple[Any, Any]:
+    def state(self) -> tuple[Any, Any]:
         """What changes where what was found of the model may hold no more, and what it hangs on beside the model.
 
-        Args:
-            looks: of :func:`described`, where it is known.
+        Looked at once while explanations are at work. Weights that are written through ``.data`` leave no trace.
         """
-        modes = [(kind, torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
-        precision = torch.get_float32_matmul_precision()
-        its = looks or described(self._model), hooks_of(self._model), version_of(self._model), modes, precision
-        return its, (type(self), len(self.tokenizer), self.max_length(), *self._extra())
+        if self._state is not None:
+            return self._state
+        kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+        modes = [(kind, torch.get_autocast_dtype(kind)) for kind in kinds], torch.get_float32_matmul_precision()
+        its = described(self._model), hooks_of(self._model), version_of(self._model), modes
+        state = its, (type(self), len(self.tokenizer), self.max_length(), *self._extra())
+        self._state = state if self._at_work else None
+        return state
 
     def _extra(self) -> list[str]:
         return [name for name in EXTRA if name in self.tokenizer.model_input_names and takes(self.model, name)]
@@ -422,12 +421,14 @@ class Task(ABC):
             )
         ]
 
-    def _layout(self, sizes: Sequence[int]) -> Layout | None:
+    def _layout(self, sizes: Sequence[int], company: Sequence[float] = _COMPANY) -> Layout | None:
         """How rows may share a call, found with points of so many tokens each, shortest first."""
         extra = self._extra()
-        z = points(self.model, sizes, self._usable())
+        z = points(self.model, [*sizes, *[sizes[-1]] * len(company)], self._usable())
         if not z:
             return None
+        # Rows of one length that differ in all that a model could share among rows: the order of tokens, and their size.
+        z, others = z[: len(sizes)], [size * point for size, point in zip(company, z[len(sizes) :], strict=True)]
         in_place = False
 
         def forward(inputs: Mapping[str, Any]) -> Tensor:
@@ -441,16 +442,17 @@ class Task(ABC):
                 if not in_place:
                     raise
                 first = ran(forward, z[0], masked(z[0], extra))
-            rest = [ran(forward, one, masked(one, extra)) for one in (*z[1:], z[-1].flip(1))]
-        *alone, other = first, *rest
-        if not all(one.tells() for one in (*alone, other)):
+            rest = [ran(forward, one, masked(one, extra)) for one in (*z[1:], *others)]
+        found = [first, *rest]
+        if not all(one.tells() for one in found):
             return None
+        alone, together = found[: len(z)], found[len(z) - 1 :]
         inputs = masked(z[-1], extra)
-        judge = Judge(forward, [alone[-1], other], z[-1], inputs)
+        judge = Judge(forward, together, z[-1], inputs)
         self.check_model(forward, z[-1], inputs, alone[-1], judge)
         if not judge.spread:
             return None
-        maskless = self._maskless(forward, torch.cat([z[-1], z[-1].flip(1)]), [alone[-1], other], judge)
+        maskless = self._maskless(forward, torch.cat([z[-1], *others]), together, judge)
         return Layout(self._side(forward, z, alone, judge), maskless, in_place)
 
     def _side(self, forward: ToLogits, z: Sequence[Tensor], alone: Sequence[Ran], judge: Judge) -> str | None:
@@ -495,9 +497,9 @@ class Task(ABC):
 
     def look_again(self) -> None:
         """Before the first call for a window of texts: finds anew what calls can leave out, where the model has changed."""
-        if not self._looked:
+        if self._looked_at != self.state():
             self._look()
-            self._looked = True
+            self._looked_at = self.state()
 
     @abstractmethod
     def _look(self) -> None:

@@ -23,7 +23,7 @@ from fastshap.errors import (
     UnsupportedModelError,
 )
 from fastshap.tasks.base import Predict, Prediction, Prepared, Task
-from fastshap.tasks.first_token import Cut, cuts, described, first_token_alone
+from fastshap.tasks.first_token import Cut, cuts, first_token_alone
 from fastshap.tasks.layout import masked
 from fastshap.tasks.trial import Judge, Ran, ToLogits, as_written, points, ran
 from fastshap.text import Encoded
@@ -38,7 +38,6 @@ class ClassificationTask(Task):
     class_endings = ("ForSequenceClassification",)
     model_task = ModelTask.CLASSIFICATION
     _cut: Cut | None = None  # until the model has been looked at
-    _described: Any = None  # what it was then
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -53,6 +52,10 @@ class ClassificationTask(Task):
         """The names of the classes, in the order of the logits."""
         config: Any = self.model.config
         return [str(config.id2label.get(i, i)) for i in range(config.num_labels)]
+
+    def _read_labels_again(self) -> None:
+        """The model's labels, or their number, may be others than for the texts before."""
+        vars(self).pop("labels", None)
 
     def logits_of(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
         logits: Tensor = model(**inputs).logits
@@ -70,12 +73,9 @@ class ClassificationTask(Task):
             )
 
     def _look(self) -> None:
-        now = described(self._model)
-        if now != self._described:
-            self._cut = None
-            with as_written(self.model), contextlib.suppress(torch.OutOfMemoryError):
-                (self._cut,) = self.found("cut", lambda: (self._harmless_cut(),), self.state(now)) or (None,)
-            self._described = now
+        self._cut = None
+        with as_written(self.model), contextlib.suppress(torch.OutOfMemoryError):
+            (self._cut,) = self.found("cut", lambda: (self._harmless_cut(),)) or (None,)
 
     def _harmless_cut(self) -> Cut | None:
         """Where the last layer can be cut down to the first token, if logits and gradients stay as they are."""
@@ -114,6 +114,7 @@ class ClassificationTask(Task):
         return self.transformed(self.logits(model, call)).to(call.targets.device).gather(1, call.targets)
 
     def tokenised(self, sources: Sequence[Any], targets: Sequence[Any] | None, options: Mapping[str, Any]) -> Any:
+        self._read_labels_again()
         return self.encode(sources, max_length=self.max_length())
 
     def prepare(
@@ -202,6 +203,7 @@ class ClassificationTask(Task):
         """
         if targets is None:
             return None
+        self._read_labels_again()
         if isinstance(targets, np.ndarray):
             targets = targets.tolist()
         if isinstance(targets, Tensor) and targets.ndim > 0:

@@ -20,6 +20,7 @@ from fastshap.replicas import is_plain, watched
 # What follows a layer's attention and takes each token by itself: in BERT and its kin, in DistilBERT, in ModernBERT.
 _AFTER_ATTENTION = ("attention.output", "sa_layer_norm", "mlp_norm")
 _KNOWN = ("transformers.", "torch.nn.")
+_PLAIN = (bool, int, float, str)  # values that a module may go by
 
 
 class Cut(NamedTuple):
@@ -32,7 +33,12 @@ class Cut(NamedTuple):
 def described(model: nn.Module) -> Any:
     """What a model is made of; where that has changed, a cut that was right may be so no more."""
     config = repr(vars(model.config))  # which token a head reads may stand there
-    return [(id(module), type(module), is_plain(module)) for module in model.modules()], config, watched()
+    return [_described(module) for module in model.modules()], config, watched()
+
+
+def _described(module: nn.Module) -> tuple[Any, ...]:
+    plain = [(name, value) for name, value in vars(module).items() if type(value) in _PLAIN and name != "training"]
+    return id(module), type(module), type(module).forward, is_plain(module), plain
 
 
 def cuts(model: nn.Module) -> list[Cut]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -23,6 +22,7 @@ from fastshap.errors import (
     UnsupportedModelError,
 )
 from fastshap.inputs import KINDS, Tokens, sources
+from fastshap.locks import lock_of
 from fastshap.sampling import text_key
 from fastshap.spelling import read
 from fastshap.tasks.base import Predict, Prepared, Task, takes
@@ -35,7 +35,6 @@ from fastshap.words import unspaced
 
 _NEW_TOKENS = 20
 _TRIED = 8  # tokens, at least, on which the ways to the logits are compared
-_sampling = threading.Lock()
 
 
 class GenerationTask(Task):
@@ -77,16 +76,13 @@ class GenerationTask(Task):
             )
 
     def _look(self) -> None:
-        """The output layer is looked at in each call; the way to the logits is found once."""
-        if self._tried_head is None:
-            mode = self.inference_mode
-            with as_written(self.model):
-                known = isinstance(mode, InferenceModes)  # what a callable does may hang on anything
-                way = None
-                with contextlib.suppress(torch.OutOfMemoryError):  # not tried again by this explainer
-                    way = self.found(("way", mode), self._shortest_way) if known else self._shortest_way()
-                self._way = way or full_logits
-            self._tried_head = (described(self.model),)
+        mode, way = self.inference_mode, None
+        with as_written(self.model):
+            known = isinstance(mode, InferenceModes)  # what a callable does may hang on anything
+            with contextlib.suppress(torch.OutOfMemoryError):  # not tried again by this explainer
+                way = self.found(("way", mode), self._shortest_way) if known else self._shortest_way()
+            self._way = way or full_logits
+        self._tried_head = (described(self.model),)
 
     def _shortest_way(self) -> Way | None:
         """The way to the targets' logits that computes least, of those that give what the full logits hold."""
@@ -329,7 +325,7 @@ class GenerationTask(Task):
             return
         device = device_of(self.model)
         # The generator belongs to the whole process, so one text at a time may use it.
-        with _sampling, torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with lock_of(GenerationTask), torch.random.fork_rng([device] if device.type == "cuda" else []):
             low, high = text_key(self.seed, prompt.input_ids)
             torch.manual_seed(low | high << 32)
             yield

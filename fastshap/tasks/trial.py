@@ -6,7 +6,6 @@ The points hang on the model's embeddings alone, never on a text: a model is jud
 from __future__ import annotations
 
 import contextlib
-import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd import grad
 
 from fastshap.engine import backward_only_once
+from fastshap.locks import lock_of
 
 ToLogits = Callable[[Mapping[str, Any]], Tensor]
 _Found = TypeVar("_Found")
@@ -172,7 +172,6 @@ def as_written(model: nn.Module) -> Iterator[None]:
         yield
 
 
-_guard = threading.Lock()
 _known: weakref.WeakKeyDictionary[Any, tuple[Any, dict[Any, Any]]] = weakref.WeakKeyDictionary()
 
 
@@ -183,7 +182,7 @@ def remembered(model: Any, state: Any, what: Any, find: Callable[[], _Found | No
         state: what changes where the model does.
         what: names what is found.
     """
-    with _guard:
+    with lock_of(remembered):
         before, found = _known.get(model, (None, {}))
     if before != state:
         found = {}
@@ -192,7 +191,7 @@ def remembered(model: Any, state: Any, what: Any, find: Callable[[], _Found | No
         if new is None:
             return None
         found[what] = new
-        with _guard:
+        with lock_of(remembered):
             _known[model] = (state, found)
     result: _Found = found[what]
     return result
