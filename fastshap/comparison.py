@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -38,7 +39,7 @@ class Comparison:
     Attributes:
         columns: what is compared.
         elements: those of all columns in reading order. Elements of two columns are one where they stand for the same
-            characters of the text, white space around them aside.
+            characters of the text, white space around them aside; of several for the same characters, each with its like.
         alike: whether the scores are of one kind, so that they share a colour scale and may be subtracted.
     """
 
@@ -136,23 +137,22 @@ def _of_two(
     ]
 
 
-_Place = tuple[int | str, int]
+_Place = tuple[int | str, int, int]  # where it begins and ends, or its name and 0; and how many such there were with it
 
 
 def _places(output: AttributionOutput) -> list[tuple[_Place, int]]:
     """For each element what it is known by in every output of the text, and where it stands in reading order."""
     found, at = [], 0
-    seen: dict[str, int] = {}
+    seen: Counter[tuple[int | str, int]] = Counter()
     for element, (start, end) in zip(output.elements, output.element_spans, strict=True):
         part = output.text[start:end]
+        known: tuple[int | str, int] = (element, 0)  # a special token, say
         if part:
             first = start + len(part) - len(part.lstrip()) if part.strip() else start
-            place: _Place = (first, first + len(part.strip() or part))
+            known = (first, first + len(part.strip() or part))
             at = max(at, first)
-        else:  # a special token, or a part of a character
-            seen[element] = seen.get(element, 0) + 1
-            place = (element, seen[element])
-        found.append((place, at))
+        seen[known] += 1  # the tokens of one character all have its span
+        found.append(((*known, seen[known]), at))
     return found
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 from test_page import EVIL, Parsed
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 import fastshap
 
@@ -212,6 +213,23 @@ def test_elements_are_matched_by_the_characters_they_stand_for(default_pair, lla
     compared = fastshap.compare(*words, targets=1)
     assert [row.element for row in compared.elements] == words[0].elements
     assert math.isnan(compared.elements[-1].difference)
+
+
+def test_tokens_of_one_character_are_rows_of_their_own(llama_pair):
+    torch.manual_seed(0)
+    config = LlamaConfig(**llama_pair[0].config.to_dict() | {"num_labels": 2})
+    explainer = fastshap.GradientShap(
+        LlamaForSequenceClassification(config).eval(), llama_pair[1], granularity="token", n_perturbations=2
+    )
+    first, second = (explainer("good 👍 film", "all", seed=seed)[0] for seed in (0, 1))
+    assert len(set(first.element_spans)) < len(first.elements)
+    rows = fastshap.compare(first).elements
+    assert [row.element for row in rows] == first.elements
+    assert [row.scores for row in rows] == [tuple(scores) for scores in first.attributions.T.tolist()]
+    rows = fastshap.compare(first, second, targets=1).elements
+    assert [row.scores for row in rows] == list(
+        zip(first.attributions[1].tolist(), second.attributions[1].tolist(), strict=True)
+    )
 
 
 def test_what_cannot_be_compared_says_so(explainer, outputs):
