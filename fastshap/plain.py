@@ -142,6 +142,8 @@ def _agree(data: dict[str, Any]) -> None:
         raise InvalidArgumentError("error is for a text without targets and elements; this has some.")
     if not failed and not (targets and elements):
         raise InvalidArgumentError("target_names and elements must hold at least one entry each, where error is null.")
+    if not failed and data["task"] == ModelTask.CLASSIFICATION.value and len(data["targets"]) != targets:
+        raise InvalidArgumentError(f"targets must hold {targets} entries; it holds {len(data['targets'])}.")
     if data["converged"] is not None and data["settings"]["rtol"] is None:
         raise InvalidArgumentError("converged must be null where settings.rtol is.")
     tokens = _tokens(data["model_inputs"], failed)
@@ -161,8 +163,9 @@ def _tokens(inputs: dict[str, Any], failed: bool) -> int:
     """How many tokens the model saw."""
     if failed and not inputs:
         return 0
-    if "input_ids" not in inputs:
-        raise InvalidArgumentError("model_inputs lacks 'input_ids'.")
+    for name in ("input_ids",) if failed else ("input_ids", "special_tokens_mask", "offset_mapping"):
+        if name not in inputs:
+            raise InvalidArgumentError(f"model_inputs lacks {name!r}.")
     count = len(inputs["input_ids"][0])
     for name, rows in inputs.items():
         if len(rows[0]) != count:
