@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import os
 import platform
 import re
 import sys
@@ -141,6 +142,8 @@ def explain(
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # what the terminal cannot show is no reason to stop
+    if html is not None and os.path.isdir(html):  # as "" is too
+        _fail(f"--html is the file to write; {str(html)!r} is a directory.")
     wanted_texts = _texts(texts or [], file or [])
     from transformers.utils import logging
 

@@ -193,6 +193,15 @@ def test_a_page(tmp_path):
     assert "could not be written" in run("--html", str(tmp_path / "none" / "page.html"), "fine", code=2).stderr
 
 
+@pytest.mark.parametrize("path", ["", ".", "/", "folder"])
+def test_a_page_needs_a_file(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    refused = run("--html", path, "fine film", code=2)
+    assert f"--html is the file to write; '{path or '.'}' is a directory" in refused.stderr
+    assert list(tmp_path.rglob("*")) == [tmp_path / "folder"]
+
+
 def test_lines_of_json_are_outputs(tmp_path):
     path = tmp_path / "lines.jsonl"
     path.write_text(run("--json", *FIVE, "", code=1).stdout, encoding="utf-8")
