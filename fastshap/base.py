@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _WINDOW = 1024
 _FIRST_WINDOW = 1
 _PER_TOKEN = 4  # characters, about
+_NO_MORE = object()  # a target may be None
 
 _T = TypeVar("_T")
 
@@ -180,17 +181,24 @@ class AttributionExplainer:
                 yield from outputs
 
     def _windows(self, read: Iterator[list[Any]], each: Iterator[Any] | None, targets: Any) -> Iterator[_Window]:
-        """``each`` holds the targets of one text after the other; without it ``targets`` serve every text."""
+        """``each`` holds the targets of one text after the other; without it ``targets`` serve every text.
+
+        Texts whose targets were there come out before the error that says that there are no more.
+        """
         start = 0
         for window in read:
-            given = targets if each is None else list(islice(each, len(window)))
-            if each is not None and len(given) < len(window):
+            given, failed = (targets, None) if each is None else _up_to(each, len(window))
+            texts = window if each is None else window[: len(given)]
+            if texts:
+                yield _Window(texts, self.task.split_targets(given, len(texts)), start)
+            start += len(texts)
+            if failed is not None:
+                raise failed
+            if len(texts) < len(window):
                 raise InvalidArgumentError(
-                    f"There are only {start + len(given)} targets for more texts; give one for each text, or one class for all."
+                    f"There are only {start} targets for more texts; give one for each text, or one class for all."
                 )
-            yield _Window(window, self.task.split_targets(given, len(window)), start)
-            start += len(window)
-        if each is not None and not isinstance(targets, repeat | cycle) and next(each, None) is not None:
+        if each is not None and not isinstance(targets, repeat | cycle) and next(each, _NO_MORE) is not _NO_MORE:
             raise InvalidArgumentError(f"There are {start} texts but more targets; give one for each text.")
 
     def _for_call(self, options: Mapping[str, Any]) -> AttributionExplainer:
@@ -232,6 +240,17 @@ def _read(entries: Iterator[Any], what: str) -> Iterator[Any]:
             f"The iterable of {what} broke off after {count}: a StopIteration was raised inside it, most likely by next() on "
             "something that had ended. Catch it there, or give next() a default."
         ) from error
+
+
+def _up_to(entries: Iterator[Any], count: int) -> tuple[list[Any], Exception | None]:
+    """The next ``count`` entries, or as many as there were before the end or an error, with the error."""
+    found: list[Any] = []
+    try:
+        for entry in islice(entries, count):
+            found.append(entry)
+    except Exception as error:
+        return found, error
+    return found, None
 
 
 def _cut(texts: Iterator[Any], size: int, tokens: float = float("inf")) -> Iterator[list[Any]]:

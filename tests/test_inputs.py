@@ -234,6 +234,12 @@ def test_counts_of_texts_and_targets(bert_pair):
         list(explainer.iter_explain(iter(TEXTS), iter([0])))
     with pytest.raises(InvalidArgumentError, match="2 texts but more targets"):
         list(explainer.iter_explain(iter(TEXTS), iter([0, 1, 1])))
+    with pytest.raises(InvalidArgumentError, match="2 texts but more targets"):
+        list(explainer.iter_explain(iter(TEXTS), iter([0, 1, None])))
+    found = []
+    with pytest.raises(InvalidArgumentError, match="only 20 targets for more texts"):
+        found.extend(explainer.iter_explain(iter(TEXTS * 25), [0] * 20))
+    assert len(found) == 20
     with pytest.raises(InvalidTypeError, match=r"got (float|Tensor)"):
         explainer.iter_explain(TEXTS, torch.tensor(1.0))
     batch = bert_pair[1](TEXTS, padding=True, return_tensors="pt")

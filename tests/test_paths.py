@@ -813,7 +813,19 @@ def test_targets_that_end_before_the_texts(bert_pair, windows, count):
     found = []
     with pytest.raises(fastshap.InvalidArgumentError, match=f"only {count} targets"):
         drain(found, explainer.iter_explain((text for text in INPUTS * 2), (1 for _ in range(count))))
-    assert len(found) == count // 2 * 2
+    assert [output.text for output in found] == (INPUTS * 2)[:count]
+
+
+@pytest.mark.parametrize("count", range(6))
+def test_targets_that_cannot_be_read_further(bert_pair, windows, count):
+    def targets():
+        yield from [1] * count
+        raise Unreadable("disk gone")
+
+    found = []
+    with pytest.raises(Unreadable, match="disk gone"):
+        drain(found, fastshap.GradientShap(*bert_pair, n_perturbations=2).iter_explain(iter(INPUTS * 2), targets()))
+    assert len(found) == count
 
 
 def test_a_bad_text_of_a_later_window_is_named(bert_pair, windows):
