@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _ROWS = 1024  # of a Parquet row group
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet runs
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # how a cell begins that a spreadsheet runs
 _SECOND = {"predicted_label", "target_probabilities"}  # columns that files of schema version 1 lack
 
 
@@ -58,12 +58,13 @@ def write_csv(outputs: Iterable[AttributionOutput], path: StrPath) -> int:
     """Writes a row for each output, target and element, for spreadsheets, and returns how many outputs there were.
 
     Columns: text, the output's number from 1 on, and those of :meth:`AttributionOutput.to_pandas`; NaN is an empty cell. A text
-    that was not explained has no rows. Spreadsheets run what begins with ``=``, ``+``, ``-`` or ``@`` as a formula, so such
-    targets and elements begin with an apostrophe instead; ``write_jsonl`` and ``write_parquet`` keep them as they are.
+    that was not explained has no rows. Spreadsheets run what begins with ``=``, ``+``, ``-`` or ``@`` as a formula, full-width
+    or behind a tab or line break too, so targets and elements that begin with one of these get an apostrophe before it;
+    ``write_jsonl`` and ``write_parquet`` keep them as they are. Rows end in CRLF, as RFC 4180 has it.
     """
     count = 0
     with whole(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(file)  # lines end in \r\n: older Pythons quote a cell with \r only where they do
         writer.writerow(("text", *Row._fields))
         for count, output in enumerate(outputs, 1):
             writer.writerows((count, *map(_cell, row)) for row in output.rows())

@@ -139,13 +139,22 @@ def test_csv(outputs, tmp_path):
 
 def test_no_cell_is_a_formula_and_nan_is_empty(outputs, tmp_path):
     evil = fastshap.AttributionOutput.from_dict(outputs[1].to_dict())
-    evil.elements = ["=cmd|' /C calc'!A0", "+1", "-", "@SUM(A1)"]
     evil.attributions[0, 1] = math.nan
+    for elements in (
+        ["=cmd|' /C calc'!A0", "+1", "-", "@SUM(A1)"],
+        ["\t=1", "\r=1", "\n=1", "\r\n=1"],
+        ["＝1", "＋1", "－1", "＠SUM(A1)"],
+    ):
+        evil.elements = elements
+        fastshap.write_csv([evil], tmp_path / "evil.csv")
+        with (tmp_path / "evil.csv").open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["element"] for row in rows] == [f"'{element}" for element in elements]
+        assert rows[1]["attribution"] == ""
+    evil.elements = ["a\r=1", "b\n=1", "c", "d"]
     fastshap.write_csv([evil], tmp_path / "evil.csv")
-    with (tmp_path / "evil.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["element"] for row in rows] == [f"'{element}" for element in evil.elements]
-    assert rows[1]["attribution"] == ""
+    with (tmp_path / "evil.csv").open(newline="", encoding="utf-8") as file:
+        assert [row["element"] for row in csv.DictReader(file)] == evil.elements
 
 
 # ------------------------------------------------------------------ side by side
