@@ -237,8 +237,8 @@ def _read(entries: Iterator[Any], what: str) -> Iterator[Any]:
         if not isinstance(error.__cause__, StopIteration):
             raise
         raise InvalidArgumentError(
-            f"The iterable of {what} broke off after {count}: a StopIteration was raised inside it, most likely by next() on "
-            "something that had ended. Catch it there, or give next() a default."
+            f"The iterable of {what} ended early, after {count}: a StopIteration was raised inside it, most likely by next() "
+            "on something that had ended. Catch it there, or give next() a default."
         ) from error
 
 

@@ -199,12 +199,12 @@ def test_stop_iteration_in_the_users_generator_is_named(default_pair):
         yield next(iter(()))
 
     found = []
-    with pytest.raises(InvalidArgumentError, match=r"texts broke off after 1: a StopIteration.*next\(\)") as caught:
+    with pytest.raises(InvalidArgumentError, match=r"texts ended early, after 1: a StopIteration.*next\(\)") as caught:
         found.extend(explainer.iter_explain(texts()))
     assert isinstance(caught.value.__cause__.__cause__, StopIteration)
-    with pytest.raises(InvalidArgumentError, match="texts broke off after 1"):
+    with pytest.raises(InvalidArgumentError, match="texts ended early, after 1"):
         explainer(texts())
-    with pytest.raises(InvalidArgumentError, match="targets broke off after 0"):
+    with pytest.raises(InvalidArgumentError, match="targets ended early, after 0"):
         list(explainer.iter_explain(iter(TEXTS), (next(iter(())) for _ in TEXTS)))
 
 
