@@ -63,18 +63,18 @@ def explain(
         typer.Option(help="A UTF-8 file with one text per line (an empty line cannot be explained); repeatable."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="A directory or a hub id; by default the sentiment model inside the package.")
+        str | None, typer.Option(help="A directory or hub id; by default the sentiment model in the package.")
     ] = None,
     target: Annotated[
         list[str] | None,
         typer.Option(
-            help="A class number, a label or 'all'; repeatable; by default the predicted class. For a language model: the text "
-            "that follows; by default the model generates it."
+            help="A class number, a label or 'all'; repeatable; by default the predicted class. For a language model: the "
+            "continuation; by default the model writes it."
         ),
     ] = None,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(help="How many tokens a language model may generate where there is no --target.  [default: 20]"),
+        typer.Option(help="The most tokens a language model writes if there is no --target.  [default: 20]"),
     ] = None,
     granularity: Annotated[
         str,
@@ -87,7 +87,7 @@ def explain(
         ),
     ] = "mean",
     n_perturbations: Annotated[
-        int, typer.Option(help="Samples per text: more take longer and give steadier scores.")
+        int, typer.Option(help="Samples per text; more samples take longer and give steadier scores.")
     ] = 10,
     noise_std: Annotated[
         float, typer.Option(help="Standard deviation of the noise that is added to the baseline.")
@@ -127,7 +127,7 @@ def explain(
     ] = False,
     batch_size: Annotated[str, typer.Option(help="The most perturbed rows in one model call, or auto.")] = "auto",
     device: Annotated[str | None, typer.Option(help="Where to run: cpu, cuda:0, or auto for all GPUs.")] = None,
-    backend: Annotated[str, typer.Option(help="What computes: auto, torch or triton.")] = "auto",
+    backend: Annotated[str, typer.Option(help="Compute backend: auto, torch or triton.")] = "auto",
     on_error: Annotated[
         str, typer.Option(help="When a text cannot be explained: record says so and goes on, raise stops.")
     ] = "record",
@@ -220,7 +220,7 @@ cli_jobs.register(app, explain)
 
 @app.command()
 def info() -> None:
-    """Shows versions, devices, the backend, and the model inside the package."""
+    """Shows versions, devices, the backend and the packaged model."""
     import torch
 
     from fastshap.default_model import DEFAULT_MODEL_PATH

@@ -65,50 +65,52 @@ def run(
     text_column: Annotated[str, typer.Option(help="The column of texts.")] = "text",
     id_column: Annotated[str, typer.Option(help="The column of ids: whole numbers or strings, all different.")] = "id",
     resume: Annotated[
-        bool, typer.Option("--resume", help="Keep what an earlier run wrote, and explain the rows that are missing.")
+        bool, typer.Option("--resume", help="Keep what an earlier run wrote and explain the missing rows.")
     ] = False,
     overwrite: Annotated[
         bool,
         typer.Option(
-            "--overwrite", help="Explain everything anew; the earlier output stays until the new one is complete."
+            "--overwrite", help="Explain everything again; the earlier output stays until the new one is complete."
         ),
     ] = False,
     redo_changed: Annotated[
-        bool, typer.Option("--redo-changed", help="With --resume: explain rows anew whose text has changed.")
+        bool, typer.Option("--redo-changed", help="With --resume: explain rows again if their text changed.")
     ] = False,
-    local: Annotated[
-        bool, typer.Option("--local", help="In this process, without Ray, as where Ray is not installed.")
-    ] = False,
+    local: Annotated[bool, typer.Option("--local", help="Run in this process, even if Ray is installed.")] = False,
     address: Annotated[
-        str | None, typer.Option(help="Of a Ray cluster to join: auto on one of its nodes. Else Ray is started here.")
+        str | None,
+        typer.Option(help="Address of a Ray cluster to join, or auto on one of its nodes.  [default: start Ray here]"),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes that explain.  [default: one a GPU, or else a core]", min=1)
+        int | None, typer.Option(help="Number of worker processes.  [default: one per GPU, else one per core]", min=1)
     ] = None,
     cpus_per_worker: Annotated[float, typer.Option(help="CPUs of each worker.", min=0.01)] = 1,
     gpus_per_worker: Annotated[
         float | None, typer.Option(help="GPUs of each worker.  [default: 1 where there are any]", min=0)
     ] = None,
     rows_per_batch: Annotated[
-        int, typer.Option(help="Texts that a worker takes at a time: what is lost when it dies.", min=1)
+        int, typer.Option(help="Texts per worker batch (lost if the worker dies); for Ray only.", min=1)
     ] = 256,
 ) -> None:
-    """Explains a table of texts into a directory of Parquet files, each id exactly once, however often it is interrupted.
+    """Explains a table of texts into a directory of Parquet files.
 
-    On Ray where it is installed (pip install 'fastshap-text[ray]'), in this process otherwise or with --local.
+    Each id appears exactly once, even if the job is interrupted and resumed. The job runs on Ray if it is installed
+    (pip install 'fastshap-text[ray]'); otherwise, or with --local, in this process.
 
-    Exit code: 0 every row has attributions or a recorded error, 1 rows are missing, 2 it could not begin, 130 it was stopped by
-    Ctrl-C, 143 by SIGTERM.
+    Exit code: 0 if every row has attributions or a recorded error, 1 if rows are missing, 2 if the job could not start, 130 if
+    Ctrl-C stopped it, 143 if SIGTERM did.
     """
 
 
 def verify(
     output: Annotated[str, typer.Argument(metavar="OUTPUT", help="What fastshap run wrote.")],
-    source: Annotated[str, typer.Argument(metavar="INPUT", help="What it was made from.")],
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="The input of that run.")],
 ) -> None:
-    """Compares the output of a job with its input: ids, texts, and whether the scores are those that were written.
+    """Compares the output of a job with its input.
 
-    Exit code: 0 every row is there exactly once, 1 it is not, 2 there is nothing to compare.
+    Checks ids and texts, and that the scores are those that were written.
+
+    Exit code: 0 if every row is there exactly once, 1 if not, 2 if there is nothing to compare.
     """
     from fastshap.errors import FastshapError
     from fastshap.jobs.verify import verify as compare

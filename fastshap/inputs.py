@@ -17,7 +17,7 @@ KINDS = (
     "iterable of these"
 )
 _PAIR = (
-    "Several strings stand where one text is expected. A pair of texts is one input: pass what the tokenizer makes of it, "
+    "Several strings stand where one text is expected. A pair of texts is one input: pass the tokenizer's result, "
     "tokenizer(first, second). Texts that do not belong together stand in one list."
 )
 _HANDLED = ("input_ids", "attention_mask", "special_tokens_mask", "token_type_ids")

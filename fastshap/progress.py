@@ -22,7 +22,7 @@ def checked(progress: Any) -> Wanted:
         return progress  # type: ignore[no-any-return]
     raise InvalidTypeError(
         "progress must be None (a bar after a second, where one can be seen), True (a bar), False, or a function that takes "
-        f"the texts done and their number; got {progress!r}."
+        f"the texts done and the texts in total; got {progress!r}."
     )
 
 

@@ -304,7 +304,7 @@ def test_a_corrected_text_is_explained_anew_and_nothing_else(tmp_path, monkeypat
     add = Job.add
     monkeypatch.setattr(Job, "add", lambda self, table: (counted.append(len(table)), add(self, table)))
     said = run(path, out, "--resume", "--redo-changed", *QUICK).stdout
-    assert "changed texts    2, explained anew" in said
+    assert "changed texts    2, explained again" in said
     assert sum(counted) == 2
     assert verify(out, path).good
     after = rows(out)

@@ -86,8 +86,8 @@ def explain_dataset(
         text_column: the column of texts.
         id_column: the column of ids, whole numbers or strings, all different.
         resume: keep what an earlier run wrote and explain the rest; begin where there is nothing.
-        overwrite: explain everything anew. An earlier output stays until the new one is complete, and is then removed.
-        redo_changed: with ``resume``, explain rows anew whose text has changed, instead of refusing.
+        overwrite: explain everything again. An earlier output stays until the new one is complete, and is then removed.
+        redo_changed: with ``resume``, explain rows again if their text changed, instead of refusing.
         progress: show how far it is, on standard error.
         address: of a cluster, as ``ray.init`` takes it ("auto" on one of its nodes).
         workers: processes that explain, each with the model; by default one for each GPU, or else for each core of this

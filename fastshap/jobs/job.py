@@ -267,6 +267,6 @@ def rest(table: pa.Table, done: Sorted) -> pa.Table:
         few = ", ".join(map(repr, table.column("id").filter(changed).to_pylist()[:_SHOWN]))
         raise JobError(
             f"The texts of rows that are done have changed ({few}): their scores in the output are of other texts. Resume with "
-            "--redo-changed to explain these rows anew, or --overwrite the output."
+            "--redo-changed to explain these rows again, or --overwrite the output."
         )
     return table.filter(~there)

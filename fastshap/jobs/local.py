@@ -47,8 +47,8 @@ def explain_files(
         text_column: the column of texts.
         id_column: the column of ids, whole numbers or strings, all different.
         resume: keep what an earlier run wrote and explain the rest; begin where there is nothing.
-        overwrite: explain everything anew. An earlier output stays until the new one is complete, and is then removed.
-        redo_changed: with ``resume``, explain rows anew whose text has changed, instead of refusing.
+        overwrite: explain everything again. An earlier output stays until the new one is complete, and is then removed.
+        redo_changed: with ``resume``, explain rows again if their text changed, instead of refusing.
         progress: show how far it is, on standard error.
         settings: ``targets``, ``generation_kwargs`` and parameters of :class:`fastshap.GradientShap`.
 

@@ -46,7 +46,7 @@ def opened(
     Args:
         same: what must be the same when a job is resumed (:func:`fastshap.jobs.job.identity`).
         versions: of the libraries; each part records them.
-        redo: gives the input's rows with their texts; those that are done and have another text now are explained anew. None
+        redo: gives the input's rows with their texts; those that are done and have another text now are explained again. None
             leaves the output as it is.
         shown: whether to show how far it is.
         started: when the run was, by ``time.monotonic``.
@@ -202,14 +202,14 @@ def _in_the_way(root: Store, manifest: dict[str, Any], replacing: bool) -> str:
     if replacing and manifest["state"] != "complete":
         return (
             f"{root.location} holds the output of an earlier job, and an overwrite of it that was interrupted. --resume "
-            "continues the overwrite, --overwrite begins it anew."
+            "continues the overwrite, --overwrite starts it again."
         )
     if manifest["state"] == "running":
-        return f"{root.location} holds a job that was interrupted. --resume continues it, --overwrite begins anew."
+        return f"{root.location} holds a job that was interrupted. --resume continues it, --overwrite starts again."
     count = manifest["summary"]["rows"]
     return (
-        f"{root.location} holds a finished job of {count:,} rows. --overwrite computes it anew; --resume computes what the "
-        "input has more; or name another directory."
+        f"{root.location} holds a finished job of {count:,} rows. --overwrite computes it again; --resume computes rows added "
+        "to the input; or name another directory."
     )
 
 

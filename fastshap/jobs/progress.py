@@ -89,7 +89,7 @@ class Summary:
         if self.damaged:
             shown.append(f"damaged parts    {self.damaged:,}, their rows computed again")
         if self.redone:
-            shown.append(f"changed texts    {self.redone:,}, explained anew")
+            shown.append(f"changed texts    {self.redone:,}, explained again")
         for name, some in self.versions.items():
             if len(some) > 1:
                 shown.append(
