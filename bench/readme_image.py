@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.terminal_theme import TerminalTheme
@@ -20,20 +19,12 @@ _GREY = [(40, 40, 40)] * 8
 _THEME = TerminalTheme((255, 255, 255), (40, 40, 40), _GREY, [*_GREY[:7], (255, 255, 255)])
 
 
-def _prediction(explainer: fastshap.GradientShap, text: str) -> str:
-    logits = explainer.model(**explainer.tokenizer(text, return_tensors="pt")).logits[0]
-    best = int(logits.argmax())
-    config: Any = explainer.model.config
-    return f"predicted {config.id2label[best]}, probability {float(logits.softmax(0)[best]):.3f}"
-
-
 def main() -> None:
     """Writes docs/images/explain.svg."""
     explainer = fastshap.GradientShap(*fastshap.load_default_model(), batch_size="auto")
     console = Console(record=True, width=116, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     for text, output in zip(TEXTS, explainer(list(TEXTS)), strict=True):
         console.print(Text(text, style="italic"))
-        console.print(Text(_prediction(explainer, text)))
         show(output, console)
         console.print()
     svg = console.export_svg(title="fastshap explain", theme=_THEME)
