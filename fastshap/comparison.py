@@ -6,7 +6,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastshap.disk import whole
 from fastshap.errors import InvalidArgumentError, InvalidTypeError
@@ -89,16 +89,19 @@ def compare(
     Args:
         other: another output of the same text; without it, the targets of ``output`` are compared.
         targets: names or numbers of targets. Of one output, which of them, by default all; of two, one for both or one for
-            each, by default the first of ``output``, which ``other`` has to have too.
-        names: what the columns are called; by default the targets, or the outputs' models.
+            each, by default the first of ``output``, which ``other`` has to have too. Where each has just one, these are
+            paired, whatever they are called.
+        names: what the columns are called; by default the targets, or the outputs' models, with the targets where they differ.
 
     Raises:
         InvalidArgumentError: an output is a text's error; the texts differ; there is no such target; less than two columns;
             the outputs have no element in common.
     """
-    for one in (output,) if other is None else (output, other):
+    given: tuple[Any, ...] = (output,) if other is None else (output, other)
+    for one in given:
         if not isinstance(one, AttributionOutput):
-            raise InvalidTypeError(f"compare takes outputs; got {type(one).__name__}.")
+            only = " Take one of the list: outputs[0]." if isinstance(one, list) else ""
+            raise InvalidTypeError(f"compare takes outputs; got {type(one).__name__}.{only}")
         one.number_of(0)  # a text's error has no target
     columns = _of_one(output, targets) if other is None else _of_two(output, other, targets)
     if names is not None:
@@ -124,17 +127,25 @@ def _of_two(
     if one.text != other.text:
         raise InvalidArgumentError(f"The outputs are of different texts: {one.text[:60]!r} and {other.text[:60]!r}.")
     if targets is None:
-        first = one.number_of(0)
-        targets = [first, first if one.target_names == other.target_names else one.target_names[first]]
+        paired = len(one.target_names) == len(other.target_names) == 1 or one.target_names == other.target_names
+        targets = 0 if paired else one.target_names[0]
     wanted = [targets, targets] if isinstance(targets, int | str) else list(targets)
     if len(wanted) != 2:
         raise InvalidArgumentError(f"targets must be one target for both outputs, or one for each; got {targets!r}.")
+    numbers = [one.number_of(wanted[0])]
+    try:
+        numbers.append(other.number_of(wanted[1]))
+    except InvalidArgumentError as error:
+        if not isinstance(targets, str):
+            raise
+        both = [targets.strip(), other.target_names[0].strip()]
+        raise InvalidArgumentError(f"{str(error).removesuffix('.')}; targets={both!r} names one for each.") from None
     models = [output.provenance.model for output in (one, other)]
     names = models if all(models) and models[0] != models[1] else ["first", "second"]
-    return [
-        ComparedColumn(name, output, output.number_of(target))
-        for name, output, target in zip(names, (one, other), wanted, strict=True)
-    ]
+    chosen = [output.target_names[t].strip() for output, t in zip((one, other), numbers, strict=True)]
+    if chosen[0] != chosen[1]:
+        names = [f"{name}: {target}" for name, target in zip(names, chosen, strict=True)]
+    return [ComparedColumn(name, output, t) for name, output, t in zip(names, (one, other), numbers, strict=True)]
 
 
 _Place = tuple[int | str, int, int]  # where it begins and ends, or its name and 0; and how many such there were with it

@@ -241,6 +241,25 @@ def test_tokens_of_one_character_are_rows_of_their_own(llama_pair):
     )
 
 
+def test_two_models_with_other_labels(default_pair, bert_pair, outputs, tmp_path):
+    (other,) = fastshap.GradientShap(*bert_pair)(TEXTS[0], 2)
+    (one,) = fastshap.GradientShap(*default_pair)(TEXTS[0], "positive")
+    compared = fastshap.compare(one, other)
+    assert [column.name for column in compared.columns] == ["first: positive", "second: LABEL_2"]
+    assert compared.elements[0].scores == (one.attributions[0, 0].item(), other.attributions[0, 0].item())
+    meaning = "difference: second: LABEL_2 less first: positive"
+    assert meaning in str(compared).split("\n")
+    compared.to_html(tmp_path / "compared.html")
+    assert meaning in Parsed((tmp_path / "compared.html").read_text()).text
+    with pytest.raises(
+        fastshap.InvalidArgumentError,
+        match=r"no target 'negative'; there are 'LABEL_2'; targets=\['negative', 'LABEL_2'\] names one for each",
+    ):
+        fastshap.compare(outputs[0], other)
+    chosen = fastshap.compare(outputs[0], other, targets=["positive", "LABEL_2"])
+    assert [column.name for column in chosen.columns] == ["first: positive", "second: LABEL_2"]
+
+
 def test_what_cannot_be_compared_says_so(explainer, outputs):
     with pytest.raises(fastshap.InvalidArgumentError, match="different texts"):
         fastshap.compare(outputs[0], outputs[1])
@@ -252,6 +271,8 @@ def test_what_cannot_be_compared_says_so(explainer, outputs):
         fastshap.compare(outputs[0], outputs[0], targets=[0, 1, 0])
     with pytest.raises(fastshap.InvalidTypeError, match="takes outputs; got str"):
         fastshap.compare("x")
+    with pytest.raises(fastshap.InvalidTypeError, match=r"Take one of the list: outputs\[0\]"):
+        fastshap.compare(outputs)
     apart = fastshap.AttributionOutput.from_dict(outputs[1].to_dict())
     apart.element_spans = [(start, end - 1) for start, end in apart.element_spans]
     with pytest.raises(fastshap.InvalidArgumentError, match="no element in common"):

@@ -31,6 +31,8 @@ def show(comparison: Any, console: Console | None) -> None:
             Text(plot.label(row.element)), *(_number(value).replace("−", "-") for value in _values(comparison, row))
         )
     console.print(table)
+    if difference := _difference(comparison):
+        console.print(Text(printable(difference), style="dim"))
     for column in comparison.columns:
         console.print(Text(printable(f"{named(column.name)}: {_about(column)}"), style="dim"))
 
@@ -65,10 +67,12 @@ def _content(comparison: Any) -> str:
         + "</tr>\n"
         for row in comparison.elements
     )
+    difference = _difference(comparison)
+    meaning = f'<p class="e">{marked(difference)}</p>' if difference else ""
     return (
         f'<article><div class="w">{columns}</div>\n<div class="o"><table>'
         f'<thead><tr><th scope="col">element</th>{headings}</tr></thead>'
-        f"<tbody>\n{rows}</tbody></table></div></article>"
+        f"<tbody>\n{rows}</tbody></table></div>{meaning}</article>"
     )
 
 
@@ -86,11 +90,23 @@ def _scores(column: Any) -> list[float]:
 
 def _headings(comparison: Any) -> list[str]:
     headings = [named(column.name) for column in comparison.columns]
-    return [*headings, "difference"] if comparison.alike and len(headings) == 2 else headings
+    return [*headings, "difference"] if _subtracted(comparison) else headings
 
 
 def _values(comparison: Any, row: Any) -> tuple[float, ...]:
-    return (*row.scores, row.difference) if comparison.alike and len(row.scores) == 2 else row.scores
+    return (*row.scores, row.difference) if _subtracted(comparison) else row.scores
+
+
+def _subtracted(comparison: Any) -> bool:
+    return comparison.alike and len(comparison.columns) == 2
+
+
+def _difference(comparison: Any) -> str:
+    """What the column of that name says; nothing where there is none."""
+    if not _subtracted(comparison):
+        return ""
+    first, second = (named(column.name) for column in comparison.columns)
+    return f"difference: {second} less {first}"
 
 
 def _about(column: Any) -> str:
