@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fastshap import parameters
+from fastshap.errors import InvalidTypeError
 from fastshap.explainer import GradientShap
 from fastshap.loading import load_pair
 from fastshap.output import AttributionOutputs
@@ -51,6 +52,8 @@ def explain(
         >>> output.target_names
         ['positive']
     """
+    if parameters.is_tokenizer(targets):
+        raise InvalidTypeError("You passed a tokenizer as targets; write tokenizer=...")
     devices = tuple(parameters.devices(settings.pop("device", None)))
     if model is None or isinstance(model, str | os.PathLike):
         name = None if model is None else os.fspath(model)

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastshap.errors import InvalidArgumentError, InvalidTypeError
+from fastshap.errors import InvalidArgumentError, InvalidTypeError, UnsupportedModelError
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -30,7 +30,27 @@ def pair(model: Any, tokenizer: Any) -> tuple[Any, Any]:
         raise InvalidTypeError(
             "There is no tokenizer: pass the model's own beside it, or a transformers pipeline, which brings both."
         )
+    if is_tokenizer(model):
+        raise InvalidTypeError(
+            f"model must be a model or a transformers pipeline; got the tokenizer {type(model).__name__}. The model comes "
+            "first, the tokenizer second."
+        )
+    if not isinstance(model, nn.Module):
+        raise InvalidTypeError(f"model must be a model or a transformers pipeline; got {type(model).__name__}.")
+    if isinstance(tokenizer, str | nn.Module) or not callable(tokenizer):
+        raise InvalidTypeError(f"tokenizer must be the model's tokenizer; got {type(tokenizer).__name__}.")
+    if not hasattr(model, "config"):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no config, so it is no model of transformers; those are explained that classify texts "
+            "(*ForSequenceClassification) or go on with them (*ForCausalLM)."
+        )
     return model, tokenizer
+
+
+def is_tokenizer(value: Any) -> bool:
+    """Whether it is one of transformers'."""
+    base = sys.modules.get("transformers.tokenization_utils_base")  # where there is a tokenizer, it was imported
+    return base is not None and isinstance(value, base.PreTrainedTokenizerBase)
 
 
 def whole(value: Any, name: str, *, least: int, most: int | None = None, also: str = "") -> int:

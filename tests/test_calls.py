@@ -326,6 +326,21 @@ def test_options_that_there_are_not(default_pair):
         explainer(TEXTS[0], device="cpu")
 
 
+def test_a_model_and_a_tokenizer_in_the_wrong_places(default_pair):
+    model, tokenizer = default_pair
+    with pytest.raises(InvalidTypeError, match="passed a tokenizer as targets; write tokenizer="):
+        fastshap.explain(TEXTS[0], model, tokenizer)
+    with pytest.raises(InvalidTypeError, match=r"got the tokenizer .*The model comes first"):
+        GradientShap(tokenizer, model)
+    with pytest.raises(InvalidTypeError, match="a transformers pipeline; got int"):
+        GradientShap(3, tokenizer)
+    for wrong in (model, "bert", 3):
+        with pytest.raises(InvalidTypeError, match="must be the model's tokenizer; got"):
+            GradientShap(model, wrong)
+    with pytest.raises(fastshap.UnsupportedModelError, match=r"Linear has no config.*ForSequenceClassification"):
+        GradientShap(torch.nn.Linear(2, 2), tokenizer)
+
+
 # A model by its name, and as a pipeline
 
 
