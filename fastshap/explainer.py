@@ -276,11 +276,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         return self._budget.padding, self._budget.positions
 
     def _for_call(self, options: Mapping[str, Any]) -> GradientShap:
-        if unknown := sorted(options.keys() - _PARAMETERS):
-            raise InvalidArgumentError(
-                f"A call has no option {', '.join(unknown)}; there are {', '.join(sorted(_PARAMETERS))}. Model, tokenizer and "
-                "device are the explainer's own."
-            )
+        refuse_unknown(options, "A call", "Model, tokenizer and device are the explainer's own.")
         own = object.__new__(type(self))
         own.__dict__.update(self.__dict__)
         GradientShap.__init__(own, self.model, self.tokenizer, **{**self._given, **options})
@@ -628,6 +624,20 @@ def _finite(scored: _Scored) -> _Scored | NonFiniteError:
 
 
 _PARAMETERS = frozenset(inspect.signature(GradientShap).parameters) - {*_FIXED}
+_BESIDE = ("model_inputs", "targets", "generation_kwargs", "progress")  # what a call takes beside these
+
+
+def refuse_unknown(options: Mapping[str, Any], who: str, further: str) -> None:
+    """Names of options that there are not are an error, which says what may have been meant.
+
+    Raises:
+        InvalidArgumentError: there are such names.
+    """
+    if unknown := sorted(options.keys() - _PARAMETERS):
+        named = ", ".join(name + parameters.meant(name, options[name], [*_BESIDE, *_PARAMETERS]) for name in unknown)
+        raise InvalidArgumentError(
+            f"{who} has no option {named}; there are {', '.join(sorted(_PARAMETERS))}. {further}"
+        )
 
 
 def _on_host(summaries: Mapping[int, Summary]) -> dict[int, Summary]:

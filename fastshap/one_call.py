@@ -11,7 +11,7 @@ import torch
 
 from fastshap import parameters
 from fastshap.errors import InvalidTypeError
-from fastshap.explainer import GradientShap
+from fastshap.explainer import GradientShap, refuse_unknown
 from fastshap.loading import load_pair
 from fastshap.output import AttributionOutputs
 from fastshap.progress import Wanted
@@ -55,6 +55,7 @@ def explain(
     if parameters.is_tokenizer(targets):
         raise InvalidTypeError("You passed a tokenizer as targets; write tokenizer=...")
     devices = tuple(parameters.devices(settings.pop("device", None)))
+    refuse_unknown(settings, "fastshap.explain", "It takes model, tokenizer and device too.")
     if model is None or isinstance(model, str | os.PathLike):
         name = None if model is None else os.fspath(model)
         explainer = _explainer(name, _state(name), devices)

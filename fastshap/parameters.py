@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import numbers
 import operator
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -51,6 +53,19 @@ def is_tokenizer(value: Any) -> bool:
     """Whether it is one of transformers'."""
     base = sys.modules.get("transformers.tokenization_utils_base")  # where there is a tokenizer, it was imported
     return base is not None and isinstance(value, base.PreTrainedTokenizerBase)
+
+
+_ELSEWHERE = {"n_samples": "n_perturbations", "nsamples": "n_perturbations", "n_steps": "n_perturbations"}  # in peers
+
+
+def meant(name: str, value: Any, known: Sequence[str]) -> str:
+    """What an option that there is not may have been meant for, in brackets; nothing where nobody knows."""
+    near = _ELSEWHERE.get(name) or next(iter(difflib.get_close_matches(name, known, 1, 0.7)), None)
+    if near is not None:
+        return f" (did you mean {near}?)"
+    from transformers import GenerationConfig
+
+    return f' (write generation_kwargs={{"{name}": {value!r:.40}}})' if name in vars(GenerationConfig()) else ""
 
 
 def whole(value: Any, name: str, *, least: int, most: int | None = None, also: str = "") -> int:

@@ -317,9 +317,22 @@ def test_options_that_there_are_not(default_pair):
     explainer = GradientShap(*default_pair)
     for call in (explainer, explainer.iter_explain, lambda *a, **o: fastshap.explain(*a, **o)):
         with pytest.raises(
-            InvalidArgumentError, match=r"no option n_perturbation; there are backend, .*n_perturbations"
+            InvalidArgumentError,
+            match=r"no option n_perturbation \(did you mean n_perturbations\?\); there are backend, .*n_perturbations",
         ):
             call(TEXTS[0], n_perturbation=3)
+    for options, said in (
+        ({"target": 1}, r"target \(did you mean targets\?\)"),
+        ({"n_samples": 3}, r"n_samples \(did you mean n_perturbations\?\)"),
+        ({"max_new_tokens": 5}, r'max_new_tokens \(write generation_kwargs=\{"max_new_tokens": 5\}\)'),
+        ({"top_k": 5}, r'top_k \(write generation_kwargs=\{"top_k": 5\}\)'),
+        ({"x": 5, "sed": 1}, r"sed \(did you mean seed\?\), x"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=rf"A call has no option {said}; there are"):
+            explainer(TEXTS[0], **options)
+    with pytest.raises(InvalidArgumentError, match=r"^fastshap\.explain has no option n_samples") as caught:
+        fastshap.explain(TEXTS[0], n_samples=3)
+    assert "own" not in str(caught.value)
     with pytest.raises(InvalidArgumentError, match="n_perturbations"):
         explainer(TEXTS[0], n_perturbations=0)
     with pytest.raises(InvalidArgumentError, match="device are the explainer's own"):
