@@ -74,9 +74,17 @@ class UntrainedHeadWarning(UserWarning):
     """The model's checkpoint lacks weights that the task needs, so they are random: what is explained was never learned."""
 
 
-def warn(message: str, category: type[Warning]) -> None:
-    """Warns at the line outside of this package that everything was called from."""
+def warn(message: str, category: type[Warning], again: bool = False) -> None:
+    """Warns at the line outside of this package that everything was called from.
+
+    Args:
+        again: also where the same was said at that line before, unless the user's filters hide it.
+    """
     level, frame = 1, sys._getframe()
     while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] == __name__.split(".")[0]:
         level, frame = level + 1, frame.f_back  # type: ignore[assignment]
-    warnings.warn(message, category, stacklevel=level)
+    if again and frame is not None:
+        where = frame.f_code.co_filename, frame.f_lineno, frame.f_globals.get("__name__")
+        warnings.warn_explicit(message, category, *where)  # without a registry of what was said
+    else:
+        warnings.warn(message, category, stacklevel=level)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Collection
 from typing import Any
 
 from torch import nn
 
-from fastshap.errors import UntrainedHeadWarning
+from fastshap.errors import UntrainedHeadWarning, warn
 
 _SHOWN = 4
 _told: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -27,15 +26,15 @@ def newly_initialised(model: nn.Module) -> list[str]:
     )
 
 
-def warn_of_untrained(model: Any, names: Collection[str], stacklevel: int) -> None:
-    """Once a model."""
+def warn_of_untrained(model: Any, names: Collection[str]) -> None:
+    """Once a model, also where another of its class was spoken of before."""
     if not names or model in _told:
         return
     _told.add(model)
     listed = ", ".join(sorted(names)[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-    warnings.warn(
+    warn(
         f"{type(model).__name__} was loaded from a checkpoint without {listed}: these weights are random, so there is nothing "
         "learned to explain. Load a checkpoint that was trained for this task, or train this one first.",
         UntrainedHeadWarning,
-        stacklevel=stacklevel + 1,
+        again=True,
     )

@@ -1,6 +1,7 @@
 """A model is tried before it is explained: at points of its own, by logits and gradients, whatever the first text is."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ from transformers import (
 from transformers.models.bert.modeling_bert import BertPooler
 
 import fastshap
-from fastshap import ModelFailedError
+from fastshap import ModelFailedError, one_call
 from fastshap.loading import load_pair
 from fastshap.tasks import trial
 
@@ -409,6 +410,25 @@ def test_a_head_that_was_never_trained(answering, default_pair):
     fastshap.GradientShap(trained, default_pair[1])  # no warning
     load(answering).save_pretrained(answering / "whole")
     fastshap.GradientShap(load(answering / "whole"), default_pair[1])  # nor here
+
+
+def test_a_head_that_was_never_trained_is_told_of_at_the_users_line(answering, default_pair):
+    config = answering / "config.json"
+    config.write_text(config.read_text().replace("ForQuestionAnswering", "ForSequenceClassification"))
+    load = transformers.AutoModelForSequenceClassification.from_pretrained
+    calls = (
+        lambda: fastshap.explain("fine", load(answering), tokenizer=default_pair[1], n_perturbations=1),
+        lambda: fastshap.explain("fine", str(answering), n_perturbations=1),
+        lambda: load_pair(str(answering)),
+    )
+    for call in calls:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            for _ in range(2):
+                call()
+                one_call._explainer.cache_clear()
+        found = [one.filename for one in caught if one.category is fastshap.UntrainedHeadWarning]
+        assert found == [__file__] * 2
 
 
 def test_a_head_of_another_size(answering, default_pair):

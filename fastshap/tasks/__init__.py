@@ -42,7 +42,7 @@ def task_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inferen
     makes = getattr(own, "output_modalities", ("text",))
     for task in _TASKS if "text" in makes else ():
         if name.endswith(task.class_endings) or (task is GenerationTask and _goes_on(own)):
-            warn_of_untrained(own, newly_initialised(own), stacklevel=4)
+            warn_of_untrained(own, newly_initialised(own))
             return task(model, tokenizer, inference_mode, seed)
     does = next((what for ending, what in _OTHERS.items() if name.endswith(ending)), "does something else")
     if getattr(own.config, "is_encoder_decoder", False):
