@@ -155,7 +155,8 @@ def _run(settings: dict[str, Any], local: bool, **given: Any) -> None:
         further = "" if "--" in str(error) else f" What was explained is in {output}; --resume continues the job."
         _fail(JobError(f"{error}{further}"), 1)
     except KeyboardInterrupt as stop:
-        what = f"fastshap: stopped; what was explained is in {output}. --resume continues the job."
+        count = f": {stop}" if str(stop) else ""
+        what = f"fastshap: stopped; what was explained is in {output}{count}. --resume continues the job."
         typer.echo(f"\n{printable(what)}", err=True)
         raise typer.Exit(143 if isinstance(stop, Terminated) else 130) from None
     _say([f"{output} is complete.", *summary.lines()])

@@ -589,6 +589,42 @@ def test_stopped_by_the_keyboard(tmp_path, monkeypatch):
     assert f"({sum(calls)} from before)" in run(path, out, "--resume", *QUICK).stdout
 
 
+def test_slow_texts_are_handed_on_as_they_come(tmp_path, monkeypatch):
+    path, out = write(tmp_path / "a.parquet", make_texts(50)), tmp_path / "out"
+    add, calls, given = Progress.add, [], []
+    window = fastshap.GradientShap._explain_window
+
+    def slow(self, texts, *arguments):
+        given.extend(texts)
+        if len(given) > 7:
+            raise KeyboardInterrupt
+        time.sleep(0.6 * len(texts))
+        return window(self, texts, *arguments)
+
+    monkeypatch.setattr(fastshap.GradientShap, "_explain_window", slow)
+    monkeypatch.setattr(Progress, "add", lambda self, count: (add(self, count), calls.append(count)))
+    said = run(path, out, *QUICK, code=130).stderr
+    assert calls == [1] * 7
+    assert f"what was explained is in {out}: 7 of 50 rows. --resume" in said.replace("\n", "")
+    assert set(rows(out)) == set(range(7))
+
+
+def test_what_waits_is_kept_when_a_run_is_stopped(tmp_path, monkeypatch):
+    path, out = write(tmp_path / "a.parquet", make_texts(50)), tmp_path / "out"
+    explain = fastshap.GradientShap.iter_explain
+
+    def stopped(self, *arguments, **options):
+        for i, output in enumerate(explain(self, *arguments, **options)):
+            if i == 12:
+                raise KeyboardInterrupt
+            yield output
+
+    monkeypatch.setattr(fastshap.GradientShap, "iter_explain", stopped)
+    monkeypatch.setattr("fastshap.jobs.local._HAND_ON", 1e9)
+    run(path, out, *QUICK, code=130)
+    assert set(rows(out)) == set(range(12))
+
+
 def test_a_run_that_was_taken_over_stops(tmp_path, monkeypatch):
     path, out = write(tmp_path / "a.parquet", make_texts(100)), tmp_path / "out"
     add = Progress.add

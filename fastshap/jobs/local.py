@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import warnings
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _SECONDS = 10.0  # of work between two looks at the clock, about
 _FEWEST, _MOST = 64, 8192  # texts
+_HAND_ON = 1.0  # seconds of work between two times that rows are handed on, about
 
 
 def explain_files(
@@ -103,34 +105,46 @@ def _of_size(files: Files, job: Job, size: list[int]) -> Iterator[pa.Table]:
 def _explain(batch: BatchExplainer, table: pa.Table, job: Job) -> None:
     """Explains a table, handing rows on as they come; what breaks the stream is found row by row."""
     texts, ids = texts_of(table), table.column("id")
-    done = 0
-    waiting: list[AttributionOutput] = []
+    start = time.monotonic()
+    # Rows handed on, and those that wait; one name, so that an interrupt sees both as they belong together.
+    state: tuple[int, list[AttributionOutput]] = (0, [])
+
+    def together() -> int:
+        """Rows to hand on at a time: about those of a second."""
+        done, waiting = state
+        rate = (done + len(waiting)) / max(time.monotonic() - start, 1e-9)
+        return min(max(1, int(rate * _HAND_ON)), _FEWEST)
 
     def hand_on() -> None:
-        nonlocal done
+        nonlocal state
+        done, waiting = state
         if not waiting:
             return
         made = to_table(texts[done : done + len(waiting)], waiting)
         made = made.add_column(0, "id", ids.slice(done, len(waiting)))
         # First: what the job has taken must not be given to it again, whatever goes wrong there.
-        done += len(waiting)
-        waiting.clear()
+        state = (done + len(waiting), [])
         job.add(made)
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", TruncationWarning)  # each row says so itself
-            for output in batch.explainer.iter_explain(
-                texts, batch.targets_of(len(texts)), generation_kwargs=batch.generation_kwargs, progress=False
-            ):
-                waiting.append(output)
-                if len(waiting) == _FEWEST:
-                    hand_on()
-    except FastshapError:
-        raise
-    except Exception:
-        hand_on()
-        while done < len(texts):
-            waiting += batch.outputs(texts[done : done + _FEWEST])
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", TruncationWarning)  # each row says so itself
+                for output in batch.explainer.iter_explain(
+                    texts, batch.targets_of(len(texts)), generation_kwargs=batch.generation_kwargs, progress=False
+                ):
+                    state[1].append(output)
+                    if len(state[1]) >= together():
+                        hand_on()
+        except FastshapError:
+            raise
+        except Exception:
             hand_on()
-    hand_on()
+            while state[0] < len(texts):
+                state[1].extend(batch.outputs(texts[state[0] : state[0] + together()]))
+                hand_on()
+        hand_on()
+    except KeyboardInterrupt:
+        with contextlib.suppress(FastshapError):
+            hand_on()
+        raise

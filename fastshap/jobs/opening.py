@@ -96,6 +96,8 @@ def opened(
                 error.begun = left
             with contextlib.suppress(Exception):
                 job.flush()  # what is computed is kept
+            if isinstance(error, KeyboardInterrupt):
+                error.args = (f"{job.summary.rows:,} of {len(rows.ids):,} rows",)  # for the person who stopped it
             raise
         finally:
             progress.close()
