@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import time
@@ -14,6 +15,7 @@ from fastshap.errors import InvalidTypeError
 Wanted = bool | Callable[[float, int | None], object] | None
 
 _QUIET = 1.0  # seconds before a bar that nobody asked for
+_USUAL = {"ncols": 80, "nrows": 20}  # of a terminal, for tqdm
 
 
 def checked(progress: Any) -> Wanted:
@@ -131,7 +133,7 @@ class Progress:
             if self._bar is None:
                 from tqdm.auto import tqdm
 
-                self._bar = tqdm(total=self._total, unit="text", leave=False, miniters=0)
+                self._bar = tqdm(total=self._total, unit="text", leave=False, miniters=0, **room())
                 self._bar.start_t = self._start
             self._bar.total = self._total
             self._bar.n = round(self._finished + self._part, 1) if self._part else self._finished
@@ -142,6 +144,14 @@ def _on_a_terminal() -> bool:
     with contextlib.suppress(AttributeError, ValueError):  # no stream, or a closed one
         return bool(sys.stderr.isatty())
     return False
+
+
+def room() -> dict[str, int]:
+    """What a bar is told of a terminal that says it has no columns, where tqdm would show nothing; elsewhere tqdm looks."""
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # no stream, a closed one, or no terminal
+        if sys.stderr.isatty() and not os.get_terminal_size(sys.stderr.fileno()).columns and not _in_a_notebook():
+            return _USUAL
+    return {}
 
 
 def _in_a_notebook() -> bool:

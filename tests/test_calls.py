@@ -3,6 +3,7 @@
 import copy
 import io
 import os
+import select
 import sys
 import threading
 import types
@@ -136,6 +137,22 @@ def test_a_bar_is_there_though_nothing_is_reported(monkeypatch):
     with Progress(None, 2) as progress:
         progress._timer.join(20)
         assert "0/2" in screen.getvalue()
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="there are no pseudo-terminals")
+def test_a_terminal_that_says_it_has_no_columns(monkeypatch):
+    main, other = os.openpty()  # of no size, unless one is set
+    with os.fdopen(other, "w") as screen:
+        monkeypatch.setattr(sys, "stderr", screen)
+        with Progress(True, 10) as progress:
+            progress._timer.cancel()
+            progress.begin(10)
+            progress.add(3)
+            screen.flush()
+            assert select.select([main], [], [], 0)[0], "nothing was shown"
+            assert b"/10 [" in os.read(main, 4096)
+        monkeypatch.undo()
+    os.close(main)
 
 
 def test_one_quick_text_shows_no_bar(default_pair, monkeypatch):

@@ -2,6 +2,7 @@
 
 import gzip
 import inspect
+import io
 import json
 import os
 import pickle
@@ -753,6 +754,14 @@ def test_progress_for_people(capsys, monkeypatch):
         "fastshap: 162 of 1,000 texts (16%), 2.0 a second, 6 min 59 s left",
         "fastshap: 181 of 1,000 texts (18%), 1.3 a second, 10 min 27 s left",
     ]
+
+
+def test_the_bar_of_a_job_begins_without_a_rate(monkeypatch):
+    screen = io.StringIO()
+    screen.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", screen)
+    Progress(50, 0, shown=True).close()
+    assert "0 of 50 texts, starting" in screen.getvalue()
 
 
 def test_every_parameter_of_the_explainer_is_an_option():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from fastshap.jobs.store import about_of
+from fastshap.progress import room
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -114,7 +115,8 @@ class Progress:
             unit=" texts",
             leave=False,
             disable=None if shown else True,
-            bar_format="{percentage:3.0f}%|{bar}| {n:,.0f} of {total:,.0f} texts, {postfix}",
+            **room(),  # type: ignore[arg-type]
+            bar_format="{percentage:3.0f}%|{bar}| {n:,.0f} of {total:,.0f} texts{postfix}",
             postfix="starting",
         )
 
