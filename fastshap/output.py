@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, SupportsIndex, overload
 
 from fastshap import interop, parameters, plain
 from fastshap.disk import whole
@@ -227,6 +227,14 @@ class AttributionOutputs(list[AttributionOutput]):
     def __getitem__(self, index: SupportsIndex | slice) -> AttributionOutput | AttributionOutputs:
         found = super().__getitem__(index)
         return AttributionOutputs(found) if isinstance(index, slice) else found  # type: ignore[arg-type, return-value]
+
+    if not TYPE_CHECKING:  # a type checker knows the names that there are
+
+        def __getattr__(self, name: str) -> NoReturn:
+            what = f"{type(self).__name__!r} has no {name!r}"
+            if not name.startswith("_") and hasattr(AttributionOutput, name):
+                what += ": this is a list of outputs; take one: outputs[0]"
+            raise AttributeError(what, name=name, obj=self)
 
     def __repr__(self) -> str:
         from fastshap.render.listing import lines_of

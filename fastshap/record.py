@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from fastshap.errors import InvalidArgumentError
+from fastshap.errors import InvalidArgumentError, InvalidTypeError
 from fastshap.estimate import student_quantile
 from fastshap.provenance import Provenance
 from fastshap.types import Granularity, GranularityAggregationStrategy, InferenceModes, ModelTask
@@ -104,8 +105,12 @@ class Record:
         Student's t, with ``degrees_of_freedom``. A single run of antithetic samples is conservative below 50. With independent
         ones, 95 % intervals of skewed scores may hold as few as 86 %. NaN where there is no standard error.
         """
+        given: Any = confidence
+        if isinstance(given, bool) or not isinstance(given, numbers.Real):
+            raise InvalidTypeError(f"confidence must be a number between 0 and 1, 0.95 say; got {confidence!r}.")
         if not 0 < confidence < 1:
-            raise InvalidArgumentError(f"confidence must lie between 0 and 1; got {confidence}.")
+            percent = f"; for {confidence:g} % write {confidence / 100:g}" if 1 < confidence < 100 else ""
+            raise InvalidArgumentError(f"confidence must lie between 0 and 1; got {confidence}{percent}.")
         if self.degrees_of_freedom == 0:
             half = torch.full_like(self.attributions, torch.nan)
         else:

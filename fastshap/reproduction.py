@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastshap.errors import InvalidArgumentError, UnsupportedModelError
+from fastshap.errors import InvalidArgumentError, InvalidTypeError, UnsupportedModelError
 from fastshap.explainer import GradientShap
 from fastshap.output import AttributionOutput
 from fastshap.provenance import Provenance
@@ -82,6 +82,10 @@ def reproduce(
         InvalidArgumentError: there is nothing to compute again, or it needs what a file cannot hold.
         UnsupportedModelError: the model does another task.
     """
+    given: Any = output
+    if not isinstance(given, Record):
+        only = ": outputs[0]" if isinstance(given, list) else ""
+        raise InvalidTypeError(f"reproduce takes one output{only}; got {type(given).__name__}.")
     if output.error is not None:
         raise InvalidArgumentError(
             f"This text was not explained, so there is nothing to compute again: {printable(output.error)}"

@@ -1,8 +1,10 @@
 """Looking at results: printed, in lists, the strongest elements, tables for spreadsheets, side by side."""
 
+import copy
 import csv
 import io
 import math
+import pickle
 
 import pytest
 import torch
@@ -155,6 +157,30 @@ def test_no_cell_is_a_formula_and_nan_is_empty(outputs, tmp_path):
     fastshap.write_csv([evil], tmp_path / "evil.csv")
     with (tmp_path / "evil.csv").open(newline="", encoding="utf-8") as file:
         assert [row["element"] for row in csv.DictReader(file)] == evil.elements
+
+
+def test_a_list_of_outputs_is_no_output(outputs, default_pair):
+    for name in ("show", "top", "attributions", "to_json"):
+        with pytest.raises(AttributeError, match=rf"no '{name}': this is a list of outputs; take one: outputs\[0\]"):
+            getattr(outputs, name)
+    with pytest.raises(AttributeError, match=r"no 'nothing'$"):
+        outputs.nothing  # noqa: B018
+    assert not hasattr(outputs, "_repr_png_")
+    assert copy.deepcopy(outputs)[0].to_json() == pickle.loads(pickle.dumps(outputs))[0].to_json()
+    with pytest.raises(fastshap.InvalidTypeError, match=r"reproduce takes one output: outputs\[0\]; got"):
+        fastshap.reproduce(outputs, *default_pair)
+    with pytest.raises(fastshap.InvalidTypeError, match=r"reproduce takes one output; got str"):
+        fastshap.reproduce("x", *default_pair)
+
+
+def test_a_confidence_that_is_no_share(outputs):
+    for wrong in ("95%", None, True):
+        with pytest.raises(fastshap.InvalidTypeError, match=r"must be a number between 0 and 1, 0\.95 say; got"):
+            outputs[0].interval(wrong)
+    with pytest.raises(fastshap.InvalidArgumentError, match=r"got 95; for 95 % write 0\.95"):
+        outputs[0].interval(95)
+    with pytest.raises(fastshap.InvalidArgumentError, match=r"got 0\.$"):
+        outputs[0].interval(0)
 
 
 # ------------------------------------------------------------------ side by side
