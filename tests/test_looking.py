@@ -159,6 +159,19 @@ def test_no_cell_is_a_formula_and_nan_is_empty(outputs, tmp_path):
         assert [row["element"] for row in csv.DictReader(file)] == evil.elements
 
 
+def test_a_file_in_a_directory_that_is_missing(outputs, tmp_path):
+    for write in (
+        outputs.to_html,
+        outputs[0].to_html,
+        lambda path: fastshap.write_jsonl(outputs, path),
+        lambda path: fastshap.write_csv(outputs, path),
+        lambda path: fastshap.write_parquet(outputs, path),
+    ):
+        with pytest.raises(FileNotFoundError, match="No such directory") as caught:
+            write(tmp_path / "none" / "a")
+        assert caught.value.filename == str(tmp_path / "none")
+
+
 def test_a_list_of_outputs_is_no_output(outputs, default_pair):
     for name in ("show", "top", "attributions", "to_json"):
         with pytest.raises(AttributeError, match=rf"no '{name}': this is a list of outputs; take one: outputs\[0\]"):
