@@ -185,4 +185,4 @@ def _plain(value: Any) -> Any:
 
 def _described(value: Any) -> str:
     shape = f" of shape {tuple(value.shape)} and {value.dtype}" if isinstance(value, Tensor | np.ndarray) else ""
-    return type(value).__name__ + shape
+    return type(value).__name__ + shape + ("; decode it first" if isinstance(value, bytes | bytearray) else "")

@@ -196,6 +196,12 @@ def test_a_confidence_that_is_no_share(outputs):
         outputs[0].interval(0)
 
 
+def test_bytes_are_decoded_first(explainer):
+    for texts in (b"good", [b"good"]):
+        with pytest.raises(fastshap.InvalidTypeError, match="got bytes; decode it first"):
+            explainer.explain(texts, on_error="raise")
+
+
 # ------------------------------------------------------------------ side by side
 
 
