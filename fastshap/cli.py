@@ -210,7 +210,7 @@ def explain(
         except OSError as error:
             if error.errno == errno.EPIPE:  # the reader has seen enough
                 raise
-            _fail(f"the results could not be written: {error.strerror}.")
+            _fail(f"the results could not be written: {error.strerror}{_where(error)}.")
     if failed:
         raise typer.Exit(1)
 
@@ -259,6 +259,10 @@ def _texts(texts: list[str], files: list[Path]) -> list[str]:
 
 def _lines(content: bytes) -> list[str]:
     return content.decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n").split("\n") if content else []
+
+
+def _where(error: OSError) -> str:
+    return "" if error.filename is None else f": {error.filename}"
 
 
 def _number(value: str, option: str) -> int:
