@@ -19,10 +19,11 @@ import transformers
 from torch import Tensor
 
 import fastshap
-from fastshap import engine, estimate
-from fastshap.estimate import LEAST_ROUNDS, Running, Summary, error_between, student_quantile, summaries
+from fastshap.engine import estimate
+from fastshap.engine import run as engine
+from fastshap.engine.estimate import LEAST_ROUNDS, Running, Summary, error_between, student_quantile, summaries
 from fastshap.explainer import _item
-from fastshap.groups import Grouping
+from fastshap.text.groups import Grouping
 
 RESULT = Path(__file__).parent / "results" / "intervals.json"
 TIED = "weak but witty"  # its words differ by 1 % in size, with opposite signs
@@ -47,8 +48,9 @@ class Rounds(fastshap.GradientShap):
         """The text's elements, and the token scores (count, T, n, L) of independent rounds."""
         self([text], [target])
         ((one, grouping),) = self.texts
-        samples = [self._samples([one], round_)[0] for round_ in range(count)]
-        items = [_item(one.encoded, one.targets, grouping.joined)] * count
+        item = _item(one.encoded, one.targets, grouping.joined)
+        samples = [self._rounds().drawing.samples([item], round_)[0] for round_ in range(count)]
+        items = [item] * count
         with self._desk.at_work() as model:
             groups = engine.token_scores([model], items, samples, self.task.scores, self._settings, self._budget)
             found = dict(scored for group in groups for scored in group)

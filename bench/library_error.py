@@ -22,11 +22,11 @@ import transformers
 
 import fastshap
 from bench.models import Subject, subject
-from fastshap import engine
-from fastshap.batches import Item, Settings
-from fastshap.budget import Budget
+from fastshap.engine import run as engine
+from fastshap.engine.budget import Budget
+from fastshap.engine.packing import Item, Settings
+from fastshap.models.view import Desk
 from fastshap.sampling import draw_samples
-from fastshap.view import Desk
 
 RESULT = Path(__file__).parent / "results" / "library_error.json"
 SAMPLES = (10, 20, 50, 100, 200)

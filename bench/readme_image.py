@@ -11,7 +11,7 @@ from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 import fastshap
-from fastshap.render.terminal import show
+from fastshap.output.render.terminal import show
 
 TEXTS = ("A gorgeous, witty film, but the ending is dull.", "not good at all")
 OUT = Path(__file__).parent.parent / "docs" / "images" / "explain.svg"

@@ -36,8 +36,9 @@ from torch import Tensor
 from bench import sass
 from bench.compiled import SM90, Binary, Launch, pointers, recorded, versions
 from fastshap.kernels.attribute import attribute, tiles
+from fastshap.kernels.moments import COLUMNS, moments
 from fastshap.kernels.perturb import calls, perturb
-from fastshap.kernels.segment import COLUMNS, STRATEGIES, moments, segment_reduce
+from fastshap.kernels.segment import STRATEGIES, segment_reduce
 
 Entry = dict[str, Any]
 REPORT = Path(__file__).parent / "results" / "static.json"

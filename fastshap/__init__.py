@@ -1,9 +1,6 @@
 """GradientSHAP attributions for Hugging Face text models."""
 
 from fastshap.base import AttributionExplainer, MultitaskExplainerMixin
-from fastshap.batch import BatchExplainer
-from fastshap.comparison import ComparedColumn, ComparedElement, Comparison, compare
-from fastshap.default_model import load_default_model
 from fastshap.errors import (
     BackendUnavailableError,
     FastshapError,
@@ -20,12 +17,15 @@ from fastshap.errors import (
     WorkerDiedError,
 )
 from fastshap.explainer import GradientShap
-from fastshap.files import read_jsonl, read_parquet, to_arrow, write_csv, write_html, write_jsonl, write_parquet
+from fastshap.jobs.batch import BatchExplainer
+from fastshap.models.default import load_default_model
+from fastshap.models.provenance import Provenance
 from fastshap.one_call import explain
-from fastshap.output import AttributionOutput, AttributionOutputs
-from fastshap.provenance import Provenance
+from fastshap.output.comparison import ComparedColumn, ComparedElement, Comparison, compare
+from fastshap.output.files import read_jsonl, read_parquet, to_arrow, write_csv, write_html, write_jsonl, write_parquet
+from fastshap.output.output import AttributionOutput, AttributionOutputs
+from fastshap.output.summary import Lean, Summary, summarize
 from fastshap.reproduction import Reproduction, reproduce
-from fastshap.summary import Lean, Summary, summarize
 from fastshap.types import Granularity, GranularityAggregationStrategy, InferenceModes, ModelTask
 from fastshap.version import __version__
 

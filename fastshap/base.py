@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from fastshap import memory
+from fastshap.engine import memory
 from fastshap.errors import InvalidArgumentError
-from fastshap.inputs import is_one_text, sources
-from fastshap.output import AttributionOutput, AttributionOutputs
-from fastshap.progress import Progress, Wanted, checked
+from fastshap.output.output import AttributionOutput, AttributionOutputs
+from fastshap.output.progress import Progress, Wanted, checked
 from fastshap.tasks import Task, task_for
+from fastshap.text.inputs import is_one_text, sources
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -9,16 +9,16 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fastshap import engine, ops, parameters
-from fastshap.adjoint import check_linear_layers
+from fastshap import ops, parameters
 from fastshap.base import AttributionExplainer, MultitaskExplainerMixin
-from fastshap.batches import Item, Settings, to_host
-from fastshap.budget import Budget
-from fastshap.copies import check_picklable
+from fastshap.engine import run as engine
+from fastshap.engine.budget import Budget
+from fastshap.engine.estimate import Running
+from fastshap.engine.packing import Item, Settings
+from fastshap.engine.rounds import Drawing, Rounds, at_texts
 from fastshap.errors import (
     FastshapError,
     InvalidArgumentError,
@@ -29,17 +29,19 @@ from fastshap.errors import (
     UnsupportedModelError,
     warn,
 )
-from fastshap.estimate import Running, Summary, summaries
-from fastshap.groups import Grouping
-from fastshap.locks import lock_of
-from fastshap.output import AttributionOutput
-from fastshap.progress import Progress
-from fastshap.provenance import Provenance, provenance_of
-from fastshap.record import Record
-from fastshap.replicas import Replicas, side_by_side
-from fastshap.sampling import SAMPLINGS, Samples, draw_all
+from fastshap.models.adjoint import check_linear_layers
+from fastshap.models.copies import check_picklable
+from fastshap.models.locks import lock_of
+from fastshap.models.provenance import Provenance, provenance_of
+from fastshap.models.replicas import Replicas, side_by_side
+from fastshap.models.view import Desk
+from fastshap.output.output import AttributionOutput
+from fastshap.output.progress import Progress
+from fastshap.output.record import Record
+from fastshap.sampling import SAMPLINGS
 from fastshap.tasks import Prediction, Prepared, takes
-from fastshap.text import EXTRA, Encoded
+from fastshap.text.encode import EXTRA, Encoded
+from fastshap.text.groups import Grouping
 from fastshap.types import (
     Granularity,
     GranularityAggregationStrategy,
@@ -48,7 +50,6 @@ from fastshap.types import (
     inference_mode_of,
     member_of,
 )
-from fastshap.view import Desk
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, Pipeline, PreTrainedModel, PreTrainedTokenizerBase
@@ -66,13 +67,7 @@ _WORK = {"cpu": 4e11}
 _WORK_ON_A_GPU = 1e14
 _GENERATING = 0.2  # the share of a text's work that is done once its target is generated
 _FIXED = ("model", "tokenizer", "device")  # parameters that no call can change
-_OWN = (
-    "_desk",
-    "_replicas",
-    "_budget",
-    "_origin",
-    "_tried",
-)  # what a copy of an explainer makes or finds out for itself
+_OWN = ("_desk", "_replicas", "_budget", "_origin", "_tried")  # what a copy makes or finds out for itself
 _LAYOUT = ("padding_side", "equal_lengths", "maskless")  # settings that trying the model has found
 
 
@@ -429,25 +424,17 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         self._try_model([one.encoded for one, _ in texts])
         items = [_item(one.encoded, one.targets, grouping.joined) for one, grouping in texts]
         models = [self.task.model] if alone else self._workers(items)
-        running = [Running(grouping, self.sampling) for _, grouping in texts]
-        active = list(range(len(items)))
-        while active:
-            samples = self._samples([texts[i][0] for i in active], running[active[0]].rounds)
-            found: dict[int, Summary] = {}
-            work = self.n_perturbations * sum(items[i].scores * len(items[i].input_ids) for i in active)
-            report = progress.stage(work, 1 if self.rtol is None else 0.5)  # how many rounds are to come, nobody knows
-            for scored in engine.token_scores(
-                models, [items[i] for i in active], samples, self.task.scores, self._settings, self._budget, report
-            ):
-                ours = [active[k] for k, _ in scored]
-                of_each = summaries([running[i] for i in ours], [scores for _, scores in scored])
-                found |= zip(ours, of_each, strict=True)
-            for i, summary in _on_host(found).items():
-                running[i].add(self.n_perturbations, summary)
-            active = [i for i in active if not self._finished(running[i], rounds)]
+        rounds_of = self._rounds()
+        running = rounds_of.run(models, items, [grouping for _, grouping in texts], progress.stage, rounds)
         if not self.return_convergence_delta:
             return [(its, None) for its in running]
-        return list(zip(running, self._deltas(models, [one for one, _ in texts], items, running), strict=True))
+        return list(zip(running, rounds_of.deltas(models, items, running), strict=True))
+
+    def _rounds(self) -> Rounds:
+        drawing = Drawing(
+            self.seed, self.n_perturbations, self.sampling, self.path_density, self.rtol, self.max_perturbations
+        )
+        return Rounds(drawing, self._settings, self._budget, self.task.scores)
 
     def _workers(self, items: Sequence[Item]) -> list[torch.nn.Module]:
         """The models that share the work: one a device, or on a CPU two on half its cores each, where there is enough to do."""
@@ -457,44 +444,6 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         if not alone or tokens < _ENOUGH_TOKENS or not isinstance(self.inference_mode, InferenceModes):
             return models
         return side_by_side(models[0], min(2, torch.get_num_threads()))
-
-    def _samples(self, prepared: Sequence[Prepared], round_: int) -> list[Samples]:
-        ids = [one.encoded.input_ids for one in prepared]
-        return draw_all(self.seed, ids, self.n_perturbations, self.sampling, round_, self.path_density)
-
-    def _finished(self, running: Running, rounds: int | None) -> bool:
-        if rounds is not None:
-            return running.rounds == rounds
-        if self.rtol is None or not bool(running.tokens.isfinite().all()) or running.meets(self.rtol):
-            return True
-        return running.samples + self.n_perturbations > self.max_perturbations
-
-    def _deltas(
-        self,
-        models: Sequence[torch.nn.Module],
-        prepared: Sequence[Prepared],
-        items: Sequence[Item],
-        running: Sequence[Running],
-    ) -> list[Tensor]:
-        """(T,) or (t,) for each text: the sum of its token scores minus (F(x) - mean F(b_i)) over the samples of all rounds."""
-        last = max(its.rounds for its in running)
-        baselines: list[list[Tensor]] = [[] for _ in items]
-        at_text: list[Tensor] = [torch.zeros(0, device="cpu")] * len(items)
-        for round_ in range(last):
-            some = [i for i in range(len(items)) if running[i].rounds > round_]
-            drawn = self._samples([prepared[i] for i in some], round_)
-            ends = [_endpoints(samples, with_text=round_ == 0) for samples in drawn]
-            values = engine.evaluate(
-                models, [items[i] for i in some], ends, self.task.scores, self._settings, self._budget
-            )
-            for i, value in zip(some, values, strict=True):
-                if round_ == 0:
-                    at_text[i], value = value[-1], value[:-1]
-                baselines[i].append(value)
-        return [
-            its.tokens.sum(1) - (whole - torch.cat(values).mean(0))
-            for its, whole, values in zip(running, at_text, baselines, strict=True)
-        ]
 
     def _try_model(self, texts: Sequence[Encoded]) -> None:
         """Whether the model can be explained at all, and how rows may share a call: until something is known of it."""
@@ -516,14 +465,9 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         different = {(*one.input_ids, *itertools.chain(*one.extra.values())): one for one in encoded}
         items = [_item(one, torch.zeros(1, dtype=torch.int64, device="cpu")) for one in different.values()]
         models = self._replicas.models(self.task.model)
-        here = Samples((0, 0, 0), np.zeros(1, np.float32), np.zeros(1, np.int64), *np.ones((2, 1), np.float32))
-        plain = dataclasses.replace(self._settings, noise_std=0.0, baseline=0.0)
 
         def rows(some: Sequence[Item], alone: bool) -> list[Tensor]:
-            values = engine.evaluate(
-                models[:1] if alone else models, some, [here] * len(some), forward, plain, self._budget
-            )
-            return [value[0] for value in values]
+            return at_texts(models[:1] if alone else models, some, forward, self._settings, self._budget)
 
         found = dict(zip(different, self._isolated(items, rows), strict=True))
         return [found[(*one.input_ids, *itertools.chain(*one.extra.values()))] for one in encoded]
@@ -640,15 +584,6 @@ def refuse_unknown(options: Mapping[str, Any], who: str, further: str) -> None:
         )
 
 
-def _on_host(summaries: Mapping[int, Summary]) -> dict[int, Summary]:
-    flat = to_host([tensor for summary in summaries.values() for tensor in summary if tensor is not None])
-    waiting = iter(flat)
-    return {
-        i: Summary(*(None if tensor is None else next(waiting) for tensor in summary))  # type: ignore[arg-type]
-        for i, summary in summaries.items()
-    }
-
-
 def _identity(prepared: Prepared, grouping: Grouping) -> tuple[Any, ...]:
     """What decides a text's scores, beside the model and the explainer's settings."""
     encoded = prepared.encoded
@@ -669,19 +604,6 @@ def _item(encoded: Encoded, targets: Tensor, joined: Tensor | None = None) -> It
         special=torch.tensor(encoded.special, device="cpu"),
         extra={name: torch.tensor(values, device="cpu") for name, values in encoded.extra.items()},
         joined=joined,
-    )
-
-
-def _endpoints(sample: Samples, with_text: bool) -> Samples:
-    """The noisy baseline of every sample, and the text itself last where wanted."""
-    if not with_text:
-        return dataclasses.replace(sample, alphas=np.ones_like(sample.alphas))
-    return Samples(
-        sample.stream,
-        np.append(np.ones_like(sample.alphas), np.float32(0)),
-        np.append(sample.draws, sample.draws[-1]),
-        np.append(sample.signs, np.float32(1)),
-        np.append(sample.weights, np.float32(1)),
     )
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from fastshap.errors import InvalidArgumentError, InvalidTypeError, UnsupportedModelError
 from fastshap.explainer import GradientShap
-from fastshap.output import AttributionOutput
-from fastshap.provenance import Provenance
-from fastshap.record import Record
-from fastshap.visible import printable
+from fastshap.models.provenance import Provenance
+from fastshap.output.output import AttributionOutput
+from fastshap.output.record import Record
+from fastshap.output.visible import printable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

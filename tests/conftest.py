@@ -19,7 +19,7 @@ from transformers import (
 )
 
 import fastshap
-from fastshap.plain import SCHEMA_PATH
+from fastshap.output.plain import SCHEMA_PATH
 
 _version_of = importlib.metadata.version
 

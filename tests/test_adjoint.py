@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastshap import UnsupportedModelError
-from fastshap.adjoint import check_linear_layers
+from fastshap.models.adjoint import check_linear_layers
 
 WIDTHS = 48, 40
 

@@ -5,8 +5,8 @@ import torch
 from test_paths import INPUTS, TARGETS, assert_equal
 
 import fastshap
-from fastshap.batches import plan
-from fastshap.budget import Budget
+from fastshap.engine.budget import Budget
+from fastshap.engine.packing import plan
 
 CPU = torch.device("cpu")
 TEXTS = [*INPUTS, "A gorgeous, witty film.", "ok", "Simply wonderful."]
@@ -64,7 +64,7 @@ def memory(monkeypatch):
     """Makes this CPU a device with so many bytes free."""
 
     def free(number):
-        monkeypatch.setattr("fastshap.budget.free_memory", lambda device: number)
+        monkeypatch.setattr("fastshap.engine.budget.free_memory", lambda device: number)
 
     return free
 
@@ -166,7 +166,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(bert_pair, monkeypatch)
 def test_out_of_memory_in_a_backward_pass(job, sizes, monkeypatch, limit):
     """Scores that shared one go apart: fewer rows would only bring more of them together."""
     pair, texts, targets = job
-    monkeypatch.setattr("fastshap.engine._TOKENS_TOGETHER", {"cpu": limit})
+    monkeypatch.setattr("fastshap.engine.run._TOKENS_TOGETHER", {"cpu": limit})
     expected = fastshap.GradientShap(*pair, batch_size=16, **OPTIONS)(texts, targets)
     grad, failed = torch.autograd.grad, []
 

@@ -14,7 +14,7 @@ from transformers import pipeline
 
 import fastshap
 from fastshap import GradientShap, InvalidArgumentError, InvalidTypeError, one_call
-from fastshap.progress import Progress
+from fastshap.output.progress import Progress
 
 TEXTS = ["A gorgeous, witty film.", "not good at all", "The battery died after two days.", "Simply wonderful."]
 FEW = {"n_perturbations": 4, "batch_size": 2}
@@ -49,7 +49,7 @@ def test_a_function_is_told_of_every_step(default_pair, rtol):
 
 def test_progress_moves_within_one_text(llama_pair, monkeypatch):
     """Also while a language model's single text is explained: at each backward pass."""
-    monkeypatch.setattr("fastshap.engine._TOKENS_TOGETHER", {"cpu": 0})  # as for a larger model: a score a pass
+    monkeypatch.setattr("fastshap.engine.run._TOKENS_TOGETHER", {"cpu": 0})  # as for a larger model: a score a pass
     told = []
     explainer = GradientShap(*llama_pair, granularity="token", **FEW)
     explainer("The film is", generation_kwargs={"max_new_tokens": 12}, progress=lambda *step: told.append(step))
@@ -133,7 +133,7 @@ def test_on_a_terminal_a_bar_comes_after_a_second(monkeypatch):
 
 def test_a_bar_is_there_though_nothing_is_reported(monkeypatch):
     screen = terminal(monkeypatch)
-    monkeypatch.setattr("fastshap.progress._QUIET", 0.02)
+    monkeypatch.setattr("fastshap.output.progress._QUIET", 0.02)
     with Progress(None, 2) as progress:
         progress._timer.join(20)
         assert "0/2" in screen.getvalue()
@@ -157,7 +157,7 @@ def test_a_terminal_that_says_it_has_no_columns(monkeypatch):
 
 def test_one_quick_text_shows_no_bar(default_pair, monkeypatch):
     screen = terminal(monkeypatch)
-    monkeypatch.setattr("fastshap.progress._QUIET", 1000.0)
+    monkeypatch.setattr("fastshap.output.progress._QUIET", 1000.0)
     GradientShap(*default_pair, **FEW)(TEXTS[0])
     assert screen.getvalue() == ""
 

@@ -22,9 +22,9 @@ from transformers import BertConfig, BertModel
 from typer.testing import CliRunner
 
 import fastshap
-from fastshap import provenance
 from fastshap.cli import app
-from fastshap.render.terminal import show
+from fastshap.models import provenance
+from fastshap.output.render.terminal import show
 
 FIVE = {
     "A gorgeous, witty film, but the ending is dull.": "positive",

@@ -14,9 +14,9 @@ from interpreto.commons.granularity import GranularityAggregationStrategy as The
 
 import fastshap
 from fastshap import GradientShap
-from fastshap.groups import groups
 from fastshap.sampling import Samples, draw_samples
-from fastshap.text import encode
+from fastshap.text.encode import encode
+from fastshap.text.groups import groups
 from fastshap.types import member_of
 
 with warnings.catch_warnings():  # what shap's plotting says at import is not ours
@@ -53,7 +53,7 @@ def deterministic(pair, **options):
 
 def ours_at(pair, monkeypatch, **options):
     at = Samples((0, 0, 0), np.full(1, 0.375, np.float32), np.zeros(1, np.int64), *np.ones((2, 1), np.float32))
-    monkeypatch.setattr("fastshap.explainer.draw_all", lambda seed, texts, *others: [at] * len(texts))
+    monkeypatch.setattr("fastshap.engine.rounds.draw_all", lambda seed, texts, *others: [at] * len(texts))
     options = {"reduction": "abs_mean", "baseline": 1e-6, "noise_std": 0.0, "n_perturbations": 1} | options
     return GradientShap(*pair, **options)(TEXT, 1)[0].attributions
 

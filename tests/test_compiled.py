@@ -14,8 +14,9 @@ from bench import sass, static  # noqa: E402
 from bench.compiled import TARGETS, recorded, versions  # noqa: E402
 from bench.static import empty, layout  # noqa: E402
 from fastshap.kernels.attribute import attribute, tiles  # noqa: E402
+from fastshap.kernels.moments import moments  # noqa: E402
 from fastshap.kernels.perturb import perturb  # noqa: E402
-from fastshap.kernels.segment import STRATEGIES, moments, segment_reduce  # noqa: E402
+from fastshap.kernels.segment import STRATEGIES, segment_reduce  # noqa: E402
 
 pytestmark = pytest.mark.compile_only
 

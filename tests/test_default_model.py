@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fastshap
-from fastshap.default_model import DEFAULT_MODEL_PATH
+from fastshap.models.default import DEFAULT_MODEL_PATH
 
 
 def test_size_and_files():

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import fastshap
-from fastshap.batches import plan
-from fastshap.budget import Budget
-from fastshap.estimate import summaries
+from fastshap.engine.budget import Budget
+from fastshap.engine.estimate import summaries
+from fastshap.engine.packing import plan
 
 CPU = torch.device("cpu")
 
@@ -72,7 +72,7 @@ def test_no_row_is_backpropagated_twice(bert_pair, texts, counted, batch_size):
 
 
 def test_one_backward_for_each_call_and_target(bert_pair, texts, counted, monkeypatch):
-    monkeypatch.setattr("fastshap.engine._TOKENS_TOGETHER", {"cpu": 0})
+    monkeypatch.setattr("fastshap.engine.run._TOKENS_TOGETHER", {"cpu": 0})
     explainer = fastshap.GradientShap(*bert_pair, batch_size=16)
     explainer(texts[0], 1)  # the model is tried
     for count in counted.values():
@@ -211,13 +211,13 @@ def test_scores_are_handed_on_group_by_group(bert_pair, texts, monkeypatch):
     handle = bert_pair[0].register_forward_pre_hook(lambda *_: calls.append(1) if torch.is_grad_enabled() else None)
     expected = explainer(texts, 1)
     calls.clear()
-    monkeypatch.setattr("fastshap.engine._CALLS_AHEAD", 2)
+    monkeypatch.setattr("fastshap.engine.run._CALLS_AHEAD", 2)
 
     def watched(running, scores):
         seen.append((len(calls), len(running)))
         return summaries(running, scores)
 
-    monkeypatch.setattr("fastshap.explainer.summaries", watched)
+    monkeypatch.setattr("fastshap.engine.rounds.summaries", watched)
     outputs = explainer(texts, 1)
     handle.remove()
     assert [done for done, _ in seen] == [2, 4, 5]  # 8 texts of 10 rows are 5 calls

@@ -12,9 +12,16 @@ from bench.estimators import antithetic, at_positions, expectation, iid, pool
 from bench.intervals import STOPPED, TIED, Rounds, coverage, stopped, summarised
 from bench.models import Subject
 from fastshap import GradientShap, GranularityAggregationStrategy, InvalidArgumentError
-from fastshap.estimate import Running, degrees_of_freedom, error_between, selected_error, student_quantile, summaries
-from fastshap.groups import Grouping
+from fastshap.engine.estimate import (
+    Running,
+    degrees_of_freedom,
+    error_between,
+    selected_error,
+    student_quantile,
+    summaries,
+)
 from fastshap.reference import moments
+from fastshap.text.groups import Grouping
 
 TEXTS = ["not good at all", "A gorgeous, witty film, but the ending is dull.", "fine"]
 
@@ -171,7 +178,7 @@ def test_rounds_are_independent_and_averaged(bert_pair, monkeypatch):
 
     rounds = []
     for k in range(5):
-        monkeypatch.setattr("fastshap.explainer.draw_all", lambda *a, k=k: draw_all(*a[:4], k))
+        monkeypatch.setattr("fastshap.engine.rounds.draw_all", lambda *a, k=k: draw_all(*a[:4], k))
         rounds.append(GradientShap(*bert_pair, **options)("not good at all", 1)[0].attributions)
     rounds = torch.stack(rounds)
     torch.testing.assert_close(together.attributions, rounds.mean(0), atol=1e-5, rtol=1e-5)

@@ -130,7 +130,9 @@ class Wide(TorchDispatchMode):
 @pytest.mark.parametrize("mode", ["logits", "softmax"])
 def test_no_logits_beside_those_needed(byte_tokenizer, mode, bias, monkeypatch):
     """Less than R x L x V, and than R x T x V where the logits themselves are explained."""
-    monkeypatch.setattr("fastshap.engine._TOKENS_TOGETHER", {"cpu": 0})  # else gradients of several scores lie together
+    monkeypatch.setattr(
+        "fastshap.engine.run._TOKENS_TOGETHER", {"cpu": 0}
+    )  # else gradients of several scores lie together
     vocabulary, rows = 3500, 8
     kind, config = ("Phi", SIZES) if bias else ("Llama", FAMILIES["Llama"])
     settings = {**config, "vocab_size": vocabulary, "hidden_size": 8, "intermediate_size": 8, "pad_token_id": 0}

@@ -36,7 +36,7 @@ def replay(monkeypatch):
             rows = zip(streams[:, 0].tolist(), draw.tolist(), positions.tolist(), strict=True)
             return torch.stack([draws[text][0][i, p] for text, i, p in rows]).clone()
 
-        monkeypatch.setattr("fastshap.explainer.draw_all", draw_all)
+        monkeypatch.setattr("fastshap.engine.rounds.draw_all", draw_all)
         monkeypatch.setattr("fastshap.reference.rows.normals", normals)
 
     return install

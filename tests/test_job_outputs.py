@@ -161,8 +161,8 @@ def test_every_part_names_the_versions_it_was_computed_with(tmp_path, monkeypatc
     path, out = write(tmp_path / "a.parquet", ["fine film"]), tmp_path / "out"
     run(path, out, *QUICK)
     write(path, ["fine film", "not good"])
-    known = dict(fastshap.provenance._known_versions()) | {"torch": "9.9"}
-    monkeypatch.setattr("fastshap.provenance._known_versions", lambda: tuple(known.items()))
+    known = dict(fastshap.models.provenance._known_versions()) | {"torch": "9.9"}
+    monkeypatch.setattr("fastshap.models.provenance._known_versions", lambda: tuple(known.items()))
     said = run(path, out, "--resume", *QUICK).stdout
     both = ", ".join(sorted(["9.9", torch.__version__]))
     assert f"torch            {both}: rows of several versions" in said

@@ -23,8 +23,8 @@ from typer.testing import CliRunner
 
 import fastshap
 from fastshap import BatchExplainer, InvalidArgumentError, JobError
-from fastshap.batch import MOST_CHARACTERS, MOST_FAILED, read_error, schema, spelled
 from fastshap.cli import app
+from fastshap.jobs.batch import MOST_CHARACTERS, MOST_FAILED, read_error, schema, spelled
 from fastshap.jobs.digests import with_digests
 from fastshap.jobs.local import explain_files
 from fastshap.jobs.progress import Progress, span
@@ -686,7 +686,7 @@ class Failing:
 def failing(monkeypatch):
     """Has jobs run a model that fails on some texts."""
     stand_in = Failing()
-    monkeypatch.setattr("fastshap.batch.load_pair", stand_in)
+    monkeypatch.setattr("fastshap.jobs.batch.load_pair", stand_in)
     return stand_in
 
 
@@ -765,7 +765,7 @@ def test_the_bar_of_a_job_begins_without_a_rate(monkeypatch):
 
 
 def test_every_parameter_of_the_explainer_is_an_option():
-    from fastshap.cli_jobs import _SHARED
+    from fastshap.cli.run import _SHARED
 
     wanted = set(inspect.signature(fastshap.GradientShap).parameters)
     assert wanted - set(_SHARED) == {"model", "tokenizer", "return_convergence_delta", "on_error"}
@@ -775,6 +775,6 @@ def test_every_parameter_of_the_explainer_is_an_option():
 
 def test_without_ray_a_job_runs_here(tmp_path, monkeypatch):
     path = write(tmp_path / "a.parquet", ["fine film"])
-    monkeypatch.setattr("fastshap.cli_jobs.find_spec", lambda name: None)
+    monkeypatch.setattr("fastshap.cli.run.find_spec", lambda name: None)
     run(path, tmp_path / "out", "--n-perturbations", "4")
     assert "--address needs Ray" in run(path, tmp_path / "b", "--address", "auto", code=2).stderr

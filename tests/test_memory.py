@@ -5,7 +5,7 @@ import platform
 import pytest
 
 import fastshap
-from fastshap import memory
+from fastshap.engine import memory
 
 
 def test_free_memory_goes_back_after_many_texts(default_pair, monkeypatch):

@@ -129,7 +129,7 @@ def test_z_and_one_gradient_are_all_that_is_large(bert_pair, monkeypatch):
 
 def test_one_gradient_at_a_time(bert_pair, monkeypatch):
     """The gradient of one target is gone before the next target's is made."""
-    monkeypatch.setattr("fastshap.engine._TOKENS_TOGETHER", {"cpu": 0})
+    monkeypatch.setattr("fastshap.engine.run._TOKENS_TOGETHER", {"cpu": 0})
     explainer = fastshap.GradientShap(*bert_pair, batch_size=30, n_perturbations=30)
     explainer(TEXTS[1], 1)  # what is tried once is tried
     grad, alive, made = torch.autograd.grad, [], []

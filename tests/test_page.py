@@ -18,12 +18,12 @@ import torch
 from transformers import BatchEncoding
 
 import fastshap
-from fastshap.plain import CustomMode
-from fastshap.provenance import Provenance
-from fastshap.record import Record
-from fastshap.render import settings, style
-from fastshap.render.markup import marked
-from fastshap.render.page import fragment, write_page
+from fastshap.models.provenance import Provenance
+from fastshap.output.plain import CustomMode
+from fastshap.output.record import Record
+from fastshap.output.render import settings, style
+from fastshap.output.render.markup import marked
+from fastshap.output.render.page import fragment, write_page
 from fastshap.types import Granularity, GranularityAggregationStrategy, InferenceModes, ModelTask
 
 EVIL = [

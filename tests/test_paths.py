@@ -22,10 +22,10 @@ from transformers import (
 )
 
 import fastshap
-from fastshap.batches import Item, Piece, Settings, loaded
-from fastshap.groups import Grouping
+from fastshap.engine.packing import Item, Piece, Settings, loaded
 from fastshap.sampling import draw_samples
 from fastshap.tasks.heads import full_logits, target_logits
+from fastshap.text.groups import Grouping
 
 FIELDS = ("attributions", "standard_error", "unassigned", "convergence_delta")
 INPUTS = ["The film is", "not good at all, and the acting", "Dr. Smith loved it"]
@@ -79,7 +79,7 @@ def backward(monkeypatch):
 @pytest.fixture
 def alone(monkeypatch):
     """Every score in a backward pass of its own."""
-    monkeypatch.setattr("fastshap.engine._TOKENS_TOGETHER", {"cpu": 0})
+    monkeypatch.setattr("fastshap.engine.run._TOKENS_TOGETHER", {"cpu": 0})
 
 
 # Joined targets
@@ -243,7 +243,7 @@ def test_shared_backward_passes_give_the_same(bert_pair, llama_pair, monkeypatch
     explainer = fastshap.GradientShap(*pair, n_perturbations=6, batch_size=6, **options)
     found, passes = {}, {}
     for limit in (0, 150, 10**6):
-        monkeypatch.setattr("fastshap.engine._TOKENS_TOGETHER", {"cpu": limit})
+        monkeypatch.setattr("fastshap.engine.run._TOKENS_TOGETHER", {"cpu": limit})
         backward.clear()
         found[limit], passes[limit] = explainer(*arguments), len(backward)
     assert passes[0] >= passes[150] >= passes[10**6]
@@ -300,7 +300,7 @@ KINDS = [
 def test_models_that_cannot_share_a_backward_pass_go_without(bert_pair, llama_pair, monkeypatch, backward, task, kind):
     model, tokenizer = bert_pair if task == "classification" else llama_pair
     arguments = (INPUTS, "all") if task == "classification" else (INPUTS, TARGETS)
-    monkeypatch.setattr("fastshap.engine._TOKENS_TOGETHER", {"cpu": 10**6})
+    monkeypatch.setattr("fastshap.engine.run._TOKENS_TOGETHER", {"cpu": 10**6})
     expected = fastshap.GradientShap(model, tokenizer, n_perturbations=4)(*arguments)
     identity = one_way(kind)
     module = model.bert.embeddings if task == "classification" else model.model.norm
@@ -345,7 +345,7 @@ def test_points_and_the_gradients_of_a_chunk_are_all_that_is_large(bert_pair, mo
     model, tokenizer = bert_pair
     text, rows = INPUTS[1], 20
     length, width = len(tokenizer(text)["input_ids"]), model.config.hidden_size
-    monkeypatch.setattr("fastshap.engine._TOKENS_TOGETHER", {"cpu": 2 * rows * length})
+    monkeypatch.setattr("fastshap.engine.run._TOKENS_TOGETHER", {"cpu": 2 * rows * length})
     explainer = fastshap.GradientShap(model, tokenizer, batch_size=rows, n_perturbations=rows)
     explainer(text, [[0, 1, 2]])
     grad, attribute, before, new = torch.autograd.grad, fastshap.ops.attribute, [], []
@@ -546,7 +546,7 @@ def test_classifiers_by_the_last_token(last_token_pair, calls):
 @pytest.fixture
 def rows(monkeypatch):
     """Rows that are explained."""
-    from fastshap import engine
+    from fastshap.engine import run as engine
 
     original, counts = engine._batch_scores, []
 

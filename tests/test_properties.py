@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastshap.batches import plan
-from fastshap.budget import Budget
-from fastshap.groups import _SENTENCE_END, _abbreviates
+from fastshap.engine.budget import Budget
+from fastshap.engine.packing import plan
 from fastshap.reference import segment_reduce
 from fastshap.sampling import draw_samples
+from fastshap.text.groups import _SENTENCE_END, _abbreviates
 
 
 @st.composite

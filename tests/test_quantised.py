@@ -8,8 +8,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig, TorchAoConfig
 
 import fastshap
-from fastshap.adjoint import check_linear_layers
-from fastshap.default_model import DEFAULT_MODEL_PATH
+from fastshap.models.adjoint import check_linear_layers
+from fastshap.models.default import DEFAULT_MODEL_PATH
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

@@ -19,7 +19,7 @@ from fastshap.jobs.local import explain_files
 from fastshap.jobs.reading import Columns
 from fastshap.jobs.store import MANIFEST
 from fastshap.jobs.verify import verify
-from fastshap.provenance import library_versions
+from fastshap.models.provenance import library_versions
 
 pytestmark = pytest.mark.ray
 
@@ -95,7 +95,7 @@ import importlib.abc, importlib.util, os, sys
 
 class Deadly(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "fastshap.batch":
+        if name != "fastshap.jobs.batch":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)

@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 import fastshap
-from fastshap.checked import check
-from fastshap.plain import SCHEMA_PATH
+from fastshap.output.checked import check
+from fastshap.output.plain import SCHEMA_PATH
 
 DATA = Path(__file__).parent / "data"
 LINES = [

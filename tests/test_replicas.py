@@ -8,7 +8,7 @@ import torch
 from test_paths import INPUTS, assert_equal
 
 import fastshap
-from fastshap import engine
+from fastshap.engine import run as engine
 from fastshap.reference import rows as reference_rows
 
 TEXTS = [*INPUTS, "ok"]
@@ -28,7 +28,7 @@ def job(request, bert_pair, llama_pair):
 @pytest.fixture
 def few_ahead(monkeypatch):
     """Two calls are handed out at a time, so that few texts are enough for several replicas."""
-    monkeypatch.setattr("fastshap.engine._CALLS_AHEAD_OF_EACH", {"cpu": 2})
+    monkeypatch.setattr("fastshap.engine.run._CALLS_AHEAD_OF_EACH", {"cpu": 2})
 
 
 def explainers(pair, devices, **options):
@@ -200,7 +200,7 @@ def test_models_are_not_copied_anew_for_each_call(bert_pair, few_ahead, monkeypa
             copies.append(1)
             return copy.deepcopy(thing)
 
-    monkeypatch.setattr("fastshap.replicas.copy", Copier)
+    monkeypatch.setattr("fastshap.models.replicas.copy", Copier)
     explainer = fastshap.GradientShap(*bert_pair, device=THREE, **OPTIONS)
     assert not copies
     explainer(TEXTS)

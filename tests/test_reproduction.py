@@ -10,7 +10,7 @@ from tokenizers import normalizers
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 import fastshap
-from fastshap.provenance import checksum, configuration_of, model_fingerprint, tokenizer_fingerprint
+from fastshap.models.provenance import checksum, configuration_of, model_fingerprint, tokenizer_fingerprint
 
 TEXTS = ["A gorgeous, witty film, but the ending is dull.", "not good at all", "Dr. Smith loved it!"]
 
@@ -129,7 +129,7 @@ def test_fingerprints_follow_the_weights_and_nothing_else(default_pair, tmp_path
     assert model_fingerprint(twin) != first
     assert model_fingerprint(copy.deepcopy(model).half()) != first
     before = tokenizer_fingerprint(tokenizer)
-    other = AutoTokenizer.from_pretrained(fastshap.default_model.DEFAULT_MODEL_PATH)
+    other = AutoTokenizer.from_pretrained(fastshap.models.default.DEFAULT_MODEL_PATH)
     other(["a", "b c d"], padding=True, truncation=True, max_length=4)
     assert tokenizer_fingerprint(other) == before
     other.add_tokens(["unheardof"])

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import fastshap
-from fastshap import engine
-from fastshap.batches import Item
+from fastshap.engine import run as engine
+from fastshap.engine.packing import Item
+from fastshap.models.view import Desk
 from fastshap.sampling import draw_samples
-from fastshap.view import Desk
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 10, 64])

@@ -8,7 +8,7 @@ import torch
 from test_paths import INPUTS, TARGETS, assert_equal
 
 import fastshap
-from fastshap.replicas import side_by_side
+from fastshap.models.replicas import side_by_side
 
 OPTIONS = {"n_perturbations": 6, "batch_size": 4}
 
@@ -79,7 +79,7 @@ def test_the_number_of_threads_stays(bert_pair, enough, monkeypatch):
     before, running = number(), threading.active_count()
     explainer(INPUTS)
     assert number() == before == (2, 2)
-    monkeypatch.setattr("fastshap.engine.ops.attribute", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr("fastshap.engine.run.ops.attribute", lambda *a, **k: 1 / 0)
     with pytest.raises(fastshap.ModelFailedError, match="ZeroDivisionError") as caught:
         explainer(INPUTS)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)

@@ -13,8 +13,8 @@ from scipy import stats
 from test_page import Parsed
 
 import fastshap
-from fastshap.render import style
-from fastshap.render.summary import show
+from fastshap.output.render import style
+from fastshap.output.render.summary import show
 
 mpl.use("agg")
 

@@ -16,11 +16,11 @@ from transformers import (
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
 from fastshap import Granularity
-from fastshap.groups import groups
-from fastshap.inputs import Tokens
-from fastshap.render.plot import label
-from fastshap.text import encode, join
-from fastshap.words import word_starts
+from fastshap.output.render.plot import label
+from fastshap.text.encode import encode, join
+from fastshap.text.groups import groups
+from fastshap.text.inputs import Tokens
+from fastshap.text.words import word_starts
 
 
 def elements(tokenizer, text, granularity):

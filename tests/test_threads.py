@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fastshap
-from fastshap import engine
+from fastshap.engine import run as engine
 
 FORKS = """
     import os, sys, threading, warnings
@@ -39,7 +39,7 @@ FORKS = """
     os._exit(0)  # the thread that holds the lock
 """
 HOLD = """
-    from fastshap.locks import lock_of
+    from fastshap.models.locks import lock_of
     held = threading.Event()
     def hold():
         with lock_of(pair[0]):
@@ -63,7 +63,7 @@ def test_a_child_of_a_process_that_never_explained_keeps_its_threads():
     script = """
     import os
     import torch, fastshap
-    from fastshap import forked
+    from fastshap.models import forked
     torch.set_num_threads(2)
     child = os.fork()
     if child == 0:

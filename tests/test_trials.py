@@ -34,7 +34,7 @@ from transformers.models.bert.modeling_bert import BertPooler
 
 import fastshap
 from fastshap import ModelFailedError, one_call
-from fastshap.loading import load_pair
+from fastshap.models.loading import load_pair
 from fastshap.tasks import trial
 
 TEXTS = ["not good", "The film is superb at all, and the acting", "Dr. Smith loved it", "fine " * 60]

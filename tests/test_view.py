@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fastshap
-from fastshap.view import Desk
+from fastshap.models.view import Desk
 
 TEXTS = ["not good at all", "a gorgeous film", "dull"]
 

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fastshap import parameters
-from fastshap.batch import BatchExplainer, strings, to_table
 from fastshap.errors import FastshapError, InvalidArgumentError, JobError, WorkerDiedError
 from fastshap.extras import needed
+from fastshap.jobs.batch import BatchExplainer, strings, to_table
 from fastshap.jobs.ids import Known
 from fastshap.jobs.job import (
     Rows,
@@ -41,7 +41,7 @@ from fastshap.jobs.opening import differences, opened, refuse_unfit
 from fastshap.jobs.progress import Summary
 from fastshap.jobs.reading import Columns, Files, plain, rows, texts_of
 from fastshap.jobs.store import Store
-from fastshap.provenance import library_versions
+from fastshap.models.provenance import library_versions
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastshap.batch import MOST_FAILED, BatchExplainer, all_failed, failed, schema, text_hash
 from fastshap.errors import InvalidArgumentError, JobError
 from fastshap.extras import needed
+from fastshap.jobs.batch import MOST_FAILED, BatchExplainer, all_failed, failed, schema, text_hash
 from fastshap.jobs.digests import with_digests
 from fastshap.jobs.ids import Known, Sorted, found, keys, missing, short
 from fastshap.jobs.progress import Progress, Summary
 from fastshap.jobs.reading import Columns, Files
 from fastshap.jobs.store import FORMAT, Store, with_about
-from fastshap.plain import to_plain
-from fastshap.provenance import Provenance
+from fastshap.models.provenance import Provenance
+from fastshap.output.plain import to_plain
 
 if TYPE_CHECKING:
     import pyarrow as pa

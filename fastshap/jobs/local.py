@@ -9,9 +9,9 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from fastshap.batch import BatchExplainer, to_table
 from fastshap.errors import FastshapError, TruncationWarning
 from fastshap.extras import needed
+from fastshap.jobs.batch import BatchExplainer, to_table
 from fastshap.jobs.job import Job, identity, rest, rows_of_files
 from fastshap.jobs.opening import opened
 from fastshap.jobs.progress import Summary
@@ -20,7 +20,7 @@ from fastshap.jobs.reading import Columns, Files, texts_of
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from fastshap.output import AttributionOutput
+    from fastshap.output.output import AttributionOutput
 
 _SECONDS = 10.0  # of work between two looks at the clock, about
 _FEWEST, _MOST = 64, 8192  # texts

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastshap.batch import text_hash
 from fastshap.errors import InvalidArgumentError, JobError
+from fastshap.jobs.batch import text_hash
 from fastshap.jobs.digests import wrong
 from fastshap.jobs.ids import Known, found, keys, missing, short
 from fastshap.jobs.job import Job, Rows

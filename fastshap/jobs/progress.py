@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from fastshap.jobs.store import about_of
-from fastshap.progress import room
+from fastshap.output.progress import room
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fastshap.batch import checked_text, decoded, read_error, spelled, strings
-from fastshap.checked import short
 from fastshap.errors import FastshapError, InvalidArgumentError, JobError
 from fastshap.extras import needed
+from fastshap.jobs.batch import checked_text, decoded, read_error, spelled, strings
 from fastshap.jobs.lines import csv_rows, lines
 from fastshap.jobs.listing import checked, listed
+from fastshap.output.checked import short
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -14,9 +14,9 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from fastshap.batch import schema
 from fastshap.errors import JobError
 from fastshap.extras import needed
+from fastshap.jobs.batch import schema
 from fastshap.jobs.digests import ABOUT, DIGEST
 from fastshap.jobs.listing import MANIFEST
 from fastshap.jobs.reading import place

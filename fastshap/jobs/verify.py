@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fastshap.batch import text_hash
 from fastshap.errors import JobError
+from fastshap.jobs.batch import text_hash
 from fastshap.jobs.digests import DIGEST, wrong
 from fastshap.jobs.ids import Known, found, keys, short
 from fastshap.jobs.job import rows_of

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fastshap.errors import UnsupportedModelError
+from fastshap.models.untrained import newly_initialised, warn_of_untrained
 from fastshap.tasks.base import Prediction, Prepared, Task, takes, unwrapped
 from fastshap.tasks.classification import ClassificationTask
 from fastshap.tasks.generation import GenerationTask
 from fastshap.tasks.heads import output_layer
-from fastshap.untrained import newly_initialised, warn_of_untrained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fastshap.batches import Call
-from fastshap.engine import Forward, device_of
+from fastshap.engine.packing import Call
+from fastshap.engine.run import Forward, device_of
 from fastshap.errors import FastshapError, InvalidArgumentError, UnsupportedModelError
-from fastshap.inputs import Tokens
-from fastshap.provenance import version_of
-from fastshap.replicas import hooks_of
+from fastshap.models.provenance import version_of
+from fastshap.models.replicas import hooks_of
 from fastshap.tasks.first_token import described
 from fastshap.tasks.layout import PLAIN, Layout, harmless, lengths, masked, without_mask
 from fastshap.tasks.trial import Judge, Ran, ToLogits, as_written, points, ran, remembered
-from fastshap.text import EXTRA, Encoded, encode
+from fastshap.text.encode import EXTRA, Encoded, encode
+from fastshap.text.inputs import Tokens
 from fastshap.types import ModelTask
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Task(ABC):
         """What :meth:`prepare` goes on with. This much does not run the model, and may be done in another thread.
 
         Args:
-            sources: one entry a text, from :func:`fastshap.inputs.sources`.
+            sources: one entry a text, from :func:`fastshap.text.inputs.sources`.
             targets: one entry a text, from :meth:`split_targets`, or None where the task chooses all of them.
             options: how a model that generates its targets does so.
         """

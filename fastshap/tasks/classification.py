@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastshap.batches import Call
+from fastshap.engine.packing import Call
 from fastshap.errors import (
     FastshapError,
     InvalidArgumentError,
@@ -26,7 +26,7 @@ from fastshap.tasks.base import Predict, Prediction, Prepared, Task
 from fastshap.tasks.first_token import Cut, cuts, first_token_alone
 from fastshap.tasks.layout import masked
 from fastshap.tasks.trial import Judge, Ran, ToLogits, as_written, points, ran
-from fastshap.text import Encoded
+from fastshap.text.encode import Encoded
 from fastshap.types import InferenceModes, ModelTask
 
 _TRIED = 8  # tokens on which a shorter way is compared with the whole model

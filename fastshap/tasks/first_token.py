@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastshap.engine import backward_only_once
-from fastshap.replicas import is_plain, watched
+from fastshap.engine.run import backward_only_once
+from fastshap.models.replicas import is_plain, watched
 
 # What follows a layer's attention and takes each token by itself: in BERT and its kin, in DistilBERT, in ModernBERT.
 _AFTER_ATTENTION = ("attention.output", "sa_layer_norm", "mlp_norm")

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fastshap import parameters
-from fastshap.batches import Call
-from fastshap.engine import backward_only_once, device_of
+from fastshap.engine.packing import Call
+from fastshap.engine.run import backward_only_once, device_of
 from fastshap.errors import (
     FastshapError,
     InvalidArgumentError,
@@ -21,17 +21,17 @@ from fastshap.errors import (
     ModelFailedError,
     UnsupportedModelError,
 )
-from fastshap.inputs import KINDS, Tokens, sources
-from fastshap.locks import lock_of
+from fastshap.models.locks import lock_of
 from fastshap.sampling import text_key
-from fastshap.spelling import read
 from fastshap.tasks.base import Predict, Prepared, Task, takes
 from fastshap.tasks.heads import Way, described, full_logits, kept_logits, output_layer, target_logits
 from fastshap.tasks.layout import masked
 from fastshap.tasks.trial import Judge, Ran, ToLogits, as_written, far, leaks, points, ran
-from fastshap.text import Encoded, after, continuation, join, without_ending
+from fastshap.text.encode import Encoded, after, continuation, join, without_ending
+from fastshap.text.inputs import KINDS, Tokens, sources
+from fastshap.text.spelling import read
+from fastshap.text.words import unspaced
 from fastshap.types import InferenceModes, ModelTask
-from fastshap.words import unspaced
 
 _NEW_TOKENS = 20
 _TRIED = 8  # tokens, at least, on which the ways to the logits are compared

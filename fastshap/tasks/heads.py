@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastshap.batches import Call
+from fastshap.engine.packing import Call
 
 Way = Callable[[Any, Call, Mapping[str, Any]], Tensor]
 

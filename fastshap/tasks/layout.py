@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastshap.batches import columns
+from fastshap.engine.packing import columns
 from fastshap.tasks.trial import Judge, Ran, ToLogits, far, leaks, ran
 
 _LENGTHS = (5, 23, 24)  # little padding and much, and no multiple of what a model may cut texts into

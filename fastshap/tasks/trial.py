@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import grad
 
-from fastshap.engine import backward_only_once
-from fastshap.locks import lock_of
+from fastshap.engine.run import backward_only_once
+from fastshap.models.locks import lock_of
 
 ToLogits = Callable[[Mapping[str, Any]], Tensor]
 _Found = TypeVar("_Found")

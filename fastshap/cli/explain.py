@@ -1,0 +1,314 @@
+"""The command line: ``fastshap explain TEXT…`` and ``fastshap info``; those for batch jobs are in :mod:`fastshap.cli.run`."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import platform
+import re
+import sys
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from fastshap.cli import run as cli_jobs
+from fastshap.output.visible import printable
+from fastshap.version import __version__
+
+if TYPE_CHECKING:
+    from fastshap.output.output import AttributionOutput
+
+# What JSON leaves as it is and a terminal obeys or reorders by.
+_STEERING = re.compile("[\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
+
+app = typer.Typer(
+    help="Shows which words a Hugging Face text model looks at, with GradientSHAP.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"fastshap {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Shows which words a Hugging Face text model looks at, with GradientSHAP."""
+
+
+@app.command()
+def explain(
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TEXT", help="Texts, each in quotes; - reads standard input, one text per line."),
+    ] = None,
+    file: Annotated[
+        list[Path] | None,
+        typer.Option(help="A UTF-8 file with one text per line (an empty line cannot be explained); repeatable."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A directory or hub id; by default the sentiment model in the package.")
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A class number, a label or 'all'; repeatable; by default the predicted class. For a language model: the "
+            "continuation; by default the model writes it."
+        ),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(help="The most tokens a language model writes if there is no --target.  [default: 20]"),
+    ] = None,
+    granularity: Annotated[
+        str,
+        typer.Option(help="What gets a score: all_tokens, token, word, tokenizer_word, part_sentence or sentence."),
+    ] = "word",
+    granularity_aggregation_strategy: Annotated[
+        str,
+        typer.Option(
+            help="How the scores of a word's tokens become one: mean, max, min, sum, signed_max, first or last."
+        ),
+    ] = "mean",
+    n_perturbations: Annotated[
+        int, typer.Option(help="Samples per text; more samples take longer and give steadier scores.")
+    ] = 10,
+    noise_std: Annotated[
+        float, typer.Option(help="Standard deviation of the noise that is added to the baseline.")
+    ] = 0.1,
+    baseline: Annotated[
+        float, typer.Option(help="The embedding to compare with: one number for all dimensions.")
+    ] = 0.0,
+    inference_mode: Annotated[
+        str, typer.Option(help="The score to explain: logits, softmax or log_softmax.")
+    ] = "logits",
+    input_x_gradient: Annotated[bool, typer.Option(help="Multiply the gradient by the input.")] = True,
+    reduction: Annotated[
+        str, typer.Option(help="sum (signed and additive) or abs_mean (unsigned, as in interpreto).")
+    ] = "sum",
+    sampling: Annotated[
+        str, typer.Option(help="How samples are drawn: antithetic (pairs, less noise) or iid (independent).")
+    ] = "antithetic",
+    path_density: Annotated[
+        float | None, typer.Option(help="Density of the path positions, for example 1; uniform by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same numbers.")] = 0,
+    rtol: Annotated[
+        float | None,
+        typer.Option(
+            help="Target accuracy: sample until every standard error is at most this share of the text's largest score, for "
+            "example 0.05."
+        ),
+    ] = None,
+    max_perturbations: Annotated[
+        int | None, typer.Option(help="The most samples per text, with --rtol.  [default: 64 times --n-perturbations]")
+    ] = None,
+    perturb_special_tokens: Annotated[
+        bool, typer.Option(help="Also perturb special tokens such as [CLS] and [SEP].")
+    ] = True,
+    return_convergence_delta: Annotated[
+        bool, typer.Option("--return-convergence-delta", help="Report how far the scores are from adding up.")
+    ] = False,
+    batch_size: Annotated[str, typer.Option(help="The most perturbed rows in one model call, or auto.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="Where to run: cpu, cuda:0, or auto for all GPUs.")] = None,
+    backend: Annotated[str, typer.Option(help="Compute backend: auto, torch or triton.")] = "auto",
+    on_error: Annotated[
+        str, typer.Option(help="When a text cannot be explained: record says so and goes on, raise stops.")
+    ] = "record",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per text and nothing else.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a page for a browser instead of printing the words.")] = None,
+) -> None:
+    """Explains texts: a score for each word. Words with a positive score support the predicted label (or --target), words
+    with a negative score oppose it.
+
+    Exit code: 0 if all texts were explained, 1 if some could not be, 2 for wrong usage.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # what the terminal cannot show is no reason to stop
+    if html is not None and os.path.isdir(html):  # as "" is too
+        _fail(f"--html is the file to write; {str(html)!r} is a directory.")
+    wanted_texts = _texts(texts or [], file or [])
+    from transformers.utils import logging
+
+    from fastshap.errors import FastshapError, TruncationWarning
+    from fastshap.explainer import GradientShap
+    from fastshap.models.loading import load_pair, wanted_targets
+
+    logging.disable_progress_bar()
+    try:
+        loaded, tokenizer = load_pair(model)
+        explainer = GradientShap(
+            loaded,
+            tokenizer,
+            batch_size=batch_size if batch_size == "auto" else _number(batch_size, "--batch-size"),
+            granularity=granularity,
+            granularity_aggregation_strategy=granularity_aggregation_strategy,
+            device=device,
+            inference_mode=inference_mode,
+            input_x_gradient=input_x_gradient,
+            n_perturbations=n_perturbations,
+            baseline=baseline,
+            noise_std=noise_std,
+            reduction=reduction,
+            sampling=sampling,
+            path_density=path_density,
+            seed=seed,
+            rtol=rtol,
+            max_perturbations=max_perturbations,
+            return_convergence_delta=return_convergence_delta,
+            perturb_special_tokens=perturb_special_tokens,
+            on_error=on_error,
+            backend=backend,
+        )
+        if max_new_tokens is not None and (target or hasattr(explainer.task, "labels")):
+            _fail("--max-new-tokens is for a language model that writes its own target; leave out --target.")
+        options = None if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+        outputs = explainer.iter_explain(
+            wanted_texts, wanted_targets(explainer.task, target, len(wanted_texts)), generation_kwargs=options
+        )
+    except FastshapError as error:
+        _fail(str(error))
+    failed = False
+
+    def results() -> Iterator[tuple[AttributionOutput, str | None]]:
+        """Each output with its caption; printed, unless a page is all that is wanted."""
+        nonlocal failed
+        for text, output in zip(wanted_texts, outputs, strict=True):
+            failed = failed or output.error is not None
+            prediction = _prediction(output)
+            if as_json or html is None:
+                _print(text, output, prediction, as_json)
+            yield output, _caption(prediction)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TruncationWarning)  # each result says so itself
+        try:
+            if html is None:
+                deque(results(), maxlen=0)
+            else:
+                _write_page(results(), html)
+        except FastshapError as error:
+            # A text's own error names the text; any other concerns the model or the options.
+            _fail(str(error), 1 if str(error).startswith("Text ") else 2)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # the reader has seen enough
+                raise
+            _fail(f"the results could not be written: {error.strerror}{_where(error)}.")
+    if failed:
+        raise typer.Exit(1)
+
+
+cli_jobs.register(app, explain)
+
+
+@app.command()
+def info() -> None:
+    """Shows versions, devices, the backend and the packaged model."""
+    import torch
+
+    from fastshap.models.default import DEFAULT_MODEL_PATH
+    from fastshap.models.provenance import installed
+
+    typer.echo(f"fastshap {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    for name in ("torch", "transformers", "tokenizers", "triton", "numpy"):
+        typer.echo(f"{name} {installed(name) or 'not installed'}")
+    typer.echo(f"device cpu: {torch.get_num_threads()} threads")
+    for i in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(i)
+        typer.echo(f"device cuda:{i}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+    with_triton = torch.cuda.is_available() and installed("triton") is not None
+    typer.echo(f"backend {'triton' if with_triton else 'torch (Triton needs its package and a CUDA or ROCm device)'}")
+    card = DEFAULT_MODEL_PATH / "README.md"
+    about = card.read_text(encoding="utf-8").split("## Architecture", 1)[1].split("\n\n")[1]
+    typer.echo(f"\nModel inside the package: {DEFAULT_MODEL_PATH}\n{about}\nIts model card: {card}")
+
+
+def _texts(texts: list[str], files: list[Path]) -> list[str]:
+    """The texts to explain, in the order given; a line without its line break is a text."""
+    found: list[str] = []
+    try:
+        for text in texts:
+            found += _lines(sys.stdin.buffer.read()) if text == "-" else [text]
+        for file in files:
+            found += _lines(sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes())
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}.")
+    except UnicodeDecodeError as error:
+        _fail(f"the input is not UTF-8 ({error.reason} at byte {error.start}); convert it first.")
+    if not found:
+        _fail("there is no text to explain: give one in quotes, a file with --file, or - for standard input.")
+    return found
+
+
+def _lines(content: bytes) -> list[str]:
+    return content.decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n").split("\n") if content else []
+
+
+def _where(error: OSError) -> str:
+    return "" if error.filename is None else f": {error.filename}"
+
+
+def _number(value: str, option: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        _fail(f"{option} is a whole number or 'auto'; got {value!r}.")
+
+
+def _write_page(results: Iterator[tuple[AttributionOutput, str | None]], path: Path) -> None:
+    from fastshap.output.files import write_html
+
+    outputs, captions = itertools.tee(results)
+    count = write_html((one for one, _ in outputs), path, captions=(caption for _, caption in captions))
+    typer.echo(f"fastshap: {count} {'text' if count == 1 else 'texts'} written to {printable(str(path))}", err=True)
+
+
+def _prediction(output: AttributionOutput) -> dict[str, Any] | None:
+    """The most probable label and its probability, for a classifier of two classes or more."""
+    label = output.predicted_label
+    return None if label is None else {"label": label, "probability": output.probability}
+
+
+def _caption(prediction: dict[str, Any] | None) -> str | None:
+    return (
+        None if prediction is None else f"predicted {prediction['label']}, probability {prediction['probability']:.3f}"
+    )
+
+
+def _print(text: str, output: AttributionOutput, prediction: dict[str, Any] | None, as_json: bool) -> None:
+    if as_json:
+        unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+        line = json.dumps(output.to_dict() | {"prediction": prediction}, ensure_ascii=not unicode)
+        typer.echo(_STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", line))
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    from fastshap.output.render.terminal import show
+
+    console = Console(highlight=False)
+    console.print(Text(printable(text), style="italic"))
+    show(output, console)
+    console.print()
+
+
+def _fail(message: str, code: int = 2) -> NoReturn:
+    typer.echo("\n".join(map(printable, f"fastshap: {message}".split("\n"))), err=True)
+    raise typer.Exit(code)

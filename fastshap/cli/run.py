@@ -1,0 +1,173 @@
+"""The commands for batch jobs: ``fastshap run`` and ``fastshap verify``."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from fastshap.output.visible import printable
+
+# Parameters of ``fastshap explain`` that a job takes too, with the same default and the same help.
+_SHARED = (
+    "target",
+    "max_new_tokens",
+    "granularity",
+    "granularity_aggregation_strategy",
+    "n_perturbations",
+    "noise_std",
+    "baseline",
+    "inference_mode",
+    "input_x_gradient",
+    "reduction",
+    "sampling",
+    "path_density",
+    "seed",
+    "rtol",
+    "max_perturbations",
+    "perturb_special_tokens",
+    "batch_size",
+    "device",
+    "backend",
+)
+
+
+def register(app: typer.Typer, explain: Callable[..., Any]) -> None:
+    """Adds the commands to ``app``; ``run`` has the options of ``explain`` that make sense for a job."""
+    shared = inspect.signature(explain, eval_str=True).parameters
+
+    def command(**given: Any) -> None:
+        _run(settings={name: given.pop(name) for name in _SHARED}, **given)
+
+    own = inspect.signature(run, eval_str=True).parameters.values()
+    options = [shared[name].replace(kind=inspect.Parameter.KEYWORD_ONLY) for name in _SHARED]
+    command.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
+    command.__doc__ = run.__doc__
+    app.command("run")(command)
+    app.command("verify")(verify)
+
+
+def run(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT", help="A Parquet, CSV or JSON-lines file, or a directory of these; a path or a URI."
+        ),
+    ],
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="A directory; Parquet files are written there.")],
+    model: Annotated[
+        str | None, typer.Option(help="A directory or hub id; by default the sentiment model in the package.")
+    ] = None,
+    text_column: Annotated[str, typer.Option(help="The column of texts.")] = "text",
+    id_column: Annotated[str, typer.Option(help="The column of ids: whole numbers or strings, all different.")] = "id",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep what an earlier run wrote and explain the missing rows.")
+    ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Explain everything again; the earlier output stays until the new one is complete."
+        ),
+    ] = False,
+    redo_changed: Annotated[
+        bool, typer.Option("--redo-changed", help="With --resume: explain rows again if their text changed.")
+    ] = False,
+    local: Annotated[bool, typer.Option("--local", help="Run in this process, even if Ray is installed.")] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Address of a Ray cluster to join, or auto on one of its nodes.  [default: start Ray here]"),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Number of worker processes.  [default: one per GPU, else one per core]", min=1)
+    ] = None,
+    cpus_per_worker: Annotated[float, typer.Option(help="CPUs of each worker.", min=0.01)] = 1,
+    gpus_per_worker: Annotated[
+        float | None, typer.Option(help="GPUs of each worker.  [default: 1 where there are any]", min=0)
+    ] = None,
+    rows_per_batch: Annotated[
+        int, typer.Option(help="Texts per worker batch (lost if the worker dies); for Ray only.", min=1)
+    ] = 256,
+) -> None:
+    """Explains a table of texts into a directory of Parquet files.
+
+    Each id appears exactly once, even if the job is interrupted and resumed. The job runs on Ray if it is installed
+    (pip install 'fastshap-text[ray]'); otherwise, or with --local, in this process.
+
+    Exit code: 0 if every row has attributions or a recorded error, 1 if rows are missing, 2 if the job could not start, 130 if
+    Ctrl-C stopped it, 143 if SIGTERM did.
+    """
+
+
+def verify(
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="What fastshap run wrote.")],
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="The input of that run.")],
+) -> None:
+    """Compares the output of a job with its input.
+
+    Checks ids and texts, and that the scores are those that were written.
+
+    Exit code: 0 if every row is there exactly once, 1 if not, 2 if there is nothing to compare.
+    """
+    from fastshap.errors import FastshapError
+    from fastshap.jobs.verify import verify as compare
+
+    try:
+        verdict = compare(output, source)
+    except FastshapError as error:
+        _fail(error, 2)
+    _say(verdict.lines())
+    if not verdict.good:
+        raise typer.Exit(1)
+
+
+def _run(settings: dict[str, Any], local: bool, **given: Any) -> None:
+    from fastshap.errors import FastshapError, JobError
+    from fastshap.jobs.stopping import Terminated
+
+    settings["targets"] = settings.pop("target")
+    if (tokens := settings.pop("max_new_tokens")) is not None:
+        settings["generation_kwargs"] = {"max_new_tokens": tokens}
+    for name in ("device", "batch_size"):
+        if settings[name] in (None, "auto"):
+            del settings[name]
+        elif settings[name].isdecimal():
+            settings[name] = int(settings[name])
+    on_ray = ("address", "workers", "cpus_per_worker", "gpus_per_worker", "rows_per_batch")
+    if local or find_spec("ray") is None:
+        if not local and given["address"] is not None:
+            typer.echo("fastshap: --address needs Ray: pip install 'fastshap-text[ray]'", err=True)
+            raise typer.Exit(2)
+        from fastshap.jobs.local import explain_files as explain
+
+        given = {name: value for name, value in given.items() if name not in on_ray}
+    else:
+        from fastshap.integrations.ray import explain_dataset as explain  # type: ignore[assignment]
+    output = given["output"]
+    try:
+        summary = explain(**given, progress=True, **settings)
+    except FastshapError as error:
+        if not isinstance(error, JobError) or not error.begun:
+            _fail(error, 2)
+        further = "" if "--" in str(error) else f" What was explained is in {output}; --resume continues the job."
+        _fail(JobError(f"{error}{further}"), 1)
+    except KeyboardInterrupt as stop:
+        count = f": {stop}" if str(stop) else ""
+        what = f"fastshap: stopped; what was explained is in {output}{count}. --resume continues the job."
+        typer.echo(f"\n{printable(what)}", err=True)
+        raise typer.Exit(143 if isinstance(stop, Terminated) else 130) from None
+    _say([f"{output} is complete.", *summary.lines()])
+
+
+def _say(lines: list[str]) -> None:
+    """Names of files and kinds of errors come from strangers: they must not steer the terminal."""
+    typer.echo("\n".join(map(printable, lines)))
+
+
+def _fail(error: Exception, code: int) -> NoReturn:
+    typer.echo(f"fastshap: {printable(str(error))}", err=True)
+    sys.stderr.flush()
+    raise typer.Exit(code)

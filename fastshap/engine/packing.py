@@ -1,0 +1,281 @@
+"""Rows to model calls: which rows share a call, and all that calls need, sent to the device together.
+
+Every text asks for n rows (perturbed copies). Texts are sorted by number of scores and length and cut into calls. What calls
+need beside the embeddings is laid out on the host for many calls at a time and sent in three copies, so that nothing is left
+to send between one call and the next. A call whose rows are of one length has no attention mask, where the model does without.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastshap.engine.budget import Budget
+from fastshap.ops import MOST_TEXTS, Rows
+from fastshap.ops.transfer import to_device
+from fastshap.sampling import Samples
+
+# Kernels read fastest from addresses that are multiples of 16 bytes, and are compiled once where all are.
+_ALIGNMENT = 16
+
+
+@dataclass(frozen=True)
+class Item:
+    """One text to explain: L tokens, T targets, t scores to differentiate. All on the CPU."""
+
+    input_ids: Tensor  # (L,) int64
+    targets: Tensor  # (T,) int64
+    special: Tensor  # (L,) bool
+    extra: dict[str, Tensor]  # (L,) each: further inputs of the model
+    joined: Tensor | None = None  # (t, T) float32: the scores as sums over targets; None: one a target, t = T
+
+    @property
+    def scores(self) -> int:
+        """t."""
+        return len(self.targets if self.joined is None else self.joined)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How rows are drawn and scored."""
+
+    noise_std: float
+    baseline: float | Tensor
+    reduction: str
+    input_x_gradient: bool
+    perturb_special_tokens: bool
+    backend: str
+    padding_side: str = "right"
+    equal_lengths: bool = False  # only texts of one length share a call
+    maskless: bool = False  # rows of one length need no attention mask
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The samples ``lo:hi`` of one item."""
+
+    item: int
+    lo: int
+    hi: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one model call gets; the task turns it into scores (R, T)."""
+
+    inputs: dict[
+        str, Tensor
+    ]  # inputs_embeds (R, L, D), attention_mask (R, L) and position_ids where needed, extra inputs
+    targets: Tensor  # (R, T) int64
+    row: Tensor  # (R, 1) int64: 0 .. R
+    before: (
+        Tensor  # (R, T) int64: where a text ends in its targets, the column before each, counted from the end: -L .. -1
+    )
+    kept: int  # columns at the end that ``before`` asks for
+    joined: Tensor | None  # (R, t, T) float32, as for an item
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One model call's rows on the device; ``call`` still lacks its inputs_embeds."""
+
+    pieces: Sequence[Piece]
+    input_ids: Tensor  # (M,) packed
+    rows: Rows
+    call: Call
+    weights: Tensor | None  # (R,) of the samples, where they are not all 1
+
+
+def plan(
+    lengths: Sequence[int],
+    scores: Sequence[int],
+    rows: Sequence[int],
+    budget: Budget,
+    equal_lengths: bool,
+    backward: bool = True,
+) -> Iterator[list[Piece]]:
+    """Cuts the rows of all items into calls: one number of scores a call, longest first, so that padding stays small.
+
+    ``backward``: whether the calls keep what a backward pass takes.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (scores[i], lengths[i]), reverse=True)
+    call: list[Piece] = []
+    room = taken = 0
+    first = -1
+    for item in order:
+        lo = 0
+        while lo < rows[item]:
+            mixed = first >= 0 and (
+                scores[item] != scores[first] or (equal_lengths and lengths[item] != lengths[first])
+            )
+            # Better a smaller call than one with padding, or with a part of a text, where it is large enough.
+            differs = lengths[item] != lengths[first] or rows[item] - lo > room - taken
+            mixed |= differs and budget.is_enough(taken, lengths[first])
+            if room == taken or mixed or len(call) == MOST_TEXTS:
+                if call:
+                    yield call
+                call, first, taken = [], item, 0
+                room = budget.rows(lengths[item], backward)
+            hi = min(lo + room - taken, rows[item])
+            call.append(Piece(item, lo, hi))
+            taken += hi - lo
+            lo = hi
+    if call:
+        yield call
+
+
+def planned(
+    items: Sequence[Item], samples: Sequence[Samples], settings: Settings, budget: Budget, backward: bool
+) -> Iterator[list[Piece]]:
+    """The calls for all samples of all items; see :func:`plan`."""
+    return plan(
+        [len(item.input_ids) for item in items],
+        [item.scores for item in items],
+        [len(sample.alphas) for sample in samples],
+        budget,
+        settings.equal_lengths,
+        backward,
+    )
+
+
+def halves(pieces: Sequence[Piece]) -> tuple[list[Piece], list[Piece]]:
+    """The first and the second half of a call's rows."""
+    room = sum(piece.hi - piece.lo for piece in pieces) // 2
+    first: list[Piece] = []
+    second: list[Piece] = []
+    for piece in pieces:
+        middle = min(piece.hi, piece.lo + room)
+        room -= middle - piece.lo
+        if middle > piece.lo:
+            first.append(Piece(piece.item, piece.lo, middle))
+        if middle < piece.hi:
+            second.append(Piece(piece.item, middle, piece.hi))
+    return first, second
+
+
+def loaded(
+    calls: Sequence[Sequence[Piece]],
+    items: Sequence[Item],
+    samples: Sequence[Samples],
+    settings: Settings,
+    device: torch.device,
+) -> list[Batch]:
+    """What the calls need, sent to the device together."""
+    if isinstance(settings.baseline, Tensor):
+        settings = dataclasses.replace(settings, baseline=settings.baseline.to(device))
+    cargo = _Cargo()
+    described = [_describe(pieces, items, samples, settings, cargo) for pieces in calls]
+    tensors = cargo.send(device)
+    return [
+        _batch(pieces, length, kept, {name: tensors[number] for name, number in numbers.items()}, settings)
+        for pieces, (length, kept, numbers) in zip(calls, described, strict=True)
+    ]
+
+
+def columns(tokens: int, length: int, padding_side: str) -> slice:
+    """Where a text's tokens lie in a row."""
+    start = length - tokens if padding_side == "left" else 0
+    return slice(start, start + tokens)
+
+
+class _Cargo:
+    """Arrays that travel together, one buffer for each dtype."""
+
+    def __init__(self) -> None:
+        self._arrays: list[np.ndarray] = []
+
+    def add(self, array: np.ndarray) -> int:
+        """The number under which :meth:`send` returns it."""
+        self._arrays.append(np.ascontiguousarray(array))
+        return len(self._arrays) - 1
+
+    def send(self, device: torch.device) -> list[Tensor]:
+        out: list[Tensor] = [torch.empty(0, device="cpu")] * len(self._arrays)
+        for dtype in {array.dtype for array in self._arrays}:
+            numbers = [i for i, array in enumerate(self._arrays) if array.dtype == dtype]
+            sizes = [-(-self._arrays[i].nbytes // _ALIGNMENT) * _ALIGNMENT // dtype.itemsize for i in numbers]
+            buffer = np.zeros(sum(sizes), dtype)
+            starts = np.cumsum([0, *sizes])
+            for i, start in zip(numbers, starts, strict=False):
+                buffer[start : start + self._arrays[i].size] = self._arrays[i].ravel()
+            for i, part in zip(numbers, to_device(buffer, device).split(sizes), strict=True):
+                out[i] = part[: self._arrays[i].size].view(self._arrays[i].shape)
+        return out
+
+
+def _describe(
+    pieces: Sequence[Piece], items: Sequence[Item], samples: Sequence[Samples], settings: Settings, cargo: _Cargo
+) -> tuple[int, int, dict[str, int]]:
+    """Loads what one call needs; its L, the columns at its end that are asked for, and where all lies in the cargo."""
+    texts = [items[piece.item] for piece in pieces]
+    drawn = [(samples[piece.item], slice(piece.lo, piece.hi)) for piece in pieces]
+    lengths = [len(text.input_ids) for text in texts]
+    counts = [piece.hi - piece.lo for piece in pieces]
+    rows, length, targets = sum(counts), max(lengths), max(len(text.targets) for text in texts)
+    mask = np.zeros((rows, length), np.int64)
+    extra = {name: np.zeros_like(mask) for text in texts for name in text.extra}
+    # A text of fewer targets asks for its last token's again, and its scores leave that out.
+    wanted, before = np.zeros((2, rows, targets), np.int64)
+    joins = any(text.joined is not None for text in texts)
+    joined = np.zeros((rows, texts[0].scores, targets) if joins else 0, np.float32)
+    row = 0
+    for text, count in zip(texts, counts, strict=True):
+        here, there = slice(row, row + count), columns(len(text.input_ids), length, settings.padding_side)
+        own = len(text.targets)
+        mask[here, there] = 1
+        for name, values in extra.items():
+            if name in text.extra:
+                values[here, there] = text.extra[name].numpy()
+        wanted[here, :own] = text.targets.numpy()
+        before[here] = there.stop - length - own - 1 + np.minimum(np.arange(targets), own - 1)
+        if joins:
+            joined[here, :, :own] = np.eye(own, dtype=np.float32) if text.joined is None else text.joined.numpy()
+        row += count
+    arrays = {
+        "input_ids": np.concatenate([text.input_ids.numpy() for text in texts]),
+        "token_offsets": np.cumsum([0, *lengths], dtype=np.int64),
+        "row_offsets": np.cumsum([0, *counts], dtype=np.int64),
+        "alphas": np.concatenate([sample.alphas[part] for sample, part in drawn]),
+        "streams": np.array([sample.stream for sample, _ in drawn], np.int64),
+        "draws": np.concatenate([sample.draws[part] for sample, part in drawn]),
+        "signs": np.concatenate([sample.signs[part] for sample, part in drawn]),
+        "targets": wanted,
+        "row": np.arange(rows)[:, None],
+        "before": before,
+    }
+    arrays |= {f"input {name}": values for name, values in extra.items()}
+    if not settings.maskless or min(lengths) < length:
+        arrays["input attention_mask"] = mask
+        if settings.padding_side == "left":
+            arrays["input position_ids"] = (mask.cumsum(1) - 1).clip(0)
+    if joins:
+        arrays["joined"] = joined
+    if not settings.perturb_special_tokens:
+        arrays["held"] = np.concatenate([text.special.numpy() for text in texts])
+    weights = np.concatenate([sample.weights[part] for sample, part in drawn])
+    if (weights != 1).any():
+        arrays["weights"] = weights
+    return length, int(-before.min()), {name: cargo.add(array) for name, array in arrays.items()}
+
+
+def _batch(pieces: Sequence[Piece], length: int, kept: int, sent: dict[str, Tensor], settings: Settings) -> Batch:
+    layout: dict[str, Any] = {name: sent[name] for name in ("token_offsets", "row_offsets", "alphas", "streams")}
+    rows = Rows(
+        **layout,
+        draws=sent["draws"],
+        signs=sent["signs"],
+        baseline=settings.baseline,
+        noise_std=settings.noise_std,
+        held=sent.get("held"),
+        length=length,
+        padding_side=settings.padding_side,
+    )
+    inputs = {name.removeprefix("input "): tensor for name, tensor in sent.items() if name.startswith("input ")}
+    call = Call(inputs, sent["targets"], sent["row"], sent["before"], kept, sent.get("joined"))
+    return Batch(pieces, sent["input_ids"], rows, call, sent.get("weights"))

@@ -1,0 +1,137 @@
+"""Independent rounds of samples until the errors are small enough, and how far scores are from adding up."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastshap.engine.budget import Budget
+from fastshap.engine.estimate import Running, Summary, summaries
+from fastshap.engine.packing import Item, Settings
+from fastshap.engine.run import Forward, Report, evaluate, token_scores
+from fastshap.ops.transfer import to_host
+from fastshap.sampling import Samples, draw_all
+from fastshap.text.groups import Grouping
+
+Stage = Callable[[int, float], Report | None]  # of so much work, and the share of all that is left that it makes up
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How samples are drawn, and when there are enough of them."""
+
+    seed: int
+    n: int  # of one round
+    sampling: str
+    path_density: float | None = None
+    rtol: float | None = None
+    most: int = 0  # samples of all rounds, where rtol is given
+
+    def samples(self, items: Sequence[Item], round_: int) -> list[Samples]:
+        """Those of one round of each text."""
+        ids = [item.input_ids.tolist() for item in items]
+        return draw_all(self.seed, ids, self.n, self.sampling, round_, self.path_density)
+
+    def enough(self, running: Running, rounds: int | None) -> bool:
+        """Whether a text needs no further round; ``rounds``: just so many, whatever ``rtol`` asks for."""
+        if rounds is not None:
+            return running.rounds == rounds
+        if self.rtol is None or not bool(running.tokens.isfinite().all()) or running.meets(self.rtol):
+            return True
+        return running.samples + self.n > self.most
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Computes texts on models that are equal.
+
+    Args:
+        scores: the targets' scores (R, T) of a model's call.
+    """
+
+    drawing: Drawing
+    settings: Settings
+    budget: Budget
+    scores: Forward
+
+    def run(
+        self,
+        models: Sequence[nn.Module],
+        items: Sequence[Item],
+        groupings: Sequence[Grouping],
+        stage: Stage,
+        rounds: int | None = None,
+    ) -> list[Running]:
+        """The scores of every text. Texts that have enough leave; the others share calls."""
+        drawing = self.drawing
+        running = [Running(grouping, drawing.sampling) for grouping in groupings]
+        active = list(range(len(items)))
+        while active:
+            left = [items[i] for i in active]
+            samples = drawing.samples(left, running[active[0]].rounds)
+            found: dict[int, Summary] = {}
+            work = drawing.n * sum(item.scores * len(item.input_ids) for item in left)
+            report = stage(work, 1 if drawing.rtol is None else 0.5)  # how many rounds are to come, nobody knows
+            for scored in token_scores(models, left, samples, self.scores, self.settings, self.budget, report):
+                ours = [active[k] for k, _ in scored]
+                of_each = summaries([running[i] for i in ours], [scores for _, scores in scored])
+                found |= zip(ours, of_each, strict=True)
+            for i, summary in _on_host(found).items():
+                running[i].add(drawing.n, summary)
+            active = [i for i in active if not drawing.enough(running[i], rounds)]
+        return running
+
+    def deltas(self, models: Sequence[nn.Module], items: Sequence[Item], running: Sequence[Running]) -> list[Tensor]:
+        """(T,) or (t,) for each text: the sum of its token scores minus (F(x) - mean F(b_i)) over the samples of all rounds."""
+        baselines: list[list[Tensor]] = [[] for _ in items]
+        at_text: list[Tensor] = [torch.zeros(0, device="cpu")] * len(items)
+        for round_ in range(max(its.rounds for its in running)):
+            some = [i for i in range(len(items)) if running[i].rounds > round_]
+            left = [items[i] for i in some]
+            ends = [_endpoints(samples, with_text=round_ == 0) for samples in self.drawing.samples(left, round_)]
+            values = evaluate(models, left, ends, self.scores, self.settings, self.budget)
+            for i, value in zip(some, values, strict=True):
+                if round_ == 0:
+                    at_text[i], value = value[-1], value[:-1]
+                baselines[i].append(value)
+        return [
+            its.tokens.sum(1) - (whole - torch.cat(values).mean(0))
+            for its, whole, values in zip(running, at_text, baselines, strict=True)
+        ]
+
+
+def at_texts(
+    models: Sequence[nn.Module], items: Sequence[Item], forward: Forward, settings: Settings, budget: Budget
+) -> list[Tensor]:
+    """What ``forward`` gives for the texts themselves, one row each, on the CPU."""
+    here = Samples((0, 0, 0), np.zeros(1, np.float32), np.zeros(1, np.int64), *np.ones((2, 1), np.float32))
+    plain = dataclasses.replace(settings, noise_std=0.0, baseline=0.0)
+    values = evaluate(models, items, [here] * len(items), forward, plain, budget)
+    return [value[0] for value in values]
+
+
+def _on_host(found: Mapping[int, Summary]) -> dict[int, Summary]:
+    flat = to_host([tensor for summary in found.values() for tensor in summary if tensor is not None])
+    waiting = iter(flat)
+    return {
+        i: Summary(*(None if tensor is None else next(waiting) for tensor in summary))  # type: ignore[arg-type]
+        for i, summary in found.items()
+    }
+
+
+def _endpoints(sample: Samples, with_text: bool) -> Samples:
+    """The noisy baseline of every sample, and the text itself last where wanted."""
+    if not with_text:
+        return dataclasses.replace(sample, alphas=np.ones_like(sample.alphas))
+    return Samples(
+        sample.stream,
+        np.append(np.ones_like(sample.alphas), np.float32(0)),
+        np.append(sample.draws, sample.draws[-1]),
+        np.append(sample.signs, np.float32(1)),
+        np.append(sample.weights, np.float32(1)),
+    )

@@ -1,0 +1,350 @@
+"""Batches to gradients to token scores. Knows no task and no tokenizer.
+
+Rows of many texts share a model call, and one backward pass per score runs for a whole call, or for a few scores together where
+calls are small. Between two calls run the lookup of the embeddings, ``fastshap::perturb``, what the task takes from the model's
+output, and ``fastshap::attribute``: nothing is sent, and nothing waits for the device, within a group of calls
+(fastshap.engine.packing). Several copies of a model take groups from one queue, each in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fastshap import ops
+from fastshap.engine.budget import Budget
+from fastshap.engine.packing import Batch, Call, Item, Piece, Settings, columns, halves, loaded, planned
+from fastshap.ops.transfer import to_host
+from fastshap.sampling import Samples
+
+Forward = Callable[[Any, Call], Tensor]  # of a model
+Report = Callable[[int], None]
+_Result = TypeVar("_Result")
+_Done = list[tuple[Sequence[Piece], _Result]]
+
+# Calls whose inputs are sent together: many, so that sending is rare; fewer where several devices share them out.
+_CALLS_AHEAD = 64
+_CALLS_AHEAD_OF_EACH = {"cpu": 1}
+_CALLS_AHEAD_OF_EACH_GPU = 8
+# Tokens times scores up to which scores share a backward pass: measured on a CPU, where larger calls are slower so
+# (docs/adr/0009). Not measured on a GPU.
+_TOKENS_TOGETHER = {"cpu": 512}
+_TOKENS_TOGETHER_ON_A_GPU = 4096
+
+
+def token_scores(
+    models: Sequence[nn.Module],
+    items: Sequence[Item],
+    samples: Sequence[Samples],
+    forward: Forward,
+    settings: Settings,
+    budget: Budget,
+    report: Report | None = None,
+) -> Iterator[list[tuple[int, Tensor]]]:
+    """Every score's share of every sample and token, as items are complete: their numbers and (t, n, L) float32.
+
+    They lie on the device of the first of ``models``, which are equal. ``report`` is called with the scores times positions of
+    each backward pass, from whichever thread it ran in.
+    """
+    parts: dict[int, list[Tensor]] = {}
+    device = device_of(models[0])
+    for done in _run(
+        models,
+        items,
+        samples,
+        settings,
+        budget,
+        lambda model, batch: _batch_scores(model, batch, forward, settings, budget, report),
+        backward=True,
+    ):
+        complete = []
+        for pieces, scores in done:
+            row = 0
+            scores = scores.to(device)
+            for piece in pieces:
+                count = piece.hi - piece.lo
+                there = columns(len(items[piece.item].input_ids), scores.shape[-1], settings.padding_side)
+                parts.setdefault(piece.item, []).append(scores[:, row : row + count, there])
+                row += count
+                if piece.hi == len(samples[piece.item].alphas):
+                    complete.append(piece.item)
+        # A text's samples are put together before anything is summed, so that the order never depends on the batches.
+        whole = [(item, parts.pop(item)) for item in complete]
+        yield [(item, part[0] if len(part) == 1 else torch.cat(part, 1)) for item, part in whole]
+
+
+def evaluate(
+    models: Sequence[nn.Module],
+    items: Sequence[Item],
+    samples: Sequence[Samples],
+    forward: Forward,
+    settings: Settings,
+    budget: Budget,
+) -> list[Tensor]:
+    """What ``forward`` gives for every row, without gradients: (rows, ...) on the CPU for each item."""
+
+    def values(model: nn.Module, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            _, z = _points(model, batch, settings)
+            return _joined(forward(model, _with_embeddings(batch, z)), batch).clone()  # a model may write there again
+
+    parts: list[list[Tensor]] = [[] for _ in items]
+    for done in _run(models, items, samples, settings, budget, values, backward=False):
+        for (pieces, _), result in zip(done, to_host([result for _, result in done]), strict=True):
+            for piece, part in zip(pieces, result.split([p.hi - p.lo for p in pieces]), strict=True):
+                parts[piece.item].append(part)
+    return [torch.cat(part) for part in parts]
+
+
+def _run(
+    models: Sequence[nn.Module],
+    items: Sequence[Item],
+    samples: Sequence[Samples],
+    settings: Settings,
+    budget: Budget,
+    run: Callable[[nn.Module, Batch], _Result],
+    backward: bool,
+) -> Iterator[_Done[_Result]]:
+    """Runs one call after another, and hands on the results of those whose inputs were sent together, in order."""
+    calls = planned(items, samples, settings, budget, backward)
+    most = _CALLS_AHEAD
+    if len(models) > 1:
+        most = _CALLS_AHEAD_OF_EACH.get(device_of(models[0]).type, _CALLS_AHEAD_OF_EACH_GPU)
+    groups = iter(lambda: list(itertools.islice(calls, most if budget.measured or not backward else 1)), [])
+
+    def group_done(model: nn.Module, group: list[list[Piece]]) -> _Done[_Result]:
+        return _group_done(model, group, items, samples, settings, budget, run)
+
+    if len(models) == 1:
+        yield from (group_done(models[0], group) for group in groups)
+    else:
+        yield from _shared_out(models, groups, group_done)
+
+
+def _shared_out(
+    models: Sequence[nn.Module],
+    groups: Iterator[list[list[Piece]]],
+    group_done: Callable[[nn.Module, list[list[Piece]]], _Done[_Result]],
+) -> Iterator[_Done[_Result]]:
+    """Whichever model is free takes the next group."""
+    free: queue.SimpleQueue[nn.Module] = queue.SimpleQueue()
+    for model in models:
+        free.put(model)
+    modes = {device_of(model).type for model in models}
+    autocast = [(kind, torch.get_autocast_dtype(kind)) for kind in modes if torch.is_autocast_enabled(kind)]
+
+    def work(group: list[list[Piece]]) -> _Done[_Result]:
+        model = free.get()
+        try:
+            with contextlib.ExitStack() as stack:
+                for kind, dtype in autocast:  # the caller's, which threads do not inherit
+                    stack.enter_context(torch.autocast(kind, dtype))
+                return group_done(model, group)
+        finally:
+            free.put(model)
+
+    waiting: deque[Future[_Done[_Result]]] = deque()
+    with _pool(models) as pool:
+        for group in groups:
+            waiting.append(pool.submit(work, group))
+            if len(waiting) > 2 * len(models):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+@contextlib.contextmanager
+def _pool(models: Sequence[nn.Module]) -> Iterator[ThreadPoolExecutor]:
+    """A thread for each model. Those on a CPU share its cores with the caller's thread, which gets its own back afterwards."""
+    on_cpu = sum(device_of(model).type == "cpu" for model in models)
+    usual = torch.get_num_threads()
+    share = max(1, usual // max(1, on_cpu))
+    ready = threading.Barrier(len(models) + 1)
+
+    def start() -> None:
+        torch.set_num_threads(share)
+        torch.get_num_threads()  # otherwise the thread's first operator would ask what is set by then
+        meet()
+
+    def meet() -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):  # the caller has gone
+            ready.wait()
+
+    pool = ThreadPoolExecutor(len(models), initializer=start)
+    try:
+        for _ in models:
+            pool.submit(meet)
+        ready.wait()
+        torch.set_num_threads(share)
+        # What threads get that begin from now on, the user's say.
+        keeper = threading.Thread(target=torch.set_num_threads, args=(usual,))
+        keeper.start()
+        keeper.join()
+        ready.wait()
+        yield pool
+    finally:
+        ready.abort()  # a thread still waits there if something went wrong meanwhile
+        try:
+            pool.shutdown(cancel_futures=True)
+        finally:  # also where a second interrupt ends the wait
+            torch.set_num_threads(usual)
+
+
+def _group_done(
+    model: nn.Module,
+    group: list[list[Piece]],
+    items: Sequence[Item],
+    samples: Sequence[Samples],
+    settings: Settings,
+    budget: Budget,
+    run: Callable[[nn.Module, Batch], _Result],
+) -> _Done[_Result]:
+    """The results of some calls. One that does not fit into the device's memory is run as two of half the rows."""
+    device = device_of(model)
+    done: _Done[_Result] = []
+    # What is sent may be needed for a backward pass.
+    with torch.inference_mode(False):
+        waiting = loaded(group, items, samples, settings, device)[::-1]
+        while waiting:
+            batch = waiting.pop()
+            rows, length = len(batch.rows.alphas), batch.rows.length
+            if budget.fits(rows, length):
+                try:
+                    done.append((batch.pieces, run(model, batch)))
+                    budget.ran(rows * length, sum((p.hi - p.lo) * len(items[p.item].input_ids) for p in batch.pieces))
+                    continue
+                except torch.OutOfMemoryError:
+                    if rows == 1:
+                        raise
+                    budget.shrink(rows, length)
+            # Here, where nothing keeps the failed call's tensors alive.
+            waiting += loaded(halves(batch.pieces)[::-1], items, samples, settings, device)
+    return done
+
+
+def _batch_scores(
+    model: nn.Module, batch: Batch, forward: Forward, settings: Settings, budget: Budget, report: Report | None
+) -> Tensor:
+    """(t, R, L), from one forward pass, or from several where it can be walked back only once."""
+    with torch.no_grad():
+        x, z = _points(model, batch, settings)
+        call = _with_embeddings(batch, z.requires_grad_())
+        scores: list[Tensor] = []
+        for gradients in _gradients(model, call, z, forward, batch, budget):
+            score = ops.attribute(
+                gradients,
+                z.detach(),
+                x,
+                batch.rows,
+                reduction=settings.reduction,
+                input_x_gradient=settings.input_x_gradient,
+                backend=settings.backend,
+            )
+            if report is not None:
+                report(gradients.shape[:3].numel())
+            del gradients  # so that the next one finds room
+            scores.append(score if batch.weights is None else score.mul_(batch.weights[:, None]))
+        return scores[0] if len(scores) == 1 else torch.cat(scores)
+
+
+def _gradients(
+    model: nn.Module, call: Call, z: Tensor, forward: Forward, batch: Batch, budget: Budget
+) -> Iterator[Tensor]:
+    """(scores of a chunk, R, L, D), one chunk after the other. Rows do not mix, so one pass gives every row's gradient."""
+
+    def outputs_of() -> Tensor:
+        with torch.enable_grad(), budget.watch(model, z):
+            return _joined(forward(model, call), batch)
+
+    outputs = outputs_of()  # (R, t)
+    count = outputs.shape[1]
+    once = count > 1 and backward_only_once(model)
+    limit = _TOKENS_TOGETHER.get(z.device.type, _TOKENS_TOGETHER_ON_A_GPU)
+    chunk = max(1, min(count, limit // (z.shape[0] * z.shape[1])))
+    lo = 0
+    if chunk > 1 and not once and budget.together:
+        try:
+            for lo in range(0, count, chunk):
+                yield _together(outputs, z, lo, min(lo + chunk, count))
+            return
+        except torch.OutOfMemoryError:
+            budget.together = False  # fewer rows would only bring more scores together
+            raise
+        except Exception:  # an operator that cannot be batched; whatever else is wrong shows below
+            budget.together = False
+    for i in range(lo, count):
+        if once and i > lo:
+            outputs = outputs_of()
+        with torch.enable_grad():
+            one = outputs.unbind(1)[i]
+        yield torch.autograd.grad(one, z, grad_outputs=_ones(one), retain_graph=not once and i + 1 < count)[0][None]
+
+
+def _together(outputs: Tensor, z: Tensor, lo: int, hi: int) -> Tensor:
+    """(hi - lo, R, L, D), of scores that share a backward pass."""
+    wanted = _unit_vectors(outputs, lo, hi)[:, None].expand(-1, len(z), -1)
+    return torch.autograd.grad(outputs, z, grad_outputs=wanted, retain_graph=True, is_grads_batched=True)[0]
+
+
+def _joined(outputs: Tensor, batch: Batch) -> Tensor:
+    """Scores (R, t) from those of targets (R, T)."""
+    joined = batch.call.joined
+    return outputs if joined is None else torch.bmm(joined.to(outputs.dtype), outputs.unsqueeze(2)).squeeze(2)
+
+
+def backward_only_once(model: nn.Module) -> bool:
+    """Whether torch.compile made part of the model: its graphs give their buffers away in the backward pass."""
+    return any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules())
+
+
+def _points(model: Any, batch: Batch, settings: Settings) -> tuple[Tensor, Tensor]:
+    """The embeddings x (M, D) and the perturbed points z (R, L, D)."""
+    x = model.get_input_embeddings()(batch.input_ids)
+    return x, ops.perturb(x, batch.rows, backend=settings.backend)
+
+
+def _with_embeddings(batch: Batch, z: Tensor) -> Call:
+    return dataclasses.replace(batch.call, inputs={"inputs_embeds": z, **batch.call.inputs})
+
+
+def _ones(like: Tensor) -> Tensor:
+    """Ones in the shape of ``like``, without an operator after the first time."""
+    return _constant(torch.ones, (), like.dtype, like.device, _stream(like)).expand(like.shape)
+
+
+def _unit_vectors(like: Tensor, lo: int, hi: int) -> Tensor:
+    """(hi - lo, t), rows of the unit matrix for ``like`` (R, t), without an operator after the first time."""
+    return _constant(_rows_of_eye, (lo, hi, like.shape[1]), like.dtype, like.device, _stream(like))
+
+
+def _rows_of_eye(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    lo, hi, size = shape
+    rows = torch.zeros(hi - lo, size, dtype=dtype, device=device)
+    rows.diagonal(lo).fill_(1)
+    return rows
+
+
+@functools.lru_cache(maxsize=256)
+def _constant(make: Any, shape: Any, dtype: torch.dtype, device: torch.device, stream: int) -> Tensor:
+    tensor: Tensor = make(shape, dtype=dtype, device=device)
+    return tensor
+
+
+def _stream(like: Tensor) -> int:
+    return torch.cuda.current_stream(like.device).cuda_stream if like.is_cuda else 0
+
+
+def device_of(model: Any) -> torch.device:
+    """Where the model's input embeddings lie."""
+    return next(model.get_input_embeddings().parameters()).device

@@ -1,0 +1,367 @@
+"""Explanations of tables of texts: what runs in the workers of Ray Data and of Hugging Face's datasets.
+
+A row is explained by itself: what is wrong with one is recorded in its own ``error``, and its neighbours are right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fastshap.engine.run import device_of
+from fastshap.errors import (
+    FastshapError,
+    InvalidArgumentError,
+    InvalidTypeError,
+    JobError,
+    ModelFailedError,
+    NonFiniteError,
+    TruncationWarning,
+    UnsupportedModelError,
+    WorkerDiedError,
+)
+from fastshap.explainer import GradientShap
+from fastshap.extras import needed
+from fastshap.models.loading import load_pair, wanted_targets
+from fastshap.models.provenance import Provenance, provenance_of
+from fastshap.output.output import AttributionOutput
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# A longer text is refused before it is tokenised, which would take memory and minutes for what a model cuts away anyway.
+MOST_CHARACTERS = 1_000_000
+
+# So many texts one after the other on which the model failed say that the model or its device is broken, not the texts.
+MOST_FAILED = 64
+_FAILED = "The model failed on this text: "
+_BROKEN = tuple(f"{kind.__name__}:" for kind in (ModelFailedError, NonFiniteError))
+
+_KINDS: dict[str, type[FastshapError]] = {
+    kind.__name__: kind
+    for kind in (
+        InvalidArgumentError,
+        InvalidTypeError,
+        ModelFailedError,
+        NonFiniteError,
+        UnsupportedModelError,
+        WorkerDiedError,
+    )
+}
+_OURS = ("model", "tokenizer", "on_error", "return_convergence_delta")  # not for the caller of a batch
+
+
+class BatchExplainer:
+    """Explains a batch of rows: ``ray.data.Dataset.map_batches`` and ``datasets.Dataset.map`` take it as it is.
+
+    The model is loaded where the first batch is explained, once in each process; the object itself is small and can be
+    pickled. A row's numbers depend on its text alone, not on the batch, the worker, or a retry.
+
+    Each batch comes back as an Arrow table: the columns to ``keep``, and
+
+    - ``text_hash``: the first 32 hex digits of the SHA-256 of the text's UTF-8; null where the row holds no text;
+    - ``elements``: G strings;
+    - ``attributions``, ``standard_error``: ``list<float>``, row after row of (t, G);
+    - ``targets``, ``target_names``: what was explained; there are t names;
+    - ``n_perturbations``: samples used;
+    - ``truncated``: whether the text was longer than the model takes, so that only a part was explained;
+    - ``error``: null, or the kind of error and what it says; what was to be computed is null then.
+
+    Args:
+        model: a directory or hub id of a sequence classifier or causal language model; None is the model in the package.
+        text_column: the column that holds the texts.
+        targets: None (the predicted class, or what the model generates), a class number, a label or "all", a list of
+            these, or the text that follows, for a language model; the same for every row.
+        generation_kwargs: for ``model.generate``, where a language model is given no targets.
+        keep: the batch's columns that come back too; None is all of them.
+        settings: parameters of :class:`GradientShap`. ``batch_size`` and ``device`` are "auto" unless given.
+
+    Raises:
+        InvalidArgumentError: a setting that :class:`GradientShap` has not; where the first batch is explained, one that it
+            does not take, or a model that cannot be loaded.
+
+    Example:
+        >>> explain = BatchExplainer(n_perturbations=4)
+        >>> explain({"text": ["A gorgeous film.", ""]}).column("elements").to_pylist()
+        [['A', 'gorgeous', 'film', '.'], None]
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        text_column: str = "text",
+        targets: str | int | Sequence[str | int] | None = None,
+        generation_kwargs: Mapping[str, Any] | None = None,
+        keep: Sequence[str] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.model = None if model is None else os.fspath(model)
+        self.text_column = text_column
+        self.targets = [targets] if isinstance(targets, str | int) else None if targets is None else list(targets)
+        self.generation_kwargs = None if generation_kwargs is None else dict(generation_kwargs)
+        self.keep = None if keep is None else tuple(keep)
+        known = set(inspect.signature(GradientShap).parameters) - set(_OURS)
+        if unknown := sorted(set(settings) - known):
+            raise InvalidArgumentError(
+                f"A batch has no setting {', '.join(unknown)}; there are {', '.join(sorted(known))}. What is wrong "
+                "with a row is always recorded in its column error."
+            )
+        self.settings: dict[str, Any] = {"batch_size": "auto", "device": "auto"} | settings
+        self._explainer: GradientShap | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_explainer": None}
+
+    @property
+    def explainer(self) -> GradientShap:
+        """The explainer, with its model; loaded when first asked for."""
+        if self._explainer is None:
+            from transformers.utils import logging
+
+            logging.disable_progress_bar()
+            explainer = GradientShap(*load_pair(self.model), on_error="record", **self.settings)
+            wanted_targets(explainer.task, self.targets, 1)
+            if self.targets is None:
+                explainer.task.check_options(self.generation_kwargs)
+            elif self.generation_kwargs:
+                raise InvalidArgumentError("generation_kwargs have no use beside targets; pass one of the two.")
+            self._explainer = explainer
+        return self._explainer
+
+    @property
+    def provenance(self) -> Provenance:
+        """What the model, loaded here, is."""
+        explainer = self.explainer
+        return provenance_of(explainer.model, explainer.tokenizer, device_of(explainer.model))
+
+    def __call__(self, batch: Any) -> pa.Table:
+        """Explains a batch: a mapping of columns, an Arrow table, or a pandas data frame; or one row, as a mapping.
+
+        Raises:
+            InvalidArgumentError: there is no such column, or a column that is kept has the name of one of ours.
+        """
+        arrow = needed("pyarrow", "tables")
+        names, columns = _columns(batch)
+        if self.text_column not in names:
+            raise InvalidArgumentError(
+                f"The batch has no column {self.text_column!r}; it has {', '.join(map(repr, names))}. Name the texts' as "
+                "text_column."
+            )
+        texts = columns(self.text_column)
+        one = texts is None or isinstance(texts, str)
+        kept = {} if self.keep == () else {name: columns(name) for name in (names if self.keep is None else self.keep)}
+        if taken := sorted(set(kept) & set(schema().names)):
+            raise InvalidArgumentError(
+                f"The batch has columns of its own that are named {', '.join(taken)}; leave them out with keep, or rename them."
+            )
+        if one:
+            texts, kept = [texts], {name: [value] for name, value in kept.items()}
+        made = self.rows(_values(texts))
+        for place, (name, column) in enumerate(kept.items()):
+            made = made.add_column(place, name, _array(arrow, column, name, text=name == self.text_column))
+        return made
+
+    def rows(self, texts: Sequence[Any]) -> pa.Table:
+        """A table of our own columns for ``texts``; an error in a text's place is recorded as the row's."""
+        checked = [checked_text(text) for text in texts]
+        return to_table(checked, self.outputs(checked))
+
+    def outputs(self, texts: Sequence[str | FastshapError]) -> list[AttributionOutput]:
+        """One output a text. What a row brings down that is no error of fastshap's is recorded as a ModelFailedError.
+
+        Raises:
+            FastshapError: the model cannot be explained at all.
+            JobError: the model failed on every one of ``MOST_FAILED`` texts or more: a broken device, say.
+        """
+        if not texts:
+            return []
+        try:
+            outputs = self._explain(texts)
+        except FastshapError:
+            raise
+        except Exception:
+            outputs = [output for text in texts for output in self._alone(text)]
+        errors = [output.error for output in outputs]
+        if failed(errors) == tried(errors) >= MOST_FAILED:
+            raise all_failed(errors)
+        return outputs
+
+    def _alone(self, text: str | FastshapError) -> list[AttributionOutput]:
+        try:
+            return self._explain([text])
+        except FastshapError:
+            raise
+        except Exception as error:
+            return self._explain([ModelFailedError.caused_by(error)])
+
+    def _explain(self, texts: Sequence[Any]) -> list[AttributionOutput]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TruncationWarning)  # each row says so itself
+            return self.explainer.explain(
+                list(texts), self.targets_of(len(texts)), generation_kwargs=self.generation_kwargs, progress=False
+            )
+
+    def targets_of(self, count: int) -> Any:
+        """What an explainer takes as the targets of ``count`` texts."""
+        return wanted_targets(self.explainer.task, self.targets, count)
+
+
+def checked_text(text: Any) -> str | FastshapError:
+    """A text, or what is wrong with it."""
+    if isinstance(text, FastshapError):
+        return text
+    if not isinstance(text, str):
+        return InvalidTypeError(f"A text must be a string; got {'null' if text is None else type(text).__name__}.")
+    if len(text) > MOST_CHARACTERS:
+        return InvalidArgumentError(
+            f"The text has {len(text):,} characters; at most {MOST_CHARACTERS:,} are read. Split it."
+        )
+    return text
+
+
+def tried(errors: Sequence[str | None]) -> int:
+    """How many rows a model was run on, by their errors."""
+    return failed(errors) + sum(error is None for error in errors)
+
+
+def failed(errors: Sequence[str | None]) -> int:
+    """On how many of them the model failed."""
+    return sum(error is not None and error.startswith(_BROKEN) for error in errors)
+
+
+def all_failed(errors: Sequence[str | None]) -> JobError:
+    """What is said where the model failed on all of them."""
+    first = next(error for error in errors if error is not None and error.startswith(_BROKEN))
+    count, said = failed(errors), first.split(": ", 1)[1].removeprefix(_FAILED).rstrip(".")
+    where = "the only text" if count == 1 else f"each of {count:,} texts, one after the other"
+    return JobError(
+        f"The model failed on {where}: {said}. Something is wrong with the model or its device, not with the "
+        "texts; none of these was recorded."
+    )
+
+
+def spelled(error: FastshapError) -> str:
+    """An error in a column."""
+    return f"{type(error).__name__}: {error}"
+
+
+def read_error(spelling: str) -> FastshapError:
+    """The error that :func:`spelled` wrote."""
+    kind, message = spelling.split(": ", 1)
+    return _KINDS[kind](message)
+
+
+def text_hash(text: Any) -> str | None:
+    """The first 32 hex digits of the SHA-256 of the UTF-8; None where there is no text."""
+    if not isinstance(text, str):
+        return None
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def schema() -> pa.Schema:
+    """Of a batch's own columns."""
+    arrow = needed("pyarrow", "tables")
+    strings, floats = arrow.list_(arrow.string()), arrow.list_(arrow.float32())
+    return arrow.schema(
+        [
+            ("text_hash", arrow.string()),
+            ("elements", strings),
+            ("attributions", floats),
+            ("standard_error", floats),
+            ("targets", arrow.list_(arrow.int64())),
+            ("target_names", strings),
+            ("n_perturbations", arrow.int64()),
+            ("truncated", arrow.bool_()),
+            ("error", arrow.string()),
+        ]
+    )
+
+
+def to_table(texts: Sequence[Any], outputs: Sequence[AttributionOutput]) -> pa.Table:
+    """A row for each output, with the hash of its text."""
+    arrow = needed("pyarrow", "tables")
+    rows = [_row(text, output) for text, output in zip(texts, outputs, strict=True)]
+    return arrow.table(
+        [arrow.array([row[i] for row in rows], field.type) for i, field in enumerate(schema())], schema=schema()
+    )
+
+
+def _row(text: Any, output: AttributionOutput) -> tuple[Any, ...]:
+    if output.error is not None:
+        return text_hash(text), None, None, None, None, None, 0, output.truncated, _encodable(output.error)
+    return (
+        text_hash(text),
+        [_encodable(element) for element in output.elements],
+        output.attributions.flatten().numpy(),
+        output.standard_error.flatten().numpy(),
+        output.targets.tolist(),
+        [_encodable(name) for name in output.target_names],
+        output.n_perturbations,
+        output.truncated,
+        None,
+    )
+
+
+def _encodable(text: str) -> str:
+    """Halves of surrogate pairs, which Arrow's UTF-8 has not, replaced."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _columns(batch: Any) -> tuple[list[str], Callable[[str], Any]]:
+    """The names of a batch's columns, and what gives one by its name."""
+    if isinstance(batch, Mapping):
+        return list(batch), batch.__getitem__
+    if hasattr(batch, "column_names") and hasattr(batch, "column"):
+        return list(batch.column_names), batch.column
+    if hasattr(batch, "columns") and hasattr(batch, "iloc"):
+        return [str(name) for name in batch.columns], lambda name: batch[name]
+    raise InvalidTypeError(
+        "A batch is a mapping of columns, an Arrow table or a pandas data frame, as map_batches and map (with batched=True) "
+        f"pass them; got {type(batch).__name__}."
+    )
+
+
+def _values(column: Any) -> list[Any]:
+    """A column as Python values, with an error in the place of a string that is no UTF-8."""
+    if hasattr(column, "to_pylist"):
+        return strings(column)
+    return list(column.tolist() if hasattr(column, "tolist") else column)
+
+
+def strings(column: Any) -> list[Any]:
+    """An Arrow column as Python values. Files may hold as strings what is no UTF-8: an error stands in its place."""
+    arrow = needed("pyarrow", "tables")
+    try:
+        values: list[Any] = column.to_pylist()
+        return values
+    except UnicodeDecodeError:
+        return [decoded(value) for value in column.cast(arrow.large_binary()).to_pylist()]
+
+
+def decoded(value: bytes | None) -> str | FastshapError | None:
+    """The text of some UTF-8, or what is wrong with it."""
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError as error:
+        return InvalidArgumentError(f"The text is not UTF-8 ({error.reason} at byte {error.start}).")
+
+
+def _array(arrow: Any, column: Any, name: str, text: bool) -> Any:
+    """A kept column for Arrow; a text column keeps what is text."""
+    if isinstance(column, arrow.Array | arrow.ChunkedArray):
+        return (
+            column if not text else arrow.array([v if isinstance(v, str) else None for v in strings(column)], "string")
+        )
+    try:
+        return arrow.array(_values(column) if getattr(column, "ndim", 1) > 1 else column)
+    except (arrow.ArrowException, UnicodeEncodeError, TypeError, ValueError) as error:
+        if text:
+            return arrow.array([_encodable(v) if isinstance(v, str) else None for v in _values(column)], arrow.string())
+        raise InvalidTypeError(
+            f"Arrow has no type for the column {name!r} ({error}); leave it out with keep."
+        ) from None

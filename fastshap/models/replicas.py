@@ -1,0 +1,89 @@
+"""A model on several devices: itself, and copies that are kept equal to it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from fastshap.errors import UnsupportedModelError
+from fastshap.models.provenance import checksum, version_of
+
+
+class Replicas:
+    """Copies are made when they are first needed, and made again where the model was changed."""
+
+    def __init__(self, model: nn.Module, further: Sequence[torch.device]) -> None:
+        self._model = model
+        self.further = further
+        self._copies: list[nn.Module] = []
+        self._copied: Any = None
+
+    def models(self, running: nn.Module) -> list[nn.Module]:
+        """``running`` (the model, or a view of it) and copies of it, which are in the state that the model is in now."""
+        if self.further:
+            state = self._state()
+            if state != self._copied:
+                self._copies = []  # first, so that there is room for the new ones
+                self._copies = [_copied(running).to(device) for device in self.further]
+                self._copied = state
+        return [running, *self._copies]
+
+    def _state(self) -> Any:
+        """What tells whether the model has changed."""
+        # Changes through .data leave no trace but in the values.
+        tensors = (*self._model.parameters(), *self._model.buffers())
+        sums = [checksum(t) for t in tensors if type(t) in (Tensor, nn.Parameter) and t.is_floating_point()]
+        together = torch.stack([one.to(sums[0].device) for one in sums]).tolist() if sums else []
+        return version_of(self._model), together, hooks_of(self._model)
+
+
+def side_by_side(model: nn.Module, count: int) -> list[nn.Module]:
+    """The model and copies that share its parameters, for threads of their own: whatever modules keep is each copy's own.
+
+    The model alone where a copy might not be what it is: with hooks, replaced methods, compiled or quantised parts.
+    """
+    if (
+        count < 2
+        or not all(map(is_plain, model.modules()))
+        or any(type(p) is not nn.Parameter for p in model.parameters())
+    ):
+        return [model]
+    shared = {id(parameter): parameter for parameter in model.parameters()}
+    try:
+        return [model, *(copy.deepcopy(model, dict(shared)) for _ in range(count - 1))]
+    except Exception:  # it holds a lock, an open file, a tensor with a history
+        return [model]
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot be copied to a second device, as something in it cannot be copied "
+            f"({type(error).__name__}: {error}). Name one device."
+        ) from error
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module is as its class made it: without hooks, a forward of its own, or compiled parts."""
+    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    return not any(hooks) and "forward" not in vars(module) and getattr(module, "_compiled_call_impl", None) is None
+
+
+def watched() -> bool:
+    """Whether hooks hang on all modules there are."""
+    return any(
+        getattr(torch_module, f"_global_{kind}_hooks")
+        for kind in ("forward", "forward_pre", "backward", "backward_pre")
+    )
+
+
+def hooks_of(model: nn.Module) -> list[tuple[int | None, ...]]:
+    """What changes with the hooks of the model's modules."""
+    return [(*module._forward_pre_hooks, None, *module._forward_hooks) for module in model.modules()]

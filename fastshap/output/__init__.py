@@ -1,0 +1,1 @@
+"""The result: its data, its files, and how it shows itself."""

@@ -1,0 +1,267 @@
+"""A record as plain lists, numbers and strings, and back: the form that files hold (schemas/output-2.json describes it).
+
+What is read has to fit the schema, so that nothing that an output is used for later meets a value it cannot take.
+NaN is null and infinities are "Infinity" and "-Infinity", as JSON has neither; all other numbers come back to the bit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastshap.errors import InvalidArgumentError
+from fastshap.models.provenance import Provenance
+from fastshap.output.checked import check, short
+from fastshap.output.record import Record
+from fastshap.types import Granularity, GranularityAggregationStrategy, InferenceModes, ModelTask
+
+SCHEMA_VERSION = 2
+SCHEMA_PATH = Path(__file__).parents[1] / "schemas" / f"output-{SCHEMA_VERSION}.json"
+
+# Fields that are what they are in JSON.
+_SAME = (
+    *("text", "elements", "target_names", "degrees_of_freedom", "error", "truncated", "converged"),
+    *("predicted_label", "probability"),
+)
+_SAME_SETTINGS = (
+    "n_perturbations",
+    "rounds",
+    "rtol",
+    "max_perturbations",
+    "noise_std",
+    "sampling",
+    "path_density",
+    "reduction",
+    "input_x_gradient",
+    "perturb_special_tokens",
+    "seed",
+)
+_CUSTOM = "callable:"
+
+
+class CustomMode:
+    """Stands for an inference mode that was a function: a file holds its name alone."""
+
+    def __init__(self, name: str) -> None:
+        self.__name__ = name
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        raise InvalidArgumentError(
+            f"The inference mode {self.__name__!r} was a function, and a file holds its name alone; pass the function, as "
+            "inference_mode."
+        )
+
+
+def to_plain(record: Record) -> dict[str, Any]:
+    """What :func:`from_plain` takes; fit for JSON."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "task": record.model_task.value,
+        **{name: getattr(record, name) for name in _SAME},
+        "element_spans": [list(span) for span in record.element_spans],
+        "element_tokens": record.element_tokens,
+        "targets": record.targets.tolist(),
+        "attributions": [numbers(row) for row in record.attributions],
+        "standard_error": [numbers(row) for row in record.standard_error],
+        "unassigned": numbers(record.unassigned),
+        "convergence_delta": None if record.convergence_delta is None else numbers(record.convergence_delta),
+        "target_probabilities": None if record.target_probabilities is None else record.target_probabilities.tolist(),
+        "model_inputs": {name: value.tolist() for name, value in record.model_inputs_to_explain.items()},
+        "settings": {
+            "granularity": record.granularity.value,
+            "granularity_aggregation_strategy": record.granularity_aggregation_strategy.value,
+            "inference_mode": _mode_name(record.inference_mode),
+            "baseline": _plain_baseline(record.baseline),
+            **{name: getattr(record, name) for name in _SAME_SETTINGS},
+        },
+        "provenance": asdict(record.provenance),
+    }
+
+
+def from_plain(kind: type[Any], data: Any) -> Any:
+    """A record of class ``kind`` from what :func:`to_plain` returned, in this version of the library or an earlier one.
+
+    Raises:
+        InvalidArgumentError: it is nothing of the kind, lacks something, or was written by a later version; the message names
+            the field.
+    """
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
+        raise InvalidArgumentError(
+            f"An output of fastshap has a schema_version from 1 to {SCHEMA_VERSION}; this has {short(version)}. "
+            + ("It was written by a later version of fastshap; upgrade." if type(version) is int else "")
+        )
+    if version == 1:
+        data = _from_first(data)
+    try:
+        # A text that was refused may hold what is no character.
+        refused = isinstance(data.get("error"), str) and isinstance(data.get("text"), str)
+        check(data | {"text": encodable(data["text"])} if refused else data, SCHEMA_PATH)
+        _agree(data)
+        return kind(**_fields(data))
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(
+            f"This output does not read: {error} fastshap/schemas/{SCHEMA_PATH.name} says what it holds."
+        ) from None
+
+
+def _from_first(data: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 as version 2: a probability was that of the one target, where the model chose it."""
+    names, probability = data.get("target_names"), data.get("probability")
+    known = probability is not None and isinstance(names, list) and len(names) == 1
+    return data | {
+        "schema_version": SCHEMA_VERSION,
+        "predicted_label": names[0] if known else None,  # type: ignore[index]
+        "target_probabilities": [probability] if known else None,
+    }
+
+
+def _agree(data: dict[str, Any]) -> None:
+    """What a schema cannot say: fields that have to fit each other.
+
+    Raises:
+        InvalidArgumentError: they do not; the message names the field.
+    """
+    targets, elements = len(data["target_names"]), len(data["elements"])
+    sizes = {"unassigned": targets, "convergence_delta": targets, "target_probabilities": targets}
+    sizes |= {"element_spans": elements, "element_tokens": elements, "attributions": targets, "standard_error": targets}
+    for name, size in sizes.items():
+        if data[name] is not None and len(data[name]) != size:
+            raise InvalidArgumentError(f"{name} must hold {size} entries; it holds {len(data[name])}.")
+    for name in ("attributions", "standard_error"):
+        for t, row in enumerate(data[name]):
+            if len(row) != elements:
+                raise InvalidArgumentError(f"{name}[{t}] must hold {elements} entries; it holds {len(row)}.")
+    failed = data["error"] is not None
+    if failed and (targets or elements):
+        raise InvalidArgumentError("error is for a text without targets and elements; this has some.")
+    if not failed and not (targets and elements):
+        raise InvalidArgumentError("target_names and elements must hold at least one entry each, where error is null.")
+    if not failed and data["task"] == ModelTask.CLASSIFICATION.value and len(data["targets"]) != targets:
+        raise InvalidArgumentError(f"targets must hold {targets} entries; it holds {len(data['targets'])}.")
+    if data["converged"] is not None and data["settings"]["rtol"] is None:
+        raise InvalidArgumentError("converged must be null where settings.rtol is.")
+    tokens = _tokens(data["model_inputs"], failed)
+    for i, ((start, end), member) in enumerate(zip(data["element_spans"], data["element_tokens"], strict=True)):
+        if not start <= end <= len(data["text"]):
+            raise InvalidArgumentError(f"element_spans[{i}] must lie in the text; got {[start, end]}.")
+        if max(member) >= tokens:
+            raise InvalidArgumentError(f"element_tokens[{i}] must be below {tokens}; got {short(member)}.")
+    baseline = data["settings"]["baseline"]
+    if isinstance(baseline, dict):
+        _regular(baseline["values"], "settings.baseline.values")
+        if not bool(_baseline(baseline).isfinite().all()):
+            raise InvalidArgumentError(f"settings.baseline.values must be finite as {baseline['dtype']}.")
+
+
+def _tokens(inputs: dict[str, Any], failed: bool) -> int:
+    """How many tokens the model saw."""
+    if failed and not inputs:
+        return 0
+    for name in ("input_ids",) if failed else ("input_ids", "special_tokens_mask", "offset_mapping"):
+        if name not in inputs:
+            raise InvalidArgumentError(f"model_inputs lacks {name!r}.")
+    count = len(inputs["input_ids"][0])
+    for name, rows in inputs.items():
+        if len(rows[0]) != count:
+            raise InvalidArgumentError(
+                f"model_inputs.{name}[0] must hold {count} entries, as input_ids does; it holds {len(rows[0])}."
+            )
+        _regular(rows[0], f"model_inputs.{name}[0]")
+    return count
+
+
+def _regular(values: list[Any], name: str) -> None:
+    """Numbers, or lists of numbers of one length."""
+    lengths = {len(one) if isinstance(one, list) else -1 for one in values}
+    if len(lengths) > 1:
+        raise InvalidArgumentError(f"{name} must hold numbers, or lists of one length.")
+
+
+def _fields(data: dict[str, Any]) -> dict[str, Any]:
+    from transformers import (
+        BatchEncoding,  # here, so that importing fastshap loads no more of transformers than it must
+    )
+
+    settings = data["settings"]
+    targets, elements = len(data["target_names"]), len(data["elements"])
+    task = ModelTask(data["task"])
+    ids = torch.tensor(data["targets"], dtype=torch.int64, device="cpu")
+    inputs = {
+        name: torch.tensor(value, dtype=torch.int64, device="cpu") for name, value in data["model_inputs"].items()
+    }
+    delta, probabilities = data["convergence_delta"], data["target_probabilities"]
+    known = {one.name for one in fields(Provenance)}
+    return {
+        **{name: data[name] for name in _SAME},
+        **{name: settings[name] for name in _SAME_SETTINGS},
+        "model_task": task,
+        "element_spans": [(start, end) for start, end in data["element_spans"]],
+        "element_tokens": [list(member) for member in data["element_tokens"]],
+        "targets": ids,
+        "classes": ids if task is ModelTask.CLASSIFICATION and data["error"] is None else None,
+        "attributions": tensor(data["attributions"], targets, elements),
+        "standard_error": tensor(data["standard_error"], targets, elements),
+        "unassigned": tensor([data["unassigned"]], 1, targets)[0],
+        "convergence_delta": None if delta is None else tensor([delta], 1, targets)[0],
+        "target_probabilities": None if probabilities is None else tensor([probabilities], 1, targets)[0],
+        "model_inputs_to_explain": BatchEncoding(inputs),
+        "granularity": Granularity(settings["granularity"]),
+        "granularity_aggregation_strategy": GranularityAggregationStrategy(
+            settings["granularity_aggregation_strategy"]
+        ),
+        "inference_mode": _mode(settings["inference_mode"]),
+        "baseline": _baseline(settings["baseline"]),
+        "provenance": Provenance(**{name: value for name, value in data["provenance"].items() if name in known}),
+    }
+
+
+def numbers(values: Tensor) -> list[float | str | None]:
+    """One dimension of floats."""
+    return [number(value) for value in values.tolist()]
+
+
+def number(value: float) -> float | str | None:
+    """A float as JSON has it."""
+    if math.isfinite(value):
+        return value
+    return None if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def tensor(rows: Any, height: int, width: int) -> Tensor:
+    """(height, width) float32."""
+    read = [[math.nan if value is None else float(value) for value in row] for row in rows]
+    return torch.tensor(read, dtype=torch.float32, device="cpu").view(height, width)
+
+
+def encodable(text: str) -> str:
+    """Halves of surrogate pairs, which UTF-8 has not (and only texts that were refused hold), replaced."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _mode_name(mode: Any) -> str:
+    if isinstance(mode, InferenceModes):
+        return mode.value
+    return _CUSTOM + str(getattr(mode, "__name__", type(mode).__name__))
+
+
+def _mode(name: str) -> Any:
+    return CustomMode(name.removeprefix(_CUSTOM)) if name.startswith(_CUSTOM) else InferenceModes(name)
+
+
+def _plain_baseline(baseline: float | Tensor | None) -> Any:
+    if not isinstance(baseline, Tensor):
+        return baseline
+    return {"dtype": str(baseline.dtype).removeprefix("torch."), "values": baseline.tolist()}
+
+
+def _baseline(plain: Any) -> Any:
+    if not isinstance(plain, dict):
+        return plain
+    values = [[float(one) for one in row] if isinstance(row, list) else float(row) for row in plain["values"]]
+    return torch.tensor(values, dtype=getattr(torch, plain["dtype"]), device="cpu")

@@ -1,0 +1,217 @@
+"""Results as one HTML page that fetches nothing and runs no script: shades, tooltips and switches are CSS."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from itertools import repeat
+from typing import NamedTuple, TextIO
+
+from fastshap.output.record import Record
+from fastshap.output.render import style, wording
+from fastshap.output.render.markup import marked, plain
+from fastshap.output.render.settings import Settings
+from fastshap.output.visible import named
+from fastshap.types import ModelTask
+
+
+def fragment(record: Record, name: str) -> str:
+    """One output with its style, to stand within another page: a notebook's, say.
+
+    Args:
+        name: what no other output of that page is called; its switch between targets goes by it.
+    """
+    return f'<div class="fastshap"><style>{style.style(style.ARTICLE)}</style>{article(record, name)}</div>'
+
+
+def article(record: Record, name: str, caption: str | None = None) -> str:
+    """One output without its style."""
+    return "".join(_output(record, name, caption))
+
+
+def write_page(
+    records: Iterable[Record],
+    file: TextIO,
+    title: str = "fastshap",
+    captions: Iterable[str | None] | None = None,
+) -> None:
+    """Writes a page of any number of outputs, one after the other as they come.
+
+    Args:
+        file: open for text, in UTF-8.
+        captions: a line above each output; where there is none, the predicted class, if it is known.
+    """
+    file.write(style.head(title))
+    settings = Settings()
+    pairs = zip(records, repeat(None)) if captions is None else zip(records, captions, strict=True)
+    for i, (record, caption) in enumerate(pairs, 1):
+        settings.add(record)
+        file.writelines(_output(record, f"t{i}", caption))
+        file.write("\n")
+    file.writelines(settings.html())
+    file.write(style.END)
+
+
+def number(value: float, form: str) -> str:
+    return f"{value + 0.0:{form}}".replace("-", "−")  # adding zero makes -0.0 positive
+
+
+class Piece(NamedTuple):
+    """A part of the text: an element's, or what stands between two."""
+
+    text: str
+    element: int | None = None
+    chip: bool = False  # an element without characters of its own
+
+
+def pieces_of(record: Record) -> list[Piece]:
+    """The text in reading order; where it is not known where the elements stand, they are the text."""
+    text, spans = record.text, record.element_spans
+    if not text or len(spans) != len(record.elements):
+        text, spans = " ".join(record.elements), []
+        for element in record.elements:
+            start = spans[-1][1] + 1 if spans else 0
+            spans.append((start, start + len(element)))
+    pieces, at = [], 0
+    for i, (element, (start, end)) in enumerate(zip(record.elements, spans, strict=True)):
+        start = max(start, at)
+        if not text[start:end]:
+            pieces.append(Piece(element, i, chip=True))
+            continue
+        # White space that a tokenizer counts to its word is not coloured, unless there is nothing else.
+        bare = text[start:end].strip() or text[start:end]
+        first = text.index(bare, start)
+        pieces += [Piece(text[at:first]), Piece(bare, i)]
+        at = first + len(bare)
+    return [*pieces, Piece(text[at:])]
+
+
+def _output(record: Record, name: str, caption: str | None) -> Iterator[str]:
+    """One output, a target at a time."""
+    yield f'<article id="{plain(name)}">{_caption(record, caption)}'
+    if record.error is not None:
+        yield f'<p class="e">not explained: {marked(record.error)}</p>'
+    pieces = pieces_of(record)
+    names = [named(target) for target in record.target_names]
+    if not names:
+        yield _sentence(marked(record.text)) if record.text.strip() else ""
+    elif len(names) == 1:
+        yield view(record, 0, pieces, names[0])
+    else:
+        yield from _switch(record, name, pieces, names)
+    yield "</article>"
+
+
+def _switch(record: Record, name: str, pieces: list[Piece], names: list[str]) -> Iterator[str]:
+    """The targets, one of which is shown: at first the predicted one, where it is among them."""
+    what = "generated" if record.model_task is ModelTask.GENERATION else "target"
+    first = record.target_names.index(record.predicted_label) if record.predicted_label in record.target_names else 0
+    yield f'<div class="t" role="radiogroup" aria-label="{what}"><span class="q">{what}</span>'
+    for t, target in enumerate(names):
+        one, checked = f"{plain(name)}-{t}", " checked" if t == first else ""
+        known = wording.probability(record, t)
+        also = "" if known is None else f' <span class="b">{known:.3f}</span>'
+        yield (
+            f'<input type="radio" name="{plain(name)}" id="{one}"{checked}>'
+            f'<label for="{one}"><bdi>{marked(target)}</bdi>{also}</label><div class="v">'
+        )
+        yield view(record, t, pieces, target)
+        yield "</div>"
+    yield "</div>"
+
+
+def _caption(record: Record, caption: str | None) -> str:
+    if caption is not None:
+        return f'<p class="h" dir="auto">{marked(caption)}</p>'
+    if record.predicted_label is None or record.probability is None:
+        return ""
+    label = f"<bdi>{marked(named(record.predicted_label))}</bdi>"
+    return f'<p class="h">predicted {label}, probability {record.probability:.3f}</p>'
+
+
+def _sentence(content: str) -> str:
+    return f'<p class="s" lang="" dir="auto">{content}</p>'
+
+
+def view(record: Record, t: int, pieces: list[Piece], target: str, largest: float | None = None) -> str:
+    """The text and its legend for one target.
+
+    Args:
+        largest: the score of full colour; by default the target's own largest.
+    """
+    scores = record.attributions[t].tolist()
+    errors = record.standard_error[t].tolist() if record.standard_error.numel() else [math.nan] * len(scores)
+    if largest is None:
+        largest = wording.largest_of(scores)
+    generates = record.model_task is ModelTask.GENERATION
+    own = len(scores) - len(record.attributions) + t if generates else -1
+    signed = record.reduction == "sum"
+    content = []
+    for text, i, chip in pieces:
+        if i is None:
+            content.append(marked(text))
+        elif math.isnan(scores[i]):
+            content.append(_hidden(text, chip, i == own))
+        else:
+            content.append(_element(text, chip, _step(scores[i], largest), _exact(scores[i], errors[i], signed)))
+    legend = f"<span>{_scale(largest, target, signed)}</span> <span>{_notes(record, t)}</span>"
+    return f'{_sentence("".join(content))}<p class="k">{legend}</p>'
+
+
+def _step(score: float, largest: float) -> str:
+    """The class of a score's shade: its share of the largest."""
+    step = round(style.STEPS * abs(wording.share(score, largest)))
+    return f"{'p' if score > 0 else 'n'}{step}" if step else ""
+
+
+def _exact(score: float, error: float, signed: bool) -> str:
+    shown = number(score, "+.6g" if signed else ".6g")
+    return shown if math.isnan(error) else f"{shown} ± {number(error, '.3g')}"
+
+
+def _element(text: str, chip: bool, step: str, exact: str) -> str:
+    if chip:
+        kind = f"c {step}" if step else "c"
+        label = plain(named(text))
+        return f'<span class="{kind}" tabindex="0" role="img" aria-label="{label}" aria-description="{exact}"></span>'
+    kind = f' class="{step}"' if step else ""
+    return f'<span{kind} tabindex="0" aria-description="{exact}">{_visible(text)}</span>'
+
+
+def _hidden(text: str, chip: bool, own: bool) -> str:
+    """An element that the target could not see."""
+    kind = "own" if own else "f"
+    if chip:
+        return f'<span class="c {kind}" role="img" aria-label="{plain(named(text))}"></span>'
+    return f'<span class="{kind}">{_visible(text)}</span>'
+
+
+def _visible(text: str) -> str:
+    """An element's text; one of line breaks alone gets a sign that can be coloured and pointed at."""
+    return ('<i class="u" data-u="↵"></i>' if "\n" in text and text.isspace() else "") + marked(text)
+
+
+def _scale(largest: float, target: str, signed: bool) -> str:
+    most, name = number(largest, ".3g"), f"<bdi>{marked(target)}</bdi>"
+    if not signed:
+        return f'0 <i class="p"></i> {most} larger weighs more for {name}'
+    return f'opposes −{most} <i class="n"></i><i class="p"></i> +{most} supports {name}'
+
+
+def _notes(record: Record, t: int) -> str:
+    """What one score stands for and how it was drawn."""
+    notes = [
+        f"explains the {wording.explained(record)}",
+        f"one score per {wording.unit(record)}",
+        *wording.drawn(record),
+    ]
+    notes += (note.replace("-", "−") for note in wording.remainders(record, t, "+.3g"))
+    known = wording.probability(record, t)
+    if known is not None and len(record.target_names) == 1 and record.target_names[0] != record.predicted_label:
+        notes.append(f"probability of this target {known:.3f}")
+    if record.truncated:
+        notes.append("the text was cut to what the model takes")
+    faint = ""
+    if record.model_task is ModelTask.GENERATION:
+        faint = '; <span class="f">faint</span>: what the framed word could not see'
+    return marked("; ".join(notes)) + faint

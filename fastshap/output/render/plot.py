@@ -1,0 +1,93 @@
+"""A result as a picture, with matplotlib."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fastshap.errors import InvalidArgumentError
+from fastshap.extras import needed
+from fastshap.output.record import Record
+from fastshap.output.render import wording
+from fastshap.output.visible import named, printable
+from fastshap.types import ModelTask
+
+# As in the terminal: blue supports the target, orange opposes it.
+FOR, AGAINST = "#2166de", "#d6600a"
+_LONGEST = 32  # characters of a label
+
+
+def plot(record: Record, target: int, top: int, ax: Any) -> Any:
+    """See :meth:`fastshap.AttributionOutput.plot`."""
+    if record.error is not None:
+        raise InvalidArgumentError(f"This text was not explained, so there is nothing to draw: {record.error}")
+    if record.model_task is ModelTask.GENERATION:
+        return _heat_map(record, ax)
+    scores = record.attributions[target]
+    strongest = scores.abs().argsort(descending=True, stable=True)[: max(1, top)].sort().values
+    errors = record.standard_error[target, strongest].nan_to_num(0)
+    names = [label(record.elements[i]) for i in strongest.tolist()]
+    ax = bars(names, scores[strongest], errors, errors, ax)
+    ax.set_title(f"target {label(record.target_names[target])}", parse_math=False, loc="left")
+    known = record.degrees_of_freedom > 0
+    ax.set_xlabel(
+        printable(f"part of the {wording.explained(record)}") + (", with its standard error" if known else ""),
+        parse_math=False,
+    )
+    return ax
+
+
+def bars(names: list[str], values: torch.Tensor, below: torch.Tensor, above: torch.Tensor, ax: Any) -> Any:
+    """Horizontal bars, the first name on top, with error bars from ``below`` to ``above`` the values; all (n,)."""
+    ax = ax or _axes(figsize=(6, 0.8 + 0.28 * len(names)))
+    places = range(len(names))
+    colours = [FOR if value >= 0 else AGAINST for value in values.tolist()]
+    hatches = ["" if value >= 0 else "///" for value in values.tolist()]  # told apart without colour too
+    ax.barh(places, values.numpy(), color=colours, hatch=hatches, edgecolor="white", linewidth=0)
+    ax.errorbar(
+        values.numpy(),
+        places,
+        xerr=torch.stack((below, above)).numpy(),
+        fmt="none",
+        ecolor="black",
+        elinewidth=1,
+        capsize=2,
+    )
+    ax.set_yticks(places, names)
+    for text in ax.get_yticklabels():
+        text.set_parse_math(False)  # a $ in a text is a $
+    ax.invert_yaxis()
+    ax.axvline(0, color="black", linewidth=0.8)
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.tick_params(axis="y", length=0)
+    return ax
+
+
+def _heat_map(record: Record, ax: Any) -> Any:
+    """(t, G): what each generated element drew on; what it could not see stays blank."""
+    rows, columns = record.attributions.shape
+    ax = ax or _axes(figsize=(1.5 + 0.42 * columns, 1.6 + 0.36 * rows))
+    largest = float(record.attributions.abs().nan_to_num(0).max()) or 1.0
+    colours = needed("matplotlib.colors").LinearSegmentedColormap.from_list("fastshap", [AGAINST, "#f5f5f5", FOR])
+    image = ax.imshow(record.attributions.numpy(), cmap=colours, vmin=-largest, vmax=largest, aspect="auto")
+    ax.set_xticks(range(columns), [label(element) for element in record.elements], rotation=60, ha="right")
+    ax.set_yticks(range(rows), [label(name) for name in record.target_names])
+    for text in (*ax.get_xticklabels(), *ax.get_yticklabels()):
+        text.set_parse_math(False)
+    ax.set_ylabel("generated")
+    ax.set_xlabel("drew on")
+    bar = ax.figure.colorbar(image, ax=ax)
+    bar.set_label(printable(f"part of the {wording.explained(record)}"), parse_math=False)
+    return ax
+
+
+def _axes(figsize: tuple[float, float]) -> Any:
+    _, ax = needed("matplotlib.pyplot", "plot").subplots(figsize=figsize, layout="constrained")
+    return ax
+
+
+def label(text: str) -> str:
+    """One line of printable characters, not too long."""
+    line = printable(" ".join(named(text).split()))
+    return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"

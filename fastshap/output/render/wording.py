@@ -1,0 +1,69 @@
+"""What is said about a result's scores, in the same words on a page, in a terminal and on a picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from fastshap.output.record import Record
+from fastshap.output.visible import named
+from fastshap.types import Granularity, GranularityAggregationStrategy, InferenceModes
+
+_SCORES = {
+    InferenceModes.LOGITS: "logit",
+    InferenceModes.SOFTMAX: "probability",
+    InferenceModes.LOG_SOFTMAX: "log-probability",
+}
+
+
+def explained(record: Record) -> str:
+    """What the scores are parts of: "logit", say."""
+    mode = record.inference_mode
+    return _SCORES[mode] if isinstance(mode, InferenceModes) else f"score of {getattr(mode, '__name__', 'its own')}"
+
+
+def unit(record: Record) -> str:
+    """What one score stands for: "word (mean of its tokens)", say."""
+    name = record.granularity.name.lower().replace("_", " ").replace("all tokens", "token")
+    if record.granularity in (Granularity.TOKEN, Granularity.ALL_TOKENS):
+        return name
+    return f"{name} ({record.granularity_aggregation_strategy.name.lower().replace('_', ' ')} of its tokens)"
+
+
+def drawn(record: Record) -> Iterator[str]:
+    """How the samples were drawn."""
+    yield f"{record.n_perturbations} samples" + (f" in {record.rounds} rounds" if record.rounds > 1 else "")
+    if record.converged is not None:
+        yield f"within rtol {record.rtol:g}" if record.converged else f"rtol {record.rtol:g} not met"
+
+
+def remainders(record: Record, t: int, form: str) -> Iterator[str]:
+    """What it takes to add a target's scores up: where they are sums, and where it was asked for."""
+    if record.granularity_aggregation_strategy is GranularityAggregationStrategy.SUM and record.reduction == "sum":
+        yield f"elsewhere {float(record.unassigned[t]):{form}}"
+    if record.convergence_delta is not None:
+        yield f"convergence delta {float(record.convergence_delta[t]):{form}}"
+
+
+def prediction(record: Record) -> str | None:
+    """What the model predicts, where that is known."""
+    if record.predicted_label is None or record.probability is None:
+        return None
+    return f"predicted {named(record.predicted_label)}, probability {record.probability:.3f}"
+
+
+def probability(record: Record, t: int) -> float | None:
+    """Of a target's class, where that is known."""
+    return None if record.target_probabilities is None else float(record.target_probabilities[t])
+
+
+def largest_of(scores: list[float]) -> float:
+    """The largest absolute score that is a number."""
+    return max((abs(score) for score in scores if not math.isnan(score)), default=0.0)
+
+
+def share(score: float, largest: float) -> float:
+    """Of full colour, from -1 to 1."""
+    if math.isinf(score):
+        return math.copysign(1.0, score)
+    return score / largest if largest else 0.0

@@ -1,0 +1,1 @@
+"""Texts to tokens, and tokens to the elements that scores are reported for."""

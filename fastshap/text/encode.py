@@ -1,0 +1,295 @@
+"""Texts to tokens: what the model sees, and where each token stands in the text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError
+from fastshap.models.locks import lock_of
+from fastshap.text.inputs import Tokens
+from fastshap.text.spelling import align, read, scheme, spell, words
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+# Further inputs of the model that have one value for each token.
+EXTRA = ("token_type_ids",)
+
+
+# WordPiece loses the white space of a text, and its decoder writes "didn ' t".
+_APART = re.compile(r"(?<=\w) (['’]) (?=(?:t|s|m|d|re|ve|ll)\b)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One tokenised text, unpadded; the lists have one entry a token."""
+
+    text: str
+    input_ids: list[int]
+    special: list[bool]  # added by the tokenizer's template, not part of the text
+    offsets: list[tuple[int, int]]  # characters of ``text``; (0, 0) for special tokens
+    tokens: list[str]
+    words: list[int | None]  # word index, None for special tokens
+    truncated: bool
+    prompt_length: int  # tokens that are input; any further ones are the target text of a generation
+    extra: dict[str, list[int]] = field(default_factory=dict)  # further inputs of the model, token_type_ids say
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sequence[Any],
+    *,
+    max_length: int | None,
+    add_special_tokens: bool = True,
+    truncation_side: str | None = None,
+) -> list[Encoded | FastshapError]:
+    """Tokenises texts, each cut to ``max_length`` tokens where given, and takes token ids as they are.
+
+    What is wrong with a text stands in its place. ``add_special_tokens`` concerns strings alone; ``truncation_side`` says which
+    end is cut, None as the tokenizer does.
+    """
+    problems = [_problem_with(source) for source in sources]
+    texts = [text for text, problem in zip(sources, problems, strict=True) if problem is None and isinstance(text, str)]
+    options: dict[str, Any] = {"add_special_tokens": add_special_tokens, "return_special_tokens_mask": True}
+    if max_length is not None:
+        options |= {"truncation": True, "max_length": max_length}
+    with _settings_kept(tokenizer, truncation_side):
+        encode_texts = _encode_fast if tokenizer.is_fast else _encode_slow
+        encoded = iter(encode_texts(tokenizer, texts, options) if texts else [])
+        found = [
+            problem or (_encode_ids(tokenizer, source) if isinstance(source, Tokens) else next(encoded))
+            for source, problem in zip(sources, problems, strict=True)
+        ]
+    return [_with_content(one) if isinstance(one, Encoded) else one for one in found]
+
+
+def _problem_with(source: object) -> FastshapError | None:
+    if isinstance(source, FastshapError):
+        return source
+    if isinstance(source, Tokens):
+        return None if source.ids else InvalidArgumentError("The text has no tokens; there is nothing to explain.")
+    if not isinstance(source, str):
+        return InvalidTypeError(f"A text must be a string or token ids; got {type(source).__name__}.")
+    if not source.strip():
+        return InvalidArgumentError("The text is empty or only white space; there is nothing to explain.")
+    try:
+        source.encode()
+    except UnicodeEncodeError as error:
+        return InvalidArgumentError(
+            f"The text holds half of a surrogate pair at character {error.start}, which no tokenizer takes; decode it "
+            "with errors='replace', or remove it."
+        )
+    return None
+
+
+def _with_content(encoded: Encoded) -> Encoded | FastshapError:
+    if all(encoded.special):
+        return InvalidArgumentError(
+            f"The tokenizer leaves nothing of {encoded.text[:40]!r} but special tokens; there is nothing to explain."
+        )
+    return encoded
+
+
+def _encode_fast(tokenizer: PreTrainedTokenizerBase, texts: list[str], options: dict[str, Any]) -> list[Encoded]:
+    batch = tokenizer(texts, return_offsets_mapping=True, **options)
+    return [
+        Encoded(
+            text=text,
+            input_ids=list(encoding.ids),
+            special=[bool(flag) for flag in encoding.special_tokens_mask],
+            offsets=list(encoding.offsets),
+            tokens=list(encoding.tokens),
+            words=_numbered(encoding.word_ids, encoding.special_tokens_mask),
+            truncated=bool(encoding.overflowing),
+            prompt_length=len(encoding.ids),
+            extra=_extra(batch, i),
+        )
+        for i, (text, encoding) in enumerate(zip(texts, batch.encodings, strict=True))
+    ]
+
+
+def _encode_slow(tokenizer: PreTrainedTokenizerBase, texts: list[str], options: dict[str, Any]) -> list[Encoded]:
+    batch = tokenizer(texts, **options)
+    encoded = []
+    for i, text in enumerate(texts):
+        ids = list(batch["input_ids"][i])
+        special = [bool(flag) for flag in batch["special_tokens_mask"][i]]
+        truncated = False
+        if len(ids) == options.get("max_length"):
+            whole = tokenizer(text, add_special_tokens=options["add_special_tokens"], verbose=False)
+            truncated = len(whole["input_ids"]) > len(ids)
+        one = _from_ids(tokenizer, ids, special, _extra(batch, i), truncated)
+        aligned = align(text, one.text, [span for span, flag in zip(one.offsets, special, strict=True) if not flag])
+        if aligned is not None:
+            found = iter(aligned)
+            one = _replaced(one, text=text, offsets=[(0, 0) if flag else next(found) for flag in special])
+        encoded.append(one)
+    return encoded
+
+
+def _encode_ids(tokenizer: PreTrainedTokenizerBase, source: Tokens) -> Encoded | FastshapError:
+    if min(source.ids) < 0:
+        return InvalidArgumentError(f"Token ids are zero or more; got {min(source.ids)}.")
+    named = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    special = source.special or [token in named for token in source.ids]
+    types = source.types or [0] * len(source.ids)
+    extra = {name: types for name in EXTRA if name in tokenizer.model_input_names}
+    if all(special):
+        return InvalidArgumentError("The token ids are special tokens alone; there is nothing to explain.")
+    return _from_ids(tokenizer, source.ids, special, extra, truncated=False)
+
+
+def _from_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    ids: list[int],
+    special: list[bool],
+    extra: dict[str, list[int]],
+    truncated: bool,
+) -> Encoded:
+    """Spells the runs of tokens between special ones, one below the other."""
+    text, first = "", 0
+    offsets: list[tuple[int, int]] = []
+    numbers: list[int | None] = []
+    names: list[str] = []
+    for is_special, run in groupby(zip(ids, special, strict=True), key=lambda pair: pair[1]):
+        part = [token for token, _ in run]
+        known = [token if token < len(tokenizer) else 0 for token in part]  # tables are often wider than vocabularies
+        listed = zip(tokenizer.convert_ids_to_tokens(known), known, part, strict=True)
+        tokens = [name if name and token == given else f"<{given}>" for name, token, given in listed]
+        names += tokens
+        if is_special:
+            offsets += [(0, 0)] * len(part)
+            numbers += [None] * len(part)
+            continue
+        spelled, spans, indices = _read(tokenizer, known, tokens)
+        text += "\n" if text else ""
+        offsets += [(a + len(text), b + len(text)) for a, b in spans]
+        numbers += [None if index is None else index + first for index in indices]
+        text += spelled
+        first += 1 + max((index for index in indices if index is not None), default=-1)
+    return Encoded(text, ids, special, offsets, names, numbers, truncated, len(ids), extra)
+
+
+def _read(
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], tokens: list[str]
+) -> tuple[str, list[tuple[int, int]], Sequence[int | None]]:
+    """The text of some tokens, their characters in it and their words."""
+    marker = scheme(tokenizer)
+    if not tokenizer.is_fast:
+        return *spell(tokenizer, ids, tokens, marker), words(tokens, marker)
+    text = read(tokenizer, ids)
+    for spelled in dict.fromkeys((_APART.sub(r"\1", text), text)):
+        encoding = tokenizer(spelled, add_special_tokens=False).encodings[0]
+        if encoding.ids == ids:
+            return spelled, list(encoding.offsets), _numbered(encoding.word_ids, [0] * len(ids))
+    # Not the tokens that this text would have today: cut within a word, or written one by one by a model.
+    text, spans = spell(tokenizer, ids, tokens, marker)
+    if tokenizer.unk_token_id in ids:
+        return text, spans, words(tokens, marker)
+    encoding = tokenizer(text, add_special_tokens=False).encodings[0]
+    within = [encoding.char_to_word(first_visible(text, span)) for span in spans]
+    return text, spans, _numbered(within, [0] * len(ids))
+
+
+def first_visible(text: str, span: tuple[int, int]) -> int:
+    """Where the first character of a span that is not white space stands; its beginning if there is none."""
+    start, end = span
+    return next((at for at in range(start, end) if not text[at].isspace()), start)
+
+
+def _numbered(word_ids: Sequence[int | None], special: Sequence[int]) -> list[int | None]:
+    """A word for every token of the text; one that the tokenizer counts to no word belongs to the one before."""
+    numbers: list[int | None] = []
+    last = 0
+    for word, flag in zip(word_ids, special, strict=True):
+        last = last if word is None else word
+        numbers.append(None if flag else last)
+    return numbers
+
+
+def _extra(batch: BatchEncoding, i: int) -> dict[str, list[int]]:
+    return {name: list(batch[name][i]) for name in EXTRA if name in batch}
+
+
+def _replaced(encoded: Encoded, **changes: Any) -> Encoded:
+    return Encoded(**{**vars(encoded), **changes})
+
+
+def without_ending(encoded: Encoded) -> Encoded:
+    """The text without special tokens at its end, which would stand between it and what follows."""
+    end = len(encoded)
+    while end > 0 and encoded.special[end - 1]:
+        end -= 1
+    return _cut(encoded, end)
+
+
+def _cut(encoded: Encoded, end: int) -> Encoded:
+    changes: dict[str, Any] = {
+        name: getattr(encoded, name)[:end] for name in ("input_ids", "special", "offsets", "tokens", "words")
+    }
+    extra = {name: values[:end] for name, values in encoded.extra.items()}
+    return _replaced(encoded, **changes, extra=extra, prompt_length=min(end, encoded.prompt_length))
+
+
+def after(encoded: Encoded, start: int) -> Encoded:
+    """The tokens from ``start`` on, with their part of the text."""
+    first = max((end for _, end in encoded.offsets[:start]), default=0)
+    names = ("input_ids", "special", "tokens", "words")
+    return _replaced(
+        encoded,
+        text=encoded.text[first:],
+        offsets=[(max(0, a - first), max(0, b - first)) for a, b in encoded.offsets[start:]],
+        **{name: getattr(encoded, name)[start:] for name in names},
+        extra={name: values[start:] for name, values in encoded.extra.items()},
+        prompt_length=len(encoded) - start,
+    )
+
+
+def continuation(prompt: Encoded, whole: Encoded) -> Encoded | None:
+    """``whole`` as input and target, if it begins with the tokens of ``prompt`` and goes on."""
+    count = len(prompt)
+    if len(whole) <= count or whole.input_ids[:count] != prompt.input_ids:
+        return None
+    return _replaced(whole, prompt_length=count)
+
+
+def join(prompt: Encoded, target: Encoded) -> Encoded:
+    """The two one after the other, as one text for a causal model."""
+    shift = len(prompt.text)
+    first = 1 + max((word for word in prompt.words if word is not None), default=-1)
+    return Encoded(
+        text=prompt.text + target.text,
+        input_ids=prompt.input_ids + target.input_ids,
+        special=prompt.special + target.special,
+        offsets=prompt.offsets + [(a + shift, b + shift) for a, b in target.offsets],
+        tokens=prompt.tokens + target.tokens,
+        words=prompt.words + [None if word is None else word + first for word in target.words],
+        truncated=prompt.truncated or target.truncated,
+        prompt_length=len(prompt),
+        extra={name: prompt.extra[name] + target.extra[name] for name in prompt.extra if name in target.extra},
+    )
+
+
+@contextmanager
+def _settings_kept(tokenizer: PreTrainedTokenizerBase, truncation_side: str | None) -> Iterator[None]:
+    """One caller at a time; the side of truncation and what is set on a fast tokenizer's core are put back."""
+    with lock_of(tokenizer):
+        side = tokenizer.truncation_side
+        core = tokenizer.backend_tokenizer if tokenizer.is_fast else None
+        truncation, padding = (core.truncation, core.padding) if core is not None else (None, None)
+        try:
+            tokenizer.truncation_side = truncation_side or side
+            yield
+        finally:
+            tokenizer.truncation_side = side
+            if core is not None:
+                core.no_truncation() if truncation is None else core.enable_truncation(**truncation)
+                core.no_padding() if padding is None else core.enable_padding(**padding)

@@ -1,0 +1,276 @@
+"""Tokens to the elements that scores are reported for: words, sentences and parts of sentences as the text shows them."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastshap import ops
+from fastshap.ops.transfer import to_device
+from fastshap.text.encode import Encoded, first_visible
+from fastshap.text.words import unspaced, word_starts
+from fastshap.types import Granularity, GranularityAggregationStrategy
+
+_CLOSING = "\"'”’»)\\]"
+_WIDE_CLOSING = "”’」』）】》〉"
+# A mark ends a sentence where white space follows; those of scripts without spaces end it anywhere.
+_SENTENCE_END = re.compile(rf"[.?!…؟।۔]+[{_CLOSING}]*(?=\s)|[。！？｡]+[{_WIDE_CLOSING}]*")
+_PART_END = re.compile(rf"[,;:.?!…،؛؟।۔]+[{_CLOSING}]*(?=\s)|[。！？｡，、；：]+[{_WIDE_CLOSING}]*")
+_ABBREVIATIONS = frozenset(
+    """mr. mrs. ms. dr. prof. sr. jr. st. mt. etc. cf. vs. nb. env. approx. min. max. resp. ex. ref. inc. ltd. co. fig.
+    eq. gen. col. lt. sgt. capt. rev. hon. gov. sen. rep. ph.d. m.sc. b.sc. m.d. al. ca. vol. pp. ed. est. dept.
+    a.m. p.m.""".split()
+)
+_DOTTED = re.compile(r"(?:[^\W\d_]\.){2,}")  # U.S., e.g., i.e.
+_OPENING = "\"'“‘«(["
+
+
+class Grouping:
+    """The elements of one text, and what turns token scores into theirs.
+
+    T targets and L tokens become t targets and G elements. For a generation the targets are the target's own elements, and
+    an element is hidden from those that it is part of or that it follows. Where the caller ``joins`` the targets' scores by
+    ``joined`` before it takes gradients, the token scores that it brings have t rows, not T.
+
+    Args:
+        given: what :func:`groups` found before.
+
+    Attributes:
+        joined: (t, T) float32, what makes sums or means of the targets; None where the caller cannot or need not join them.
+    """
+
+    def __init__(
+        self,
+        encoded: Encoded,
+        granularity: Granularity,
+        strategy: GranularityAggregationStrategy,
+        backend: str = "auto",
+        joins: bool = False,
+        given: tuple[list[list[int]], list[str]] | None = None,
+    ) -> None:
+        self.encoded = encoded
+        self.strategy = strategy.value
+        self.backend = backend
+        self.members, self.elements = given or groups(encoded, granularity)
+        self.spans = [span(encoded, member) for member in self.members]
+        self.generates = encoded.prompt_length < len(encoded)
+        self.joined = self._as_sums() if joins else None
+
+    @property
+    def linear(self) -> bool:
+        """Whether a group's score is a sum of its tokens', so that it can be formed sample by sample."""
+        return self.strategy in ("sum", "mean") or all(len(member) == 1 for member in self.members)
+
+    @cached_property
+    def _mine(self) -> list[list[int]]:
+        return [member for member in self.members if member[0] >= self.encoded.prompt_length]
+
+    @cached_property
+    def _target_members(self) -> list[list[int]]:
+        if self.joined is not None:
+            return [[i] for i in range(len(self._mine))]
+        return [[i - self.encoded.prompt_length for i in member] for member in self._mine]
+
+    def _as_sums(self) -> Tensor | None:
+        targets = len(self.encoded) - self.encoded.prompt_length
+        if not self.generates or not self.linear or len(self._mine) == targets:
+            return None
+        joined = torch.zeros(len(self._mine), targets, device="cpu")
+        for row, member in zip(joined, self._mine, strict=True):
+            row[[i - self.encoded.prompt_length for i in member]] = 1 / len(member) if self.strategy == "mean" else 1
+        return joined
+
+    @cached_property
+    def _hidden(self) -> Tensor:
+        """(t, G) bool."""
+        prompt_elements = len(self.members) - len(self._mine)
+        hidden = torch.ones(len(self._mine), len(self.members), dtype=torch.bool, device="cpu")
+        return hidden.triu(prompt_elements)
+
+    def names(self, target_names: list[str]) -> list[str]:
+        """The t targets' names."""
+        return self.elements[len(self.members) - len(self._mine) :] if self.generates else target_names
+
+    def reduce(self, tokens: Tensor) -> Tensor:
+        """Token scores (T, L) to attributions (t, G), what is hidden NaN."""
+        scores = self._reduce(tokens, self.members)
+        if self.generates:
+            scores = self.hide(self._reduce(scores.T, self._target_members).T)
+        return scores.contiguous()
+
+    @property
+    def keeps_targets(self) -> bool:
+        """Whether each of the targets that the caller's token scores are for is reported as it is."""
+        if not self.generates or self.joined is not None:
+            return True
+        targets = len(self.encoded) - self.encoded.prompt_length
+        return self._target_members == [[i] for i in range(targets)]
+
+    def ends(self, values: Tensor) -> Tensor:
+        """Of values (T, L), those of the token that FIRST or LAST takes for each group, (t, G)."""
+        at = 0 if self.strategy == "first" else -1
+        rows = [member[at] for member in self._target_members] if self.generates else list(range(len(values)))
+        return self.hide(values[rows][:, [member[at] for member in self.members]])
+
+    def cells(self, targets: int) -> Tensor:
+        """(T, L) int64: which of the t G attributions each token score goes into, counted row after row; -1 for none."""
+        rows = _places(self._target_members, targets) if self.generates else torch.arange(targets, device="cpu")
+        columns = _places(self.members, len(self.encoded))
+        cells = rows[:, None] * len(self.members) + columns
+        return cells.where((rows[:, None] >= 0) & (columns >= 0), -1)
+
+    def hide(self, scores: Tensor) -> Tensor:
+        """(t, G) with NaN for the elements that a target cannot see."""
+        return scores.masked_fill(self._hidden, torch.nan) if self.generates else scores
+
+    def reduce_targets(self, values: Tensor) -> Tensor:
+        """One value for each of the T targets to the t targets."""
+        return self._reduce(values[None], self._target_members)[0] if self.generates else values
+
+    def unassigned(self, tokens: Tensor) -> Tensor:
+        """(t,): the total of what no visible element shows."""
+        shown = {i for member in self.members for i in member}
+        others = [i for i in range(len(self.encoded)) if i not in shown]
+        total = tokens[:, others].sum(1)  # (T,)
+        for member, rows in zip(self._mine, self._target_members, strict=True) if self.generates else ():
+            later = [i for i in range(member[0], len(self.encoded)) if i in shown]
+            total[rows] += tokens[rows][:, later].sum(1)
+        return self.reduce_targets(total)
+
+    def _reduce(self, values: Tensor, members: list[list[int]], backend: str = "torch") -> Tensor:
+        """On the host unless a backend is named."""
+        return ops.segment_reduce(values, *_flat(members, values.device), self.strategy, backend=backend)
+
+
+def reduce_samples(groupings: Sequence[Grouping], samples: Tensor) -> Tensor:
+    """Token scores of every sample (T, n, M), the texts' tokens side by side, to (t, n, G) likewise.
+
+    For linear strategies. Several texts at once must be alike in t, and keep their targets.
+    """
+    first, (targets, n, _) = groupings[0], samples.shape
+    starts = itertools.accumulate((len(grouping.encoded) for grouping in groupings), initial=0)
+    members = [
+        [start + i for i in member]
+        for grouping, start in zip(groupings, starts, strict=False)
+        for member in grouping.members
+    ]
+    scores = first._reduce(samples.flatten(0, 1), members, first.backend).unflatten(0, (targets, n))  # (T, n, G)
+    if not first.generates:
+        return scores
+    if not first.keeps_targets:
+        flat = first._reduce(scores.flatten(1).T, first._target_members, first.backend).T  # (t, n G)
+        scores = flat.unflatten(1, scores.shape[1:])
+    hidden = torch.cat([grouping._hidden for grouping in groupings], 1)
+    return scores.masked_fill(to_device(hidden.numpy(), scores.device)[:, None], torch.nan)
+
+
+def _places(members: list[list[int]], length: int) -> Tensor:
+    """(length,): which member each index belongs to; -1 for none."""
+    places = torch.full((length,), -1, device="cpu")
+    for number, member in enumerate(members):
+        places[member] = number
+    return places
+
+
+def _flat(members: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    flat = np.fromiter(itertools.chain.from_iterable(members), np.int64)
+    return to_device(flat, device), to_device(np.cumsum([0, *map(len, members)], dtype=np.int64), device)
+
+
+def groups(encoded: Encoded, granularity: Granularity) -> tuple[list[list[int]], list[str]]:
+    """The token indices of every element, in reading order, and the elements as the text shows them.
+
+    No element holds tokens of both the input and the target of a generation.
+    """
+    if granularity is Granularity.ALL_TOKENS:
+        members = [[i] for i in range(len(encoded))]
+    elif granularity is Granularity.TOKEN:
+        members = [[i] for i in range(len(encoded)) if not encoded.special[i]]
+    else:
+        keys = _keys(encoded, granularity)
+        gathered: dict[tuple[bool, Any], list[int]] = {}
+        for i, key in enumerate(keys):
+            if key is not None:
+                gathered.setdefault((i >= encoded.prompt_length, key), []).append(i)
+        members = [gathered[key] for key in sorted(gathered)]
+    return members, [_shown(encoded, member) for member in members]
+
+
+def _shown(encoded: Encoded, member: list[int]) -> str:
+    start, end = span(encoded, member)
+    return encoded.text[start:end] or encoded.tokens[member[0]]
+
+
+def span(encoded: Encoded, member: list[int]) -> tuple[int, int]:
+    """Where the element begins and ends in the text; (0, 0) for special tokens."""
+    if encoded.special[member[0]]:
+        return 0, 0
+    return min(encoded.offsets[i][0] for i in member), max(encoded.offsets[i][1] for i in member)
+
+
+def _keys(encoded: Encoded, granularity: Granularity) -> Sequence[Any]:
+    """What tokens of one element have in common, growing along the text; None for special tokens."""
+    if granularity is Granularity.WORD:
+        return _word_keys(encoded)
+    return (
+        _tokenizer_word_keys(encoded)
+        if granularity is Granularity.TOKENIZER_WORD
+        else _sentence_keys(encoded, granularity)
+    )
+
+
+def _word_keys(encoded: Encoded) -> list[tuple[int, int] | None]:
+    """The word that a token begins in; without spaces between words, the tokenizer's word within it too."""
+    text, starts = encoded.text, word_starts(encoded.text)
+    keys: list[tuple[int, int] | None] = []
+    piece, before = 0, None
+    for word, span in zip(encoded.words, encoded.offsets, strict=True):
+        first = first_visible(text, span)
+        if word != before and first > 0 and (unspaced(text[first - 1]) or unspaced(text[first : first + 1])):
+            piece += 1
+        before = word
+        # A token of white space alone belongs to what follows.
+        run = bisect.bisect_right(starts, first) + text[first : first + 1].isspace()
+        keys.append(None if word is None else (run, piece))
+    return keys
+
+
+def _tokenizer_word_keys(encoded: Encoded) -> list[tuple[int, int] | None]:
+    """The tokenizer's word and the run of text between white space: some tokenizers take a whole text for one word."""
+    starts = [match.start() for match in re.finditer(r"\S+", encoded.text)]
+    keys: list[tuple[int, int] | None] = []
+    for word, span in zip(encoded.words, encoded.offsets, strict=True):
+        first = first_visible(encoded.text, span)
+        # A token of white space alone belongs to what follows.
+        run = bisect.bisect_right(starts, first) + encoded.text[first : first + 1].isspace()
+        keys.append(None if word is None else (word, run))
+    return keys
+
+
+def _sentence_keys(encoded: Encoded, granularity: Granularity) -> list[int | None]:
+    pattern = _SENTENCE_END if granularity is Granularity.SENTENCE else _PART_END
+    ends = [match.end() for match in pattern.finditer(encoded.text) if not _abbreviates(encoded.text, match)]
+    return [
+        None if special else bisect.bisect_right(ends, first_visible(encoded.text, span))
+        for special, span in zip(encoded.special, encoded.offsets, strict=True)
+    ]
+
+
+def _abbreviates(text: str, match: re.Match[str]) -> bool:
+    """Whether the full stop matched ends an abbreviation, so that the sentence goes on."""
+    mark = match.group()
+    if mark.rstrip("\"'”’»)]") != ".":
+        return False
+    begin = match.start()
+    while begin > 0 and not text[begin - 1].isspace():
+        begin -= 1
+    word = text[begin : match.start() + 1].lstrip(_OPENING)
+    return word.lower() in _ABBREVIATIONS or _DOTTED.fullmatch(word) is not None
