@@ -192,8 +192,11 @@ class Counter(TorchDispatchMode):
 
 
 @contextmanager
-def counted(model: Any) -> Iterator[Counter]:
-    """Counts what is done with ``model``: its body's forward is a call, and what runs in a forward or backward is its own."""
+def counted(model: Any, first: Callable[[], object]) -> Iterator[Counter]:
+    """Counts what is done with ``model``: its body's forward is a call, and what runs in a forward or backward is its own.
+
+    ``first`` runs uncounted: a model whose forward is watched is another model, which fastshap tries again.
+    """
     counter = Counter()
     grad, backward = torch.autograd.grad, Tensor.backward
     last_rows = 0
@@ -231,7 +234,8 @@ def counted(model: Any) -> Iterator[Counter]:
             stack.enter_context(mock.patch.object(module, "forward", watched(module, body)))
         stack.enter_context(mock.patch.object(torch.autograd, "grad", counting_grad))
         stack.enter_context(mock.patch.object(Tensor, "backward", counting_backward))
-        stack.enter_context(counter)
+        first()
+        counter = stack.enter_context(Counter())
         yield counter
 
 
@@ -246,13 +250,12 @@ def work(workload: Workload, best: dict[str, Any]) -> dict[str, Any]:
 
 def work_of(tool: Tool, runner: Runner, workload: Workload, batch_size: Any) -> dict[str, Any]:
     """A run after another, so that what is done once is done."""
-    runner.run(batch_size, 1, 0)
     needed = workload.n * sum(backwards_needed(tool, workload))
-    with counted(runner.model) as counter:
+    with counted(runner.model, lambda: runner.run(batch_size, 1, 0)) as counter:
         runner.run(batch_size, workload.n, 0)
     between = counter.between
     if counter.calls < 3 and tool.unit == "rows":  # too few to tell: with n rows a call instead
-        with counted(runner.model) as smaller:
+        with counted(runner.model, lambda: runner.run(workload.n, 1, 0)) as smaller:
             runner.run(workload.n, workload.n, 0)
         between = smaller.between
     return {

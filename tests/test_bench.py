@@ -59,7 +59,7 @@ def test_padding_and_operators_are_seen(texts):
     model = texts.model
     ids = torch.tensor([[1, 2, 3, 4], [1, 2, 0, 0]])
     z = model.get_input_embeddings()(ids).detach()
-    with measure.counted(model) as counter:
+    with measure.counted(model, lambda: None) as counter:
         for _ in range(2):
             point = (z * 2).requires_grad_()
             logits = model(inputs_embeds=point, attention_mask=(ids > 0).long()).logits
@@ -77,7 +77,7 @@ def test_padding_and_operators_are_seen(texts):
 def test_a_batched_backward_and_tensor_backward_count(texts):
     model = texts.model
     z = model.get_input_embeddings()(torch.tensor([[1, 2, 3]] * 4)).detach()
-    with measure.counted(model) as counter:
+    with measure.counted(model, lambda: None) as counter:
         logits = model(inputs_embeds=z.requires_grad_()).logits
         torch.autograd.grad(logits, z, torch.ones(3, *logits.shape), is_grads_batched=True, retain_graph=True)
         assert counter.rows_back == 3 * 4
