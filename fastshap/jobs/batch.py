@@ -176,7 +176,7 @@ class BatchExplainer:
 
         Raises:
             FastshapError: the model cannot be explained at all.
-            JobError: the model failed on every one of ``MOST_FAILED`` texts or more: a broken device, say.
+            JobError: the model failed on every one of ``MOST_FAILED`` texts or more, for instance on a broken device.
         """
         if not texts:
             return []
