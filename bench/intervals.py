@@ -22,6 +22,7 @@ import fastshap
 from fastshap.engine import estimate
 from fastshap.engine import run as engine
 from fastshap.engine.estimate import LEAST_ROUNDS, Running, Summary, error_between, student_quantile, summaries
+from fastshap.engine.rounds import Rounds
 from fastshap.explainer import _item
 from fastshap.text.groups import Grouping
 
@@ -37,7 +38,7 @@ STOPPED = (
 )
 
 
-class Rounds(fastshap.GradientShap):
+class OfOneText(fastshap.GradientShap):
     """As many rounds of one text as are wanted."""
 
     def _computed(self, texts: Any, progress: Any, rounds: Any, alone: bool = False) -> Any:
@@ -49,10 +50,11 @@ class Rounds(fastshap.GradientShap):
         self([text], [target])
         ((one, grouping),) = self.texts
         item = _item(one.encoded, one.targets, grouping.joined)
-        samples = [self._rounds().drawing.samples([item], round_)[0] for round_ in range(count)]
+        rounds = Rounds(self._execution, self.task.scores)
+        samples = [rounds.samples([item], round_)[0] for round_ in range(count)]
         items = [item] * count
         with self._desk.at_work() as model:
-            groups = engine.token_scores([model], items, samples, self.task.scores, self._settings, self._budget)
+            groups = engine.token_scores([model], items, samples, self.task.scores, self._execution)
             found = dict(scored for group in groups for scored in group)
         return grouping, torch.stack([found[i] for i in range(count)])
 
@@ -141,7 +143,7 @@ def covered(pair: tuple[Any, Any], replicates: int) -> dict[str, Any]:
             "batch_size": 256,
         }
         for sampling, n in itertools.product(("antithetic", "iid"), (10, 20, 50)):
-            explainer = Rounds(*pair, n_perturbations=n, sampling=sampling, seed=5, **options)
+            explainer = OfOneText(*pair, n_perturbations=n, sampling=sampling, seed=5, **options)
             grouping, scores = explainer.of(TIED, 1, 1000)
             for rounds in (1, 4, 8, 16) if n == 10 else (1,):
                 name = f"{strategy}, {sampling}, n={n}, rounds={rounds}"
@@ -155,7 +157,7 @@ def biases(pair: tuple[Any, Any], replicates: int) -> dict[str, Any]:
     required = estimate._LEAST_FREEDOM
     for sampling, n in (("antithetic", 5), ("iid", 5), ("antithetic", 4), ("antithetic", 10)):
         pools = [
-            Rounds(*pair, 256, n_perturbations=n, sampling=sampling, seed=11).of(text, 1, 2000) for text in STOPPED
+            OfOneText(*pair, 256, n_perturbations=n, sampling=sampling, seed=11).of(text, 1, 2000) for text in STOPPED
         ]
         for rtol in {4: (0.5,), 5: (0.1, 0.2), 10: (0.05, 0.1, 0.2)}[n]:
             for least in (0, required):

@@ -24,7 +24,7 @@ import fastshap
 from bench.models import Subject, subject
 from fastshap.engine import run as engine
 from fastshap.engine.budget import Budget
-from fastshap.engine.packing import Item, Settings
+from fastshap.engine.packing import Execution, Item
 from fastshap.models.view import Desk
 from fastshap.sampling import draw_samples
 
@@ -35,13 +35,13 @@ REDUCTIONS = {"signed": "sum", "abs_mean": "abs_mean"}
 
 
 def estimates(
-    subject_: Subject, settings: Settings, forward: Any, item: Item, sampling: str, n: int, rounds: range
+    subject_: Subject, execution: Execution, forward: Any, item: Item, sampling: str, n: int, rounds: range
 ) -> np.ndarray:
     """(rounds, L): the means of so many independent rounds of n samples."""
     samples = [draw_samples(7, item.input_ids.tolist(), n, sampling, round_) for round_ in rounds]
     with Desk(subject_.model).at_work() as model:
-        budget = Budget(128, engine.device_of(model))
-        groups = engine.token_scores([model], [item] * len(samples), samples, forward, settings, budget)
+        execution = dataclasses.replace(execution, budget=Budget(128, engine.device_of(model)))
+        groups = engine.token_scores([model], [item] * len(samples), samples, forward, execution)
         found = dict(scored for group in groups for scored in group)
     return np.stack([found[i][0].mean(0).numpy() for i in range(len(samples))])
 
@@ -52,7 +52,8 @@ def measure(subject_: Subject, noise_std: float, reference: int) -> dict[str, An
     outputs = explainer(subject_.texts)
     table: dict[str, Any] = {}
     for kind, reduction in REDUCTIONS.items():
-        settings = dataclasses.replace(explainer._settings, reduction=reduction)
+        settings = dataclasses.replace(explainer.settings, reduction=reduction)
+        execution = dataclasses.replace(explainer._execution, settings=settings)
         square_errors: dict[tuple[str, int], list[float]] = {}
         own: list[float] = []
         for output in outputs:
@@ -60,13 +61,13 @@ def measure(subject_: Subject, noise_std: float, reference: int) -> dict[str, An
             item = Item(ids, output.targets, torch.zeros(len(ids), dtype=torch.bool), {})
             many = reference if kind == "signed" else reference // 4
             rounds = estimates(
-                subject_, settings, explainer.task.scores, item, "antithetic", 100, range(1000, 1000 + many // 100)
+                subject_, execution, explainer.task.scores, item, "antithetic", 100, range(1000, 1000 + many // 100)
             )
             expected, scale = rounds.mean(0), float((rounds.mean(0) ** 2).mean())
             own.append(float(rounds.var(0, ddof=1).mean() / len(rounds)) / scale)
             for sampling in ("iid", "antithetic"):
                 for n in SAMPLES if sampling == "antithetic" and kind == "signed" else (10, 50):
-                    found = estimates(subject_, settings, explainer.task.scores, item, sampling, n, range(REPLICATES))
+                    found = estimates(subject_, execution, explainer.task.scores, item, sampling, n, range(REPLICATES))
                     square_errors.setdefault((sampling, n), []).append(float(((found - expected) ** 2).mean()) / scale)
         table[f"{kind} reference error"] = math.sqrt(np.mean(own))
         table |= {f"{kind} {sampling} {n}": values for (sampling, n), values in square_errors.items()}

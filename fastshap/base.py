@@ -14,6 +14,7 @@ from fastshap.engine import memory
 from fastshap.errors import InvalidArgumentError
 from fastshap.output.output import AttributionOutput, AttributionOutputs
 from fastshap.output.progress import Progress, Wanted, checked
+from fastshap.settings import HasSettings
 from fastshap.tasks import Task, task_for
 from fastshap.text.inputs import is_one_text, sources
 
@@ -38,7 +39,7 @@ class _Window(NamedTuple):
     start: int
 
 
-class AttributionExplainer:
+class AttributionExplainer(HasSettings):
     """What every explainer shares: it takes texts and targets and yields one :class:`AttributionOutput` for each text.
 
     A subclass computes a window of texts in ``_explain_window``.

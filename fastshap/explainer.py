@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from fastshap import ops, parameters
+from fastshap import checks, ops
 from fastshap.base import AttributionExplainer, MultitaskExplainerMixin
 from fastshap.engine import run as engine
 from fastshap.engine.budget import Budget
 from fastshap.engine.estimate import Running
-from fastshap.engine.packing import Item, Settings
-from fastshap.engine.rounds import Drawing, Rounds, at_texts
+from fastshap.engine.packing import Execution, Item, Layout
+from fastshap.engine.rounds import Rounds, at_texts
 from fastshap.errors import (
     FastshapError,
     InvalidArgumentError,
@@ -38,21 +37,16 @@ from fastshap.models.view import Desk
 from fastshap.output.output import AttributionOutput
 from fastshap.output.progress import Progress
 from fastshap.output.record import Record
-from fastshap.sampling import SAMPLINGS
+from fastshap.settings import DEFAULTS, Settings, documented
 from fastshap.tasks import Prediction, Prepared, takes
 from fastshap.text.encode import EXTRA, Encoded
 from fastshap.text.groups import Grouping
-from fastshap.types import (
-    Granularity,
-    GranularityAggregationStrategy,
-    InferenceModes,
-    ModelTask,
-    inference_mode_of,
-    member_of,
-)
+from fastshap.types import InferenceModes, ModelTask
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, Pipeline, PreTrainedModel, PreTrainedTokenizerBase
+
+    from fastshap.types import Granularity, GranularityAggregationStrategy
 
 
 # Tokens of all rows from which two threads are faster on a CPU than one (docs/adr/0009).
@@ -66,9 +60,8 @@ _STATE = "state"  # under which the model's is remembered beside them
 _WORK = {"cpu": 4e11}
 _WORK_ON_A_GPU = 1e14
 _GENERATING = 0.2  # the share of a text's work that is done once its target is generated
-_FIXED = ("model", "tokenizer", "device")  # parameters that no call can change
-_OWN = ("_desk", "_replicas", "_budget", "_origin", "_tried")  # what a copy makes or finds out for itself
-_LAYOUT = ("padding_side", "equal_lengths", "maskless")  # settings that trying the model has found
+_FIXED = ("tokenizer", "device")  # parameters that no call can change
+_ANEW = ("_desk", "_replicas", "_budget", "_origin", "_tried", "_layout")  # what a copy makes or finds out for itself
 
 
 _Text = TypeVar("_Text")
@@ -93,7 +86,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
     multiplied by their difference. Same arguments, same numbers: the noise depends on the seed and the tokens of a text
     alone, never on the batch it is in, its place in the list, the device, or the process.
 
-    The first eleven parameters are interpreto's.
+    The eleven parameters that can be given by their places are interpreto's. ``settings`` holds those that decide numbers.
 
     Args:
         model: a ``*ForSequenceClassification`` or a causal language model that takes ``inputs_embeds``, or a transformers
@@ -101,38 +94,11 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         tokenizer: its tokenizer; a pipeline brings its own.
         batch_size: perturbed rows of one model call, at most; "auto" takes what is fastest on a CPU, and what the free memory
             holds on a GPU. Calls that run out of memory are halved, and later ones stay as small.
-        granularity: ALL_TOKENS, TOKEN, WORD (as people read), TOKENIZER_WORD (as the tokenizer splits; what interpreto's WORD
-            member gives), PART_SENTENCE or SENTENCE; a member or its name.
-        granularity_aggregation_strategy: MEAN, MAX, MIN, SUM, SIGNED_MAX, FIRST or LAST of a group's token scores; ignored
-            for ALL_TOKENS and TOKEN. SUM keeps the result additive.
         device: where the method runs: the model is moved there once, now. None leaves it where it is. "auto" takes all GPUs of
             this machine, or the CPU where there is none; a list names the devices to use. The model moves to the first
             one, and copies on the others share its work.
-        inference_mode: LOGITS, SOFTMAX, LOG_SOFTMAX, or a callable from logits to scores of the same shape.
-        input_x_gradient: multiply the gradient by the input (minus the baseline, for "sum") before it is aggregated. False
-            with "sum" gives zeros but for rounding for models that normalise each embedding first, as BERT's LayerNorm does:
-            such a gradient's elements add up to nothing; "abs_mean" shows its size.
-        n_perturbations: samples a text (of one round, where rtol is given).
-        baseline: the reference embedding: None (zero), a number (a constant for all dimensions, never a token id), a Tensor
-            (D,) or (L, D).
-        noise_std: standard deviation of the normal noise added to the baseline. 0.1 is more than the spread of the packaged
-            model's own embeddings, 0.063.
-        reduction: "sum" is signed and additive, as expected gradients are; "abs_mean" is what interpreto computes, unsigned.
-        sampling: "antithetic" (stratified path positions, pairs of opposite noise: fewer samples for the same error) or
-            "iid" (independent draws, what the peers do).
-        path_density: None draws path positions uniformly. A number w draws them in proportion to
-            ((1 - a)^2 + (w a)^2)^(-3/2), and weights the samples so that the expectation stays: 1 puts more in the
-            middle of the path, smaller numbers more near the baseline. Which is best depends on model and noise
-            (docs/adr/0007).
-        seed: any integer of 64 bits.
-        rtol: None, or go on in independent rounds of ``n_perturbations`` samples until every standard error is at most this
-            fraction of the largest absolute score of the text and target; judged from four rounds, or from 8 degrees of
-            freedom. Finished texts leave the batch. Chance makes some scores large and ends these texts sooner: the largest
-            score comes out too large, by at most about ``rtol`` squared (1 % of it at 0.1; docs/adr/0014). MAX, MIN and
-            SIGNED_MAX go on while it is open which token they select: near ties of opposite sign may never converge.
-        max_perturbations: samples a text at most, where rtol is given; None is 64 times ``n_perturbations``.
+        {settings}
         return_convergence_delta: also report how far the scores are from adding up; costs n + 1 forward rows a text.
-        perturb_special_tokens: False keeps [CLS], [SEP] and the like at their own embedding, without noise.
         on_error: "raise", or "record": a bad text gets an output with ``error`` set, and the rest is explained.
         backend: "auto", "torch" or "triton".
 
@@ -149,87 +115,85 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         ['A', 'gorgeous', ',', 'witty', 'film', '.']
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel | Pipeline,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        batch_size: int | str = 4,
-        granularity: Granularity | str = Granularity.WORD,
-        granularity_aggregation_strategy: GranularityAggregationStrategy | str = GranularityAggregationStrategy.MEAN,
-        device: torch.device | str | Sequence[torch.device | str] | None = None,
-        inference_mode: Callable[[Tensor], Tensor] | str = InferenceModes.LOGITS,
-        input_x_gradient: bool = True,
-        n_perturbations: int = 10,
-        baseline: Tensor | float | int | None = None,
-        noise_std: float = 0.1,
-        *,
-        reduction: str = "sum",
-        sampling: str = "antithetic",
-        path_density: float | None = None,
-        seed: int = 0,
-        rtol: float | None = None,
-        max_perturbations: int | None = None,
-        return_convergence_delta: bool = False,
-        perturb_special_tokens: bool = True,
-        on_error: str = "raise",
-        backend: str = "auto",
-    ) -> None:
-        given = {name: value for name, value in locals().items() if name in _PARAMETERS}
-        pair: Any = parameters.pair(model, tokenizer)
-        self.granularity = member_of(Granularity, granularity, "granularity")
-        self.granularity_aggregation_strategy = member_of(
-            GranularityAggregationStrategy, granularity_aggregation_strategy, "granularity_aggregation_strategy"
-        )
-        single = self.granularity in (Granularity.TOKEN, Granularity.ALL_TOKENS)
-        self._strategy = GranularityAggregationStrategy.MEAN if single else self.granularity_aggregation_strategy
-        self.inference_mode = inference_mode_of(inference_mode)
-        self.n_perturbations = parameters.whole(n_perturbations, "n_perturbations", least=1, most=2**31 - 1)
-        self.rtol = parameters.tolerance(rtol)
-        self.max_perturbations = parameters.most_samples(max_perturbations, self.n_perturbations, rtol)
-        self.seed = parameters.whole(seed, "seed", least=-(2**63), most=2**63 - 1)
-        reduction = parameters.one_of(reduction, "reduction", ops.REDUCTIONS)
-        self.sampling = parameters.one_of(sampling, "sampling", SAMPLINGS)
-        self.path_density = parameters.path_density(path_density)
-        self.on_error = parameters.one_of(on_error, "on_error", ("raise", "record"))
-        self.return_convergence_delta = parameters.flag(return_convergence_delta, "return_convergence_delta")
-        input_x_gradient = parameters.flag(input_x_gradient, "input_x_gradient")
-        if self.return_convergence_delta and not (reduction == "sum" and input_x_gradient):
+    if TYPE_CHECKING:
+        # Written by tools/settings.py.
+        def __init__(
+            self,
+            model: PreTrainedModel | Pipeline,
+            tokenizer: PreTrainedTokenizerBase | None = None,
+            batch_size: int | str = 4,
+            granularity: Granularity | str = Granularity.WORD,
+            granularity_aggregation_strategy: GranularityAggregationStrategy
+            | str = GranularityAggregationStrategy.MEAN,
+            device: torch.device | str | Sequence[torch.device | str] | None = None,
+            inference_mode: Callable[[Tensor], Tensor] | str = InferenceModes.LOGITS,
+            input_x_gradient: bool = True,
+            n_perturbations: int = 10,
+            baseline: Tensor | float | None = None,
+            noise_std: float = 0.1,
+            *,
+            reduction: str = "sum",
+            sampling: str = "antithetic",
+            path_density: float | None = None,
+            seed: int = 0,
+            rtol: float | None = None,
+            max_perturbations: int | None = None,
+            perturb_special_tokens: bool = True,
+            return_convergence_delta: bool = False,
+            on_error: str = "raise",
+            backend: str = "auto",
+        ) -> None: ...
+
+        # End.
+    else:
+
+        def __init__(self, *args: Any, **named: Any) -> None:
+            self._set_up(_SIGNATURE.bind(self, *args, **named).arguments)
+
+    def _set_up(self, given: Mapping[str, Any]) -> None:
+        own = {**_OWN, **given}
+        pair: Any = checks.pair(own["model"], own["tokenizer"])
+        self.settings = Settings(**{name: value for name, value in given.items() if name in DEFAULTS})
+        self.on_error = checks.one_of(own["on_error"], "on_error", ("raise", "record"))
+        self.return_convergence_delta = checks.flag(own["return_convergence_delta"], "return_convergence_delta")
+        if self.return_convergence_delta and not self.settings.adds_up:
             raise InvalidArgumentError(
                 "return_convergence_delta=True needs reduction='sum' and input_x_gradient=True: other scores do not add up "
                 "to a difference of the model's output."
             )
-        ops.check_backend(backend)
+        ops.check_backend(own["backend"])
         self.model, self.tokenizer = pair
-        self.task = self.task_of(self.model, self.tokenizer, self.inference_mode, self.seed)
+        self.task = self.task_of(self.model, self.tokenizer, self.settings.inference_mode, self.settings.seed)
         known, width = _table_shape(self.model)
         if 10 * len(self.tokenizer) < known:
             raise InvalidArgumentError(
                 f"The tokenizer knows {len(self.tokenizer)} tokens and the model {known}: it is another model's, or its files "
                 "are missing beside the model's. Load the one that the model was trained with."
             )
-        devices = parameters.devices(device)
+        _check_width(self.settings.baseline, width)
+        devices = checks.devices(own["device"])
         if devices:
             self.model.to(devices[0])  # type: ignore[arg-type]
         self._desk = Desk(self.model)
         self._replicas = Replicas(self.model, devices[1:])
-        self._budget = Budget(parameters.batch_size(batch_size), engine.device_of(self.model))
-        self._settings = Settings(
-            noise_std=parameters.noise(noise_std),
-            baseline=parameters.baseline(baseline, width),
-            reduction=reduction,
-            input_x_gradient=input_x_gradient,
-            perturb_special_tokens=parameters.flag(perturb_special_tokens, "perturb_special_tokens"),
-            backend=backend,
-        )
-        self._given = given | {"baseline": self._settings.baseline}  # a copy, which nobody else writes to
+        self._budget = Budget(checks.batch_size(own["batch_size"]), engine.device_of(self.model))
+        self._backend = own["backend"]
+        self._layout = Layout()
+        # The baseline is a copy, which nobody else writes to.
+        self._given = {name: value for name, value in given.items() if name in _PARAMETERS}
+        self._given |= {"baseline": self.settings.baseline}
         self._provenance = Provenance()
         self._tried: Any = None  # the model's state when something was found
         self._truncation_warned = False
         self._origin: GradientShap | None = None
 
+    @property
+    def _execution(self) -> Execution:
+        return Execution(self.settings, self._layout, self._backend, self._budget)
+
     def _state(self) -> dict[str, Any]:
         """All that a copy starts from: it finds out for itself how the model can be run, where it is."""
-        state = {name: value for name, value in vars(self).items() if name not in _OWN}
+        state = {name: value for name, value in vars(self).items() if name not in _ANEW}
         own = {"task": self.task.untried(), "_further": self._replicas.further, "_batch_size": self._budget.batch_size}
         return state | own
 
@@ -245,7 +209,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         self._desk = Desk(self.model)
         self._replicas = Replicas(self.model, further)
         self._budget = Budget(batch_size, engine.device_of(self.model))
-        self._tried, self._origin = None, None
+        self._tried, self._origin, self._layout = None, None, Layout()
 
     def __copy__(self) -> GradientShap:
         own = object.__new__(type(self))
@@ -274,21 +238,20 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         refuse_unknown(options, "A call", "Model, tokenizer and device are the explainer's own.")
         own = object.__new__(type(self))
         own.__dict__.update(self.__dict__)
-        GradientShap.__init__(own, self.model, self.tokenizer, **{**self._given, **options})
+        own._set_up({"model": self.model, "tokenizer": self.tokenizer} | self._given | dict(options))
         own._replicas, own._truncation_warned, own._origin = self._replicas, self._truncation_warned, self
         own._desk = self._desk
         if "batch_size" not in options:
             own._budget = self._budget
-        if own.inference_mode is self.inference_mode:
+        if own.settings.inference_mode is self.settings.inference_mode:
             own._learn(self)
         return own
 
     def _learn(self, other: GradientShap) -> None:
         """What another explainer of the same model and inference mode has found out by trying."""
         if other._tried is not None and self._tried is None:
-            found = {name: getattr(other._settings, name) for name in _LAYOUT}
-            self.task, self._tried = other.task.with_seed(self.seed), other._tried
-            self._settings = dataclasses.replace(self._settings, **found)
+            self.task, self._tried = other.task.with_seed(self.settings.seed), other._tried
+            self._layout = other._layout
 
     def _tokens_together(self, options: Mapping[str, Any]) -> float:
         device = engine.device_of(self.model).type
@@ -296,7 +259,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         weights = sum(one.numel() for one in self.model.parameters()) - table
         passes = 1 + options.get("max_new_tokens", 1)  # forward, and backward for each score
         rows = _WORK.get(device, _WORK_ON_A_GPU) / (2 * max(1, weights) * passes)
-        return max(rows, _ENOUGH_TOKENS if device == "cpu" else _ENOUGH_ON_A_GPU) / self.n_perturbations
+        return max(rows, _ENOUGH_TOKENS if device == "cpu" else _ENOUGH_ON_A_GPU) / self.settings.n_perturbations
 
     def _explain_window(
         self,
@@ -320,7 +283,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             self._provenance = provenance_of(self.model, self.tokenizer, engine.device_of(self.model))
             if self._origin is not None:
                 self._origin._truncation_warned |= self._truncation_warned
-                if self._origin.inference_mode is self.inference_mode:
+                if self._origin.settings.inference_mode is self.settings.inference_mode:
                     self._origin._learn(self)
             return [
                 self._failed(result, text if isinstance(text, str) else "")
@@ -356,8 +319,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             return self._output(scored[0])  # type: ignore[arg-type]  # errors were raised
 
     def _grouping(self, encoded: Encoded, given: tuple[list[list[int]], list[str]] | None = None) -> Grouping:
-        joins = self._settings.reduction == "sum"
-        return Grouping(encoded, self.granularity, self._strategy, self._settings.backend, joins, given)
+        its = self.settings
+        return Grouping(encoded, its.granularity, its.strategy, self._backend, its.reduction == "sum", given)
 
     def _score(
         self,
@@ -424,24 +387,18 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         self._try_model([one.encoded for one, _ in texts])
         items = [_item(one.encoded, one.targets, grouping.joined) for one, grouping in texts]
         models = [self.task.model] if alone else self._workers(items)
-        rounds_of = self._rounds()
+        rounds_of = Rounds(self._execution, self.task.scores)
         running = rounds_of.run(models, items, [grouping for _, grouping in texts], progress.stage, rounds)
         if not self.return_convergence_delta:
             return [(its, None) for its in running]
         return list(zip(running, rounds_of.deltas(models, items, running), strict=True))
 
-    def _rounds(self) -> Rounds:
-        drawing = Drawing(
-            self.seed, self.n_perturbations, self.sampling, self.path_density, self.rtol, self.max_perturbations
-        )
-        return Rounds(drawing, self._settings, self._budget, self.task.scores)
-
     def _workers(self, items: Sequence[Item]) -> list[torch.nn.Module]:
         """The models that share the work: one a device, or on a CPU two on half its cores each, where there is enough to do."""
         models = self._replicas.models(self.task.model)
-        tokens = self.n_perturbations * sum(len(item.input_ids) for item in items)
+        tokens = self.settings.n_perturbations * sum(len(item.input_ids) for item in items)
         alone = len(models) == 1 and engine.device_of(models[0]).type == "cpu"
-        if not alone or tokens < _ENOUGH_TOKENS or not isinstance(self.inference_mode, InferenceModes):
+        if not alone or tokens < _ENOUGH_TOKENS or not isinstance(self.settings.inference_mode, InferenceModes):
             return models
         return side_by_side(models[0], min(2, torch.get_num_threads()))
 
@@ -451,9 +408,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             check_linear_layers(self.task.model)
             found = self.task.layout(texts)
             side, maskless = (None, False) if found is None else (found.padding_side, found.maskless)
-            self._settings = dataclasses.replace(
-                self._settings, padding_side=side or "right", equal_lengths=side is None, maskless=maskless
-            )
+            self._layout = Layout(side or "right", equal_lengths=side is None, maskless=maskless)
             self._tried = state if found is not None else None
         self.task.look_again()
 
@@ -467,7 +422,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         models = self._replicas.models(self.task.model)
 
         def rows(some: Sequence[Item], alone: bool) -> list[Tensor]:
-            return at_texts(models[:1] if alone else models, some, forward, self._settings, self._budget)
+            return at_texts(models[:1] if alone else models, some, forward, self._execution)
 
         found = dict(zip(different, self._isolated(items, rows), strict=True))
         return [found[(*one.input_ids, *itertools.chain(*one.extra.values()))] for one in encoded]
@@ -493,8 +448,9 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             probability=prepared.prediction.probability,
             target_probabilities=prepared.prediction.of_targets,
             truncated=prepared.encoded.truncated,
-            converged=None if self.rtol is None else running.meets(self.rtol),
-            **self._settings_used() | {"n_perturbations": running.samples, "rounds": running.rounds},
+            converged=None if self.settings.rtol is None else running.meets(self.settings.rtol),
+            rounds=running.rounds,
+            **self._common(),
         )
 
     def _failed(self, error: FastshapError, text: str) -> AttributionOutput:
@@ -505,31 +461,14 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             targets=torch.zeros(0, dtype=torch.int64, device="cpu"),
             error=f"{type(error).__name__}: {error}",
             text=text,
-            **self._settings_used(),
+            **self._common(),
         )
 
-    def _settings_used(self) -> dict[str, Any]:
-        return {
-            "model_task": self.task.model_task,
-            "granularity": self.granularity,
-            "granularity_aggregation_strategy": self.granularity_aggregation_strategy,
-            "inference_mode": self.inference_mode,
-            "seed": self.seed,
-            "n_perturbations": self.n_perturbations,
-            "noise_std": self._settings.noise_std,
-            "baseline": self._settings.baseline,
-            "sampling": self.sampling,
-            "path_density": self.path_density,
-            "reduction": self._settings.reduction,
-            "input_x_gradient": self._settings.input_x_gradient,
-            "perturb_special_tokens": self._settings.perturb_special_tokens,
-            "rtol": self.rtol,
-            "max_perturbations": None if self.rtol is None else self.max_perturbations,
-            "provenance": self._provenance,
-        }
+    def _common(self) -> dict[str, Any]:
+        return {"model_task": self.task.model_task, "settings": self.settings, "provenance": self._provenance}
 
     def _with_fitting_baseline(self, one: Prepared | FastshapError) -> Prepared | FastshapError:
-        baseline = self._settings.baseline
+        baseline = self.settings.baseline
         if not isinstance(one, Prepared) or not isinstance(baseline, Tensor) or baseline.ndim == 1:
             return one
         length, (rows, width) = len(one.encoded), baseline.shape
@@ -567,7 +506,39 @@ def _finite(scored: _Scored) -> _Scored | NonFiniteError:
     )
 
 
-_PARAMETERS = frozenset(inspect.signature(GradientShap).parameters) - {*_FIXED}
+# Those that decide no number, with their defaults.
+_OWN: dict[str, Any] = {
+    "tokenizer": None,
+    "batch_size": 4,
+    "device": None,
+    "return_convergence_delta": False,
+    "on_error": "raise",
+    "backend": "auto",
+}
+# By their places, as interpreto has them; the others by their names.
+_PLACES = (
+    *("model", "tokenizer", "batch_size", "granularity", "granularity_aggregation_strategy", "device"),
+    *("inference_mode", "input_x_gradient", "n_perturbations", "baseline", "noise_std"),
+)
+
+
+def _signature() -> inspect.Signature:
+    known = DEFAULTS | _OWN
+    kinds = dict.fromkeys(("self", *_PLACES), inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return inspect.Signature(
+        [
+            inspect.Parameter(
+                name, kinds.get(name, inspect.Parameter.KEYWORD_ONLY), default=known.get(name, inspect.Parameter.empty)
+            )
+            for name in dict.fromkeys(("self", *_PLACES, *known))
+        ]
+    )
+
+
+_SIGNATURE = _signature()
+_PARAMETERS = DEFAULTS.keys() | _OWN.keys() - {*_FIXED}
+GradientShap.__init__.__signature__ = _SIGNATURE  # type: ignore[attr-defined]
+GradientShap.__doc__ = documented(GradientShap.__doc__)
 _BESIDE = ("model_inputs", "targets", "generation_kwargs", "progress")  # what a call takes beside these
 
 
@@ -578,7 +549,7 @@ def refuse_unknown(options: Mapping[str, Any], who: str, further: str) -> None:
         InvalidArgumentError: there are such names.
     """
     if unknown := sorted(options.keys() - _PARAMETERS):
-        named = ", ".join(name + parameters.meant(name, options[name], [*_BESIDE, *_PARAMETERS]) for name in unknown)
+        named = ", ".join(name + checks.meant(name, options[name], [*_BESIDE, *_PARAMETERS]) for name in unknown)
         raise InvalidArgumentError(
             f"{who} has no option {named}; there are {', '.join(sorted(_PARAMETERS))}. {further}"
         )
@@ -621,6 +592,14 @@ def _model_inputs(encoded: Encoded | None) -> BatchEncoding:
         "offset_mapping": torch.tensor([encoded.offsets], device="cpu"),
     }
     return BatchEncoding(data | {name: torch.tensor([values], device="cpu") for name, values in encoded.extra.items()})
+
+
+def _check_width(baseline: float | Tensor, width: int) -> None:
+    if isinstance(baseline, Tensor) and baseline.shape[-1] != width:
+        raise InvalidArgumentError(
+            f"The baseline has shape {tuple(baseline.shape)}, but the model's embeddings have shape (L, {width}): pass a "
+            f"number, a tensor of shape ({width},), or one of the text's shape (L, {width})."
+        )
 
 
 def _table_shape(model: Any) -> tuple[int, int]:

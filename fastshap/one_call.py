@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fastshap import parameters
+from fastshap import checks
 from fastshap.errors import InvalidTypeError
 from fastshap.explainer import GradientShap, refuse_unknown
 from fastshap.models.loading import load_pair
@@ -52,9 +52,9 @@ def explain(
         >>> output.target_names
         ['positive']
     """
-    if parameters.is_tokenizer(targets):
+    if checks.is_tokenizer(targets):
         raise InvalidTypeError("You passed a tokenizer as targets; write tokenizer=...")
-    devices = tuple(parameters.devices(settings.pop("device", None)))
+    devices = tuple(checks.devices(settings.pop("device", None)))
     refuse_unknown(settings, "fastshap.explain", "It takes model, tokenizer and device too.")
     if model is None or isinstance(model, str | os.PathLike):
         name = None if model is None else os.fspath(model)

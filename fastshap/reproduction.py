@@ -90,26 +90,11 @@ def reproduce(
         raise InvalidArgumentError(
             f"This text was not explained, so there is nothing to compute again: {printable(output.error)}"
         )
-    explainer = GradientShap(
-        model,
-        tokenizer,
-        "auto",
-        output.granularity,
-        output.granularity_aggregation_strategy,
-        inference_mode=inference_mode or output.inference_mode,
-        input_x_gradient=output.input_x_gradient,
-        n_perturbations=output.n_perturbations // output.rounds,
-        baseline=output.baseline,
-        noise_std=output.noise_std,
-        reduction=output.reduction,
-        sampling=output.sampling,
-        path_density=output.path_density,
-        seed=output.seed,
-        rtol=output.rtol,
-        max_perturbations=output.max_perturbations,
-        return_convergence_delta=output.convergence_delta is not None,
-        perturb_special_tokens=output.perturb_special_tokens,
-    )
+    settings = output.settings.named()
+    if inference_mode is not None:
+        settings["inference_mode"] = inference_mode
+    adds_up = output.convergence_delta is not None
+    explainer = GradientShap(model, tokenizer, "auto", return_convergence_delta=adds_up, **settings)
     if explainer.task.model_task is not output.model_task:
         raise UnsupportedModelError(
             f"The output explains a {output.model_task.value}, and this model does {explainer.task.model_task.value}."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -52,6 +52,22 @@ class InferenceModes(Enum):
         return logits
 
 
+_CUSTOM = "callable:"
+
+
+class CustomMode:
+    """Stands for an inference mode that was a function: a file holds its name alone."""
+
+    def __init__(self, name: str) -> None:
+        self.__name__ = name
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        raise InvalidArgumentError(
+            f"The inference mode {self.__name__!r} was a function, and a file holds its name alone; pass the function, as "
+            "inference_mode."
+        )
+
+
 class ModelTask(Enum):
     """What the explained model does."""
 
@@ -89,3 +105,15 @@ def inference_mode_of(value: object) -> Callable[[Tensor], Tensor]:
             f"got {value!r}."
         )
     return value
+
+
+def plain_mode(mode: Any) -> str:
+    """An inference mode as files name it."""
+    if isinstance(mode, InferenceModes):
+        return mode.value
+    return _CUSTOM + str(getattr(mode, "__name__", type(mode).__name__))
+
+
+def mode_of_plain(name: str) -> Callable[[Tensor], Tensor]:
+    """The inference mode that :func:`plain_mode` named; one that was a function only has its name."""
+    return CustomMode(name.removeprefix(_CUSTOM)) if name.startswith(_CUSTOM) else InferenceModes(name)

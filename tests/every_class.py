@@ -337,7 +337,7 @@ def verdict(task, kind, name):
         if task == "generation":
             right = right.where(~output.attributions.isnan(), torch.zeros(()))
         apart = max(apart, float((ours - right).abs().max() / right.abs().max()))
-    side = explainer._settings
+    side = explainer._layout
     how = "alone" if side.equal_lengths else side.padding_side
     return ("equal" if apart <= TOLERANCE else "wrong"), f"{apart:.1e} {how} {'' if side.maskless else 'masked'}", ""
 

@@ -103,7 +103,7 @@ def test_a_trial_that_does_not_fit_is_not_made_again(job, sizes, most):
     first = explainer(texts[-2:], given)
     assert failed
     assert_equal(first, expected[-2:])
-    assert (explainer._settings.equal_lengths, explainer._settings.maskless) == (True, False)
+    assert (explainer._layout.equal_lengths, explainer._layout.maskless) == (True, False)
     failed.clear()
     explainer(texts[-2:], given)
     explainer(texts[-2:], given, seed=3)

@@ -1,6 +1,7 @@
 """Explainers that are pickled or copied."""
 
 import copy
+import dataclasses
 import multiprocessing
 import pickle
 import threading
@@ -69,7 +70,7 @@ def test_a_copy_of_a_language_models_explainer(llama_pair, copied):
 @pytest.mark.parametrize("copied", [pickled, copy.copy, copy.deepcopy])
 def test_a_class_of_the_users_own(bert_pair, copied):
     explainer = Mine(bert_pair, ["something"])
-    explainer.seed = 9  # by hand
+    explainer.settings = dataclasses.replace(explainer.settings, seed=9)  # by hand
     own = copied(explainer)
     assert type(own) is Mine
     assert own.mine == ["something"]
@@ -87,7 +88,7 @@ def test_a_copy_is_one_of_its_own(bert_pair):
         assert explainer(TEXTS, 1)[0].attributions.any()
     own = copy.copy(explainer)
     own._budget.shrink(2, 4)
-    own.seed = 3
+    own.settings = dataclasses.replace(own.settings, seed=3)
     assert explainer._budget.rows(2) == 4
 
 

@@ -9,7 +9,7 @@ import scipy.stats
 import torch
 
 from bench.estimators import antithetic, at_positions, expectation, iid, pool
-from bench.intervals import STOPPED, TIED, Rounds, coverage, stopped, summarised
+from bench.intervals import STOPPED, TIED, OfOneText, coverage, stopped, summarised
 from bench.models import Subject
 from fastshap import GradientShap, GranularityAggregationStrategy, InvalidArgumentError
 from fastshap.engine.estimate import (
@@ -122,7 +122,7 @@ def test_errors_of_what_is_selected_by_hand():
 def test_errors_of_what_is_selected_go_to_their_own_element_and_target(llama_pair):
     """Each element's is that of its own block of token scores: the target's tokens times its own."""
     for strategy in ("max", "min", "signed_max"):
-        explainer = Rounds(*llama_pair, 64, "word", strategy, n_perturbations=12)
+        explainer = OfOneText(*llama_pair, 64, "word", strategy, n_perturbations=12)
         grouping, scores = explainer.of("unbelievably overproduced film", "witty ending.", 1)
         (summary,) = summarised(grouping, scores, "antithetic")
         found = selected_error(grouping, summary.tokens, summary.error, 5)
@@ -306,7 +306,7 @@ def test_coverage_of_what_is_selected(default_pair, llama_pair, task, strategy):
     text = (TIED, 1) if task == "classification" else ("unbelievably overproduced film", "unbelievably witty ending.")
     for sampling in ("antithetic", "iid"):
         for n, most in ((10, 16), (20, 1), (50, 1)):
-            explainer = Rounds(*pair, 256, granularity, strategy, n_perturbations=n, sampling=sampling, seed=5)
+            explainer = OfOneText(*pair, 256, granularity, strategy, n_perturbations=n, sampling=sampling, seed=5)
             pool = explainer.of(*text, 500)
             for rounds in (1, 4, 8, 16)[: 4 if most > 1 else 1]:
                 found = coverage(*pool, sampling, rounds, 500)
@@ -318,7 +318,7 @@ def test_coverage_of_what_is_selected(default_pair, llama_pair, task, strategy):
 @pytest.mark.parametrize(("sampling", "n", "rtol"), [("antithetic", 5, 0.1), ("iid", 5, 0.1), ("antithetic", 4, 0.5)])
 def test_the_bias_of_stopping(default_pair, sampling, n, rtol):
     """On average below 0.5 % of the largest score; at rtol 0.1 no text above 1.5 %."""
-    explainer = Rounds(*default_pair, 256, n_perturbations=n, sampling=sampling, seed=11)
+    explainer = OfOneText(*default_pair, 256, n_perturbations=n, sampling=sampling, seed=11)
     found = [stopped(*explainer.of(text, 1, 1000), sampling, rtol, 1000)["bias, %"] for text in STOPPED]
     print(f"{sampling} n={n} rtol={rtol}: {found}")
     assert abs(np.mean(found)) < 0.5

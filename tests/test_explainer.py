@@ -35,8 +35,8 @@ def test_documented_defaults():
     assert list(parameters) == [
         *("model", "tokenizer", "batch_size", "granularity", "granularity_aggregation_strategy", "device"),
         *("inference_mode", "input_x_gradient", "n_perturbations", "baseline", "noise_std"),
-        *("reduction", "sampling", "path_density", "seed", "rtol", "max_perturbations", "return_convergence_delta"),
-        *("perturb_special_tokens", "on_error", "backend"),
+        *("reduction", "sampling", "path_density", "seed", "rtol", "max_perturbations", "perturb_special_tokens"),
+        *("return_convergence_delta", "on_error", "backend"),
     ]
     assert defaults == {
         "tokenizer": None,  # a pipeline brings one
@@ -352,7 +352,7 @@ def test_padding_that_changes_the_model_is_found_by_trying(byte_tokenizer):
     explainer = GradientShap(model, byte_tokenizer, batch_size=64)
     for text, output in zip(texts, explainer(texts, 1), strict=True):
         torch.testing.assert_close(explainer(text, 1)[0].attributions, output.attributions, atol=1e-4, rtol=1e-4)
-    assert explainer._settings.padding_side == "left"  # so that texts of several lengths still share calls
+    assert explainer._layout.padding_side == "left"  # so that texts of several lengths still share calls
 
 
 def test_models_that_cannot_be_explained_say_so(default_pair, byte_tokenizer):

@@ -11,8 +11,8 @@ PACKAGE = ROOT / "fastshap"
 
 # Each may import only what stands before it. See docs/adr/0002-import-chain.md.
 CHAIN = [
-    *("errors", "types", "version", "extras", "parameters"),
-    *("kernels", "reference", "ops", "sampling", "models", "text", "engine", "tasks", "output"),
+    *("errors", "types", "version", "extras", "checks"),
+    *("kernels", "reference", "ops", "sampling", "settings", "models", "text", "engine", "tasks", "output"),
     *("base", "explainer", "reproduction", "one_call", "jobs", "integrations", "cli"),
 ]
 

@@ -90,7 +90,7 @@ def test_padding_side_of_the_engine(llama_pair, noise_seen):
     for side in ("left", "right"):
         explainer = fastshap.GradientShap(*llama_pair, batch_size=32)
         explainer(inputs[0], targets[:1])  # which tries where padding may stand
-        explainer._settings = dataclasses.replace(explainer._settings, padding_side=side)
+        explainer._layout = dataclasses.replace(explainer._layout, padding_side=side)
         results[side] = explainer(inputs, targets)
     for left, right in zip(results["left"], results["right"], strict=True):
         assert_same(left.attributions, right.attributions)

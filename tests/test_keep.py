@@ -15,8 +15,9 @@ import torch
 from jsonschema import Draft202012Validator
 
 import fastshap
-from fastshap.output.plain import SCHEMA_PATH, CustomMode
+from fastshap.output.plain import SCHEMA_PATH
 from fastshap.output.record import Record
+from fastshap.types import CustomMode
 
 DATA = Path(__file__).parent / "data"
 TEXTS = ["A gorgeous, witty film, but the ending is dull.", "not good at all", "naïve 東京 🙂‍↔️ \u202ereversed\x07"]

@@ -89,7 +89,9 @@ def test_nothing_that_is_printed_steers_a_terminal(outputs):
     for text in (*EVIL, "\x9b2J\x1b]52;c;eA==\x07"):
         evil = fastshap.AttributionOutput.from_dict(outputs[1].to_dict())
         evil.text, evil.elements, evil.target_names = text, [text] * 4, [text]
-        evil.predicted_label, evil.n_perturbations, evil.seed = text, text, text
+        evil.predicted_label = text
+        for name in ("n_perturbations", "seed"):
+            object.__setattr__(evil.settings, name, text)
         for shown in (str(evil), repr(evil), str(fastshap.AttributionOutputs([evil]))):
             assert not any(ord(c) < 32 and c != "\n" for c in shown)
             assert not set(shown) & {"\x7f", "\x9b", "\x85", "\u202e", "\u2067", "\u200b"}

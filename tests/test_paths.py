@@ -22,8 +22,9 @@ from transformers import (
 )
 
 import fastshap
-from fastshap.engine.packing import Item, Piece, Settings, loaded
+from fastshap.engine.packing import Execution, Item, Layout, Piece, loaded
 from fastshap.sampling import draw_samples
+from fastshap.settings import Settings
 from fastshap.tasks.heads import full_logits, target_logits
 from fastshap.text.groups import Grouping
 
@@ -91,7 +92,7 @@ def separate(monkeypatch):
 
 def with_padding(explainer, side):
     """After a first explanation, in which the explainer finds a side by itself."""
-    explainer._settings = dataclasses.replace(explainer._settings, padding_side=side)
+    explainer._layout = dataclasses.replace(explainer._layout, padding_side=side)
     return explainer
 
 
@@ -211,11 +212,11 @@ def test_nothing_is_made_where_nothing_is_joined():
     """Many classes at once are no matrix of their number squared."""
     classes, rows = 1000, 8
     item = Item(torch.arange(5), torch.arange(classes), torch.zeros(5, dtype=torch.bool), {})
-    settings = Settings(0.1, 0.0, "sum", True, True, "torch")
+    execution = Execution(Settings(), Layout(), "torch", None)
     samples = draw_samples(0, [1, 2, 3, 4, 5], rows, "antithetic")
     tracemalloc.start()
     try:
-        (batch,) = loaded([[Piece(0, 0, rows)]], [item], [samples], settings, torch.device("cpu"))
+        (batch,) = loaded([[Piece(0, 0, rows)]], [item], [samples], execution, torch.device("cpu"))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -414,7 +415,7 @@ def test_masks_only_where_lengths_differ(bert_pair, llama_pair, calls, task, sid
     explainer = fastshap.GradientShap(*pair, batch_size=8, n_perturbations=4)
     seen = calls(pair[0])
     explainer(SHORT, targets(1))
-    assert explainer._settings.maskless
+    assert explainer._layout.maskless
     if task == "generation":
         with_padding(explainer, side)
     seen.clear()
@@ -426,7 +427,7 @@ def test_masks_only_where_lengths_differ(bert_pair, llama_pair, calls, task, sid
     assert mask.sum(1).unique().numel() == 2
     assert (positions is None) == (task == "classification" or side == "right")
     assert_same(mixed[0].attributions, equal[0].attributions)
-    explainer._settings = dataclasses.replace(explainer._settings, maskless=False)
+    explainer._layout = dataclasses.replace(explainer._layout, maskless=False)
     seen.clear()
     assert_equal(explainer([SHORT, f"{SHORT[:3]} dull"], targets(2)), equal)
     assert seen[0][0] is not None
@@ -533,11 +534,11 @@ def test_classifiers_by_the_last_token(last_token_pair, calls):
     masks = {mask is None for mask, _ in seen}
     assert masks <= {True, False}
     single = fastshap.GradientShap(model, tokenizer, batch_size=1, n_perturbations=4, return_convergence_delta=True)
-    single._settings = dataclasses.replace(single._settings, maskless=False)
+    single._layout = dataclasses.replace(single._layout, maskless=False)
     assert_equal(ours, [single(text, "all")[0] for text in texts])
     seen.clear()
     explainer([SHORT] * 2, 1)
-    assert all((mask is None) == explainer._settings.maskless for mask, _ in seen)
+    assert all((mask is None) == explainer._layout.maskless for mask, _ in seen)
 
 
 # Texts that come again
@@ -712,7 +713,7 @@ def test_a_text_that_is_not_finite_spoils_no_other(bert_pair, llama_pair, task):
         logits[mask.sum(1) == longest] = torch.nan
         return out | {"logits": logits} if task == "classification" else type(out)(logits=logits)
 
-    explainer._settings = dataclasses.replace(explainer._settings, maskless=False)
+    explainer._layout = dataclasses.replace(explainer._layout, maskless=False)
     if task == "generation":
         explainer.task._way = full_logits
     handle = model.register_forward_hook(spoil, with_kwargs=True)

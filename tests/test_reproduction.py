@@ -162,7 +162,7 @@ def test_words_of_an_earlier_version_come_again(default_pair):
     """When words were the tokenizer's: an output's own groups are taken."""
     (output,) = fastshap.GradientShap(*default_pair, granularity="tokenizer_word")("I didn't like it.")
     assert output.elements[1:4] == ["didn", "'", "t"]
-    output.granularity = fastshap.Granularity.WORD
+    output.settings = dataclasses.replace(output.settings, granularity=fastshap.Granularity.WORD)
     again = fastshap.reproduce(stored(output), *default_pair)
     assert again.same
     assert again.output.elements == output.elements

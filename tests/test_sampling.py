@@ -80,9 +80,7 @@ def test_small_n_has_the_expectation_of_large_n(bert_pair, n, path_density, redu
     def runs(sampling, n, count, density=None):
         samples = [draw_samples(seed, ids, n, sampling, path_density=density) for seed in range(count)]
         with Desk(model).at_work() as frozen:
-            scored = engine.token_scores(
-                [frozen], [item] * count, samples, explainer.task.scores, explainer._settings, explainer._budget
-            )
+            scored = engine.token_scores([frozen], [item] * count, samples, explainer.task.scores, explainer._execution)
             scores = [scores.mean(1) for _, scores in sorted(itertools.chain(*scored), key=lambda pair: pair[0])]
         return torch.cat(scores).double()  # (count, L)
 

@@ -81,11 +81,11 @@ def test_a_model_that_changed_is_tried_again(bert_pair, change):
     model.bert.pooler = pooler
     explainer = fastshap.GradientShap(model, tokenizer, batch_size=16, n_perturbations=2)
     explainer(TEXTS, 1)
-    assert not explainer._settings.equal_lengths
+    assert not explainer._layout.equal_lengths
     change(model)
     for one in (explainer, fastshap.GradientShap(model, tokenizer, batch_size=16, n_perturbations=2)):
         together = one(TEXTS, 1)
-        assert one._settings.equal_lengths
+        assert one._layout.equal_lengths
         for text, output in zip(TEXTS, together, strict=True):
             alone = fastshap.GradientShap(copy.deepcopy(model), tokenizer, batch_size=1, n_perturbations=2)(text, 1)[0]
             off = (alone.attributions - output.attributions).abs().max()
@@ -132,7 +132,7 @@ def test_models_that_mix_over_padding_never_get_any(default_pair, name, scale):
     explainer = fastshap.GradientShap(model, tokenizer, batch_size=16, n_perturbations=2)
     for order in (TEXTS, TEXTS[::-1]):
         together = explainer(order, 1)
-        assert explainer._settings.equal_lengths
+        assert explainer._layout.equal_lengths
         for text, ours in zip(order, together, strict=True):
             alone = explainer(text, 1)[0].attributions
             assert (ours.attributions - alone).abs().max() < 1e-4 * alone.abs().max()
@@ -176,8 +176,8 @@ def test_first_texts_that_are_not_finite_spoil_no_later_one(byte_tokenizer, name
         assert alone.any()
         apart = (output.attributions.nan_to_num() - alone).abs().max()
         assert apart <= tolerance * alone.abs().max()
-    assert not explainer._settings.equal_lengths
-    assert explainer._settings.maskless
+    assert not explainer._layout.equal_lengths
+    assert explainer._layout.maskless
 
 
 @pytest.mark.parametrize("name", ["Llama", "Llama that writes"])
@@ -186,7 +186,7 @@ def test_embeddings_of_a_size_that_half_precision_hardly_holds(byte_tokenizer, n
     explainer = fastshap.GradientShap(half(byte_tokenizer, name, torch.float16, scale=60_000), byte_tokenizer)
     (output,) = explainer("fine", [" yes"] if "writes" in name else [1])
     assert output.attributions.nan_to_num().any()
-    assert not explainer._settings.equal_lengths
+    assert not explainer._layout.equal_lengths
 
 
 def test_nan_agrees_with_nothing():
@@ -227,7 +227,7 @@ def test_gradients_are_compared_too(bert_pair):
     model.load_state_dict(bert_pair[0].state_dict())
     explainer = fastshap.GradientShap(model, bert_pair[1], n_perturbations=2)
     ours = explainer(TEXTS[0], 1)[0].attributions
-    assert not explainer._settings.maskless
+    assert not explainer._layout.maskless
     torch.testing.assert_close(ours, fastshap.GradientShap(*bert_pair, n_perturbations=2)(TEXTS[0], 1)[0].attributions)
 
 

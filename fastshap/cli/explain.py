@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from fastshap.cli import run as cli_jobs
+from fastshap.cli.options import of_settings, with_options
 from fastshap.output.visible import printable
 from fastshap.version import __version__
 
@@ -52,7 +53,6 @@ def main(
     """Shows which words a Hugging Face text model looks at, with GradientSHAP."""
 
 
-@app.command()
 def explain(
     texts: Annotated[
         list[str] | None,
@@ -76,52 +76,6 @@ def explain(
         int | None,
         typer.Option(help="The most tokens a language model writes if there is no --target.  [default: 20]"),
     ] = None,
-    granularity: Annotated[
-        str,
-        typer.Option(help="What gets a score: all_tokens, token, word, tokenizer_word, part_sentence or sentence."),
-    ] = "word",
-    granularity_aggregation_strategy: Annotated[
-        str,
-        typer.Option(
-            help="How the scores of a word's tokens become one: mean, max, min, sum, signed_max, first or last."
-        ),
-    ] = "mean",
-    n_perturbations: Annotated[
-        int, typer.Option(help="Samples per text; more samples take longer and give steadier scores.")
-    ] = 10,
-    noise_std: Annotated[
-        float, typer.Option(help="Standard deviation of the noise that is added to the baseline.")
-    ] = 0.1,
-    baseline: Annotated[
-        float, typer.Option(help="The embedding to compare with: one number for all dimensions.")
-    ] = 0.0,
-    inference_mode: Annotated[
-        str, typer.Option(help="The score to explain: logits, softmax or log_softmax.")
-    ] = "logits",
-    input_x_gradient: Annotated[bool, typer.Option(help="Multiply the gradient by the input.")] = True,
-    reduction: Annotated[
-        str, typer.Option(help="sum (signed and additive) or abs_mean (unsigned, as in interpreto).")
-    ] = "sum",
-    sampling: Annotated[
-        str, typer.Option(help="How samples are drawn: antithetic (pairs, less noise) or iid (independent).")
-    ] = "antithetic",
-    path_density: Annotated[
-        float | None, typer.Option(help="Density of the path positions, for example 1; uniform by default.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same numbers.")] = 0,
-    rtol: Annotated[
-        float | None,
-        typer.Option(
-            help="Target accuracy: sample until every standard error is at most this share of the text's largest score, for "
-            "example 0.05."
-        ),
-    ] = None,
-    max_perturbations: Annotated[
-        int | None, typer.Option(help="The most samples per text, with --rtol.  [default: 64 times --n-perturbations]")
-    ] = None,
-    perturb_special_tokens: Annotated[
-        bool, typer.Option(help="Also perturb special tokens such as [CLS] and [SEP].")
-    ] = True,
     return_convergence_delta: Annotated[
         bool, typer.Option("--return-convergence-delta", help="Report how far the scores are from adding up.")
     ] = False,
@@ -133,6 +87,7 @@ def explain(
     ] = "record",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per text and nothing else.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write a page for a browser instead of printing the words.")] = None,
+    **settings: Any,
 ) -> None:
     """Explains texts: a score for each word. Words with a positive score support the predicted label (or --target), words
     with a negative score oppose it.
@@ -158,24 +113,11 @@ def explain(
             loaded,
             tokenizer,
             batch_size=batch_size if batch_size == "auto" else _number(batch_size, "--batch-size"),
-            granularity=granularity,
-            granularity_aggregation_strategy=granularity_aggregation_strategy,
             device=device,
-            inference_mode=inference_mode,
-            input_x_gradient=input_x_gradient,
-            n_perturbations=n_perturbations,
-            baseline=baseline,
-            noise_std=noise_std,
-            reduction=reduction,
-            sampling=sampling,
-            path_density=path_density,
-            seed=seed,
-            rtol=rtol,
-            max_perturbations=max_perturbations,
             return_convergence_delta=return_convergence_delta,
-            perturb_special_tokens=perturb_special_tokens,
             on_error=on_error,
             backend=backend,
+            **settings,
         )
         if max_new_tokens is not None and (target or hasattr(explainer.task, "labels")):
             _fail("--max-new-tokens is for a language model that writes its own target; leave out --target.")
@@ -215,6 +157,7 @@ def explain(
         raise typer.Exit(1)
 
 
+app.command("explain")(with_options(explain, of_settings(), before="return_convergence_delta"))
 cli_jobs.register(app, explain)
 
 

@@ -10,44 +10,19 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from fastshap.cli.options import of_settings, with_options
 from fastshap.output.visible import printable
 
-# Parameters of ``fastshap explain`` that a job takes too, with the same default and the same help.
-_SHARED = (
-    "target",
-    "max_new_tokens",
-    "granularity",
-    "granularity_aggregation_strategy",
-    "n_perturbations",
-    "noise_std",
-    "baseline",
-    "inference_mode",
-    "input_x_gradient",
-    "reduction",
-    "sampling",
-    "path_density",
-    "seed",
-    "rtol",
-    "max_perturbations",
-    "perturb_special_tokens",
-    "batch_size",
-    "device",
-    "backend",
-)
+# Options of ``fastshap explain`` that a job takes too, with the same default and the same help.
+_TARGETS, _RUNNING = ("target", "max_new_tokens"), ("batch_size", "device", "backend")
 
 
 def register(app: typer.Typer, explain: Callable[..., Any]) -> None:
     """Adds the commands to ``app``; ``run`` has the options of ``explain`` that make sense for a job."""
     shared = inspect.signature(explain, eval_str=True).parameters
-
-    def command(**given: Any) -> None:
-        _run(settings={name: given.pop(name) for name in _SHARED}, **given)
-
-    own = inspect.signature(run, eval_str=True).parameters.values()
-    options = [shared[name].replace(kind=inspect.Parameter.KEYWORD_ONLY) for name in _SHARED]
-    command.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
-    command.__doc__ = run.__doc__
-    app.command("run")(command)
+    app.command("run")(
+        with_options(run, [*(shared[n] for n in _TARGETS), *of_settings(), *(shared[n] for n in _RUNNING)])
+    )
     app.command("verify")(verify)
 
 
@@ -91,6 +66,7 @@ def run(
     rows_per_batch: Annotated[
         int, typer.Option(help="Texts per worker batch (lost if the worker dies); for Ray only.", min=1)
     ] = 256,
+    **settings: Any,
 ) -> None:
     """Explains a table of texts into a directory of Parquet files.
 
@@ -100,6 +76,8 @@ def run(
     Exit code: 0 if every row has attributions or a recorded error, 1 if rows are missing, 2 if the job could not start, 130 if
     Ctrl-C stopped it, 143 if SIGTERM did.
     """
+    given = locals()
+    _run(given.pop("settings"), **given)
 
 
 def verify(

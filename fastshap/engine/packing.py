@@ -7,7 +7,6 @@ to send between one call and the next. A call whose rows are of one length has n
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from fastshap.engine.budget import Budget
 from fastshap.ops import MOST_TEXTS, Rows
 from fastshap.ops.transfer import to_device
 from fastshap.sampling import Samples
+from fastshap.settings import Settings
 
 # Kernels read fastest from addresses that are multiples of 16 bytes, and are compiled once where all are.
 _ALIGNMENT = 16
@@ -42,18 +42,22 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How rows are drawn and scored."""
+class Layout:
+    """How rows of several texts lie in a call, as the model allows: found by trying it."""
 
-    noise_std: float
-    baseline: float | Tensor
-    reduction: str
-    input_x_gradient: bool
-    perturb_special_tokens: bool
-    backend: str
     padding_side: str = "right"
     equal_lengths: bool = False  # only texts of one length share a call
     maskless: bool = False  # rows of one length need no attention mask
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How calls are made: by the settings, which decide the numbers, and by what decides none."""
+
+    settings: Settings
+    layout: Layout
+    backend: str
+    budget: Budget
 
 
 @dataclass(frozen=True)
@@ -131,15 +135,15 @@ def plan(
 
 
 def planned(
-    items: Sequence[Item], samples: Sequence[Samples], settings: Settings, budget: Budget, backward: bool
+    items: Sequence[Item], samples: Sequence[Samples], execution: Execution, backward: bool
 ) -> Iterator[list[Piece]]:
     """The calls for all samples of all items; see :func:`plan`."""
     return plan(
         [len(item.input_ids) for item in items],
         [item.scores for item in items],
         [len(sample.alphas) for sample in samples],
-        budget,
-        settings.equal_lengths,
+        execution.budget,
+        execution.layout.equal_lengths,
         backward,
     )
 
@@ -163,17 +167,18 @@ def loaded(
     calls: Sequence[Sequence[Piece]],
     items: Sequence[Item],
     samples: Sequence[Samples],
-    settings: Settings,
+    execution: Execution,
     device: torch.device,
 ) -> list[Batch]:
     """What the calls need, sent to the device together."""
-    if isinstance(settings.baseline, Tensor):
-        settings = dataclasses.replace(settings, baseline=settings.baseline.to(device))
+    baseline = execution.settings.baseline
+    if isinstance(baseline, Tensor):
+        baseline = baseline.to(device)
     cargo = _Cargo()
-    described = [_describe(pieces, items, samples, settings, cargo) for pieces in calls]
+    described = [_describe(pieces, items, samples, execution, cargo) for pieces in calls]
     tensors = cargo.send(device)
     return [
-        _batch(pieces, length, kept, {name: tensors[number] for name, number in numbers.items()}, settings)
+        _batch(pieces, length, kept, {name: tensors[number] for name, number in numbers.items()}, baseline, execution)
         for pieces, (length, kept, numbers) in zip(calls, described, strict=True)
     ]
 
@@ -210,9 +215,10 @@ class _Cargo:
 
 
 def _describe(
-    pieces: Sequence[Piece], items: Sequence[Item], samples: Sequence[Samples], settings: Settings, cargo: _Cargo
+    pieces: Sequence[Piece], items: Sequence[Item], samples: Sequence[Samples], execution: Execution, cargo: _Cargo
 ) -> tuple[int, int, dict[str, int]]:
     """Loads what one call needs; its L, the columns at its end that are asked for, and where all lies in the cargo."""
+    layout = execution.layout
     texts = [items[piece.item] for piece in pieces]
     drawn = [(samples[piece.item], slice(piece.lo, piece.hi)) for piece in pieces]
     lengths = [len(text.input_ids) for text in texts]
@@ -226,7 +232,7 @@ def _describe(
     joined = np.zeros((rows, texts[0].scores, targets) if joins else 0, np.float32)
     row = 0
     for text, count in zip(texts, counts, strict=True):
-        here, there = slice(row, row + count), columns(len(text.input_ids), length, settings.padding_side)
+        here, there = slice(row, row + count), columns(len(text.input_ids), length, layout.padding_side)
         own = len(text.targets)
         mask[here, there] = 1
         for name, values in extra.items():
@@ -250,13 +256,13 @@ def _describe(
         "before": before,
     }
     arrays |= {f"input {name}": values for name, values in extra.items()}
-    if not settings.maskless or min(lengths) < length:
+    if not layout.maskless or min(lengths) < length:
         arrays["input attention_mask"] = mask
-        if settings.padding_side == "left":
+        if layout.padding_side == "left":
             arrays["input position_ids"] = (mask.cumsum(1) - 1).clip(0)
     if joins:
         arrays["joined"] = joined
-    if not settings.perturb_special_tokens:
+    if not execution.settings.perturb_special_tokens:
         arrays["held"] = np.concatenate([text.special.numpy() for text in texts])
     weights = np.concatenate([sample.weights[part] for sample, part in drawn])
     if (weights != 1).any():
@@ -264,17 +270,24 @@ def _describe(
     return length, int(-before.min()), {name: cargo.add(array) for name, array in arrays.items()}
 
 
-def _batch(pieces: Sequence[Piece], length: int, kept: int, sent: dict[str, Tensor], settings: Settings) -> Batch:
+def _batch(
+    pieces: Sequence[Piece],
+    length: int,
+    kept: int,
+    sent: dict[str, Tensor],
+    baseline: float | Tensor,
+    execution: Execution,
+) -> Batch:
     layout: dict[str, Any] = {name: sent[name] for name in ("token_offsets", "row_offsets", "alphas", "streams")}
     rows = Rows(
         **layout,
         draws=sent["draws"],
         signs=sent["signs"],
-        baseline=settings.baseline,
-        noise_std=settings.noise_std,
+        baseline=baseline,
+        noise_std=execution.settings.noise_std,
         held=sent.get("held"),
         length=length,
-        padding_side=settings.padding_side,
+        padding_side=execution.layout.padding_side,
     )
     inputs = {name.removeprefix("input "): tensor for name, tensor in sent.items() if name.startswith("input ")}
     call = Call(inputs, sent["targets"], sent["row"], sent["before"], kept, sent.get("joined"))

@@ -10,40 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastshap.engine.budget import Budget
 from fastshap.engine.estimate import Running, Summary, summaries
-from fastshap.engine.packing import Item, Settings
+from fastshap.engine.packing import Execution, Item
 from fastshap.engine.run import Forward, Report, evaluate, token_scores
 from fastshap.ops.transfer import to_host
 from fastshap.sampling import Samples, draw_all
+from fastshap.settings import Settings
 from fastshap.text.groups import Grouping
 
 Stage = Callable[[int, float], Report | None]  # of so much work, and the share of all that is left that it makes up
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """How samples are drawn, and when there are enough of them."""
-
-    seed: int
-    n: int  # of one round
-    sampling: str
-    path_density: float | None = None
-    rtol: float | None = None
-    most: int = 0  # samples of all rounds, where rtol is given
-
-    def samples(self, items: Sequence[Item], round_: int) -> list[Samples]:
-        """Those of one round of each text."""
-        ids = [item.input_ids.tolist() for item in items]
-        return draw_all(self.seed, ids, self.n, self.sampling, round_, self.path_density)
-
-    def enough(self, running: Running, rounds: int | None) -> bool:
-        """Whether a text needs no further round; ``rounds``: just so many, whatever ``rtol`` asks for."""
-        if rounds is not None:
-            return running.rounds == rounds
-        if self.rtol is None or not bool(running.tokens.isfinite().all()) or running.meets(self.rtol):
-            return True
-        return running.samples + self.n > self.most
 
 
 @dataclass(frozen=True)
@@ -54,10 +29,29 @@ class Rounds:
         scores: the targets' scores (R, T) of a model's call.
     """
 
-    drawing: Drawing
-    settings: Settings
-    budget: Budget
+    execution: Execution
     scores: Forward
+
+    @property
+    def _settings(self) -> Settings:
+        return self.execution.settings
+
+    def samples(self, items: Sequence[Item], round_: int) -> list[Samples]:
+        """Those of one round of each text."""
+        its = self._settings
+        ids = [item.input_ids.tolist() for item in items]
+        return draw_all(its.seed, ids, its.n_perturbations, its.sampling, round_, its.path_density)
+
+    def enough(self, running: Running, rounds: int | None) -> bool:
+        """Whether a text needs no further round; ``rounds``: just so many, whatever ``rtol`` asks for."""
+        its = self._settings
+        if rounds is not None:
+            return running.rounds == rounds
+        if its.rtol is None or its.max_perturbations is None:
+            return True
+        if not bool(running.tokens.isfinite().all()) or running.meets(its.rtol):
+            return True
+        return running.samples + its.n_perturbations > its.max_perturbations
 
     def run(
         self,
@@ -68,22 +62,22 @@ class Rounds:
         rounds: int | None = None,
     ) -> list[Running]:
         """The scores of every text. Texts that have enough leave; the others share calls."""
-        drawing = self.drawing
-        running = [Running(grouping, drawing.sampling) for grouping in groupings]
+        n = self._settings.n_perturbations
+        running = [Running(grouping, self._settings.sampling) for grouping in groupings]
         active = list(range(len(items)))
         while active:
             left = [items[i] for i in active]
-            samples = drawing.samples(left, running[active[0]].rounds)
+            samples = self.samples(left, running[active[0]].rounds)
             found: dict[int, Summary] = {}
-            work = drawing.n * sum(item.scores * len(item.input_ids) for item in left)
-            report = stage(work, 1 if drawing.rtol is None else 0.5)  # how many rounds are to come, nobody knows
-            for scored in token_scores(models, left, samples, self.scores, self.settings, self.budget, report):
+            work = n * sum(item.scores * len(item.input_ids) for item in left)
+            report = stage(work, 1 if self._settings.rtol is None else 0.5)  # how many rounds are to come, nobody knows
+            for scored in token_scores(models, left, samples, self.scores, self.execution, report):
                 ours = [active[k] for k, _ in scored]
                 of_each = summaries([running[i] for i in ours], [scores for _, scores in scored])
                 found |= zip(ours, of_each, strict=True)
             for i, summary in _on_host(found).items():
-                running[i].add(drawing.n, summary)
-            active = [i for i in active if not drawing.enough(running[i], rounds)]
+                running[i].add(n, summary)
+            active = [i for i in active if not self.enough(running[i], rounds)]
         return running
 
     def deltas(self, models: Sequence[nn.Module], items: Sequence[Item], running: Sequence[Running]) -> list[Tensor]:
@@ -93,8 +87,8 @@ class Rounds:
         for round_ in range(max(its.rounds for its in running)):
             some = [i for i in range(len(items)) if running[i].rounds > round_]
             left = [items[i] for i in some]
-            ends = [_endpoints(samples, with_text=round_ == 0) for samples in self.drawing.samples(left, round_)]
-            values = evaluate(models, left, ends, self.scores, self.settings, self.budget)
+            ends = [_endpoints(samples, with_text=round_ == 0) for samples in self.samples(left, round_)]
+            values = evaluate(models, left, ends, self.scores, self.execution)
             for i, value in zip(some, values, strict=True):
                 if round_ == 0:
                     at_text[i], value = value[-1], value[:-1]
@@ -106,12 +100,13 @@ class Rounds:
 
 
 def at_texts(
-    models: Sequence[nn.Module], items: Sequence[Item], forward: Forward, settings: Settings, budget: Budget
+    models: Sequence[nn.Module], items: Sequence[Item], forward: Forward, execution: Execution
 ) -> list[Tensor]:
     """What ``forward`` gives for the texts themselves, one row each, on the CPU."""
     here = Samples((0, 0, 0), np.zeros(1, np.float32), np.zeros(1, np.int64), *np.ones((2, 1), np.float32))
-    plain = dataclasses.replace(settings, noise_std=0.0, baseline=0.0)
-    values = evaluate(models, items, [here] * len(items), forward, plain, budget)
+    plain = dataclasses.replace(execution.settings, noise_std=0.0, baseline=0.0)
+    execution = dataclasses.replace(execution, settings=plain)
+    values = evaluate(models, items, [here] * len(items), forward, execution)
     return [value[0] for value in values]
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from fastshap import ops
 from fastshap.engine.budget import Budget
-from fastshap.engine.packing import Batch, Call, Item, Piece, Settings, columns, halves, loaded, planned
+from fastshap.engine.packing import Batch, Call, Execution, Item, Piece, columns, halves, loaded, planned
 from fastshap.ops.transfer import to_host
 from fastshap.sampling import Samples
 
@@ -48,8 +48,7 @@ def token_scores(
     items: Sequence[Item],
     samples: Sequence[Samples],
     forward: Forward,
-    settings: Settings,
-    budget: Budget,
+    execution: Execution,
     report: Report | None = None,
 ) -> Iterator[list[tuple[int, Tensor]]]:
     """Every score's share of every sample and token, as items are complete: their numbers and (t, n, L) float32.
@@ -63,9 +62,8 @@ def token_scores(
         models,
         items,
         samples,
-        settings,
-        budget,
-        lambda model, batch: _batch_scores(model, batch, forward, settings, budget, report),
+        execution,
+        lambda model, batch: _batch_scores(model, batch, forward, execution, report),
         backward=True,
     ):
         complete = []
@@ -74,7 +72,7 @@ def token_scores(
             scores = scores.to(device)
             for piece in pieces:
                 count = piece.hi - piece.lo
-                there = columns(len(items[piece.item].input_ids), scores.shape[-1], settings.padding_side)
+                there = columns(len(items[piece.item].input_ids), scores.shape[-1], execution.layout.padding_side)
                 parts.setdefault(piece.item, []).append(scores[:, row : row + count, there])
                 row += count
                 if piece.hi == len(samples[piece.item].alphas):
@@ -89,18 +87,17 @@ def evaluate(
     items: Sequence[Item],
     samples: Sequence[Samples],
     forward: Forward,
-    settings: Settings,
-    budget: Budget,
+    execution: Execution,
 ) -> list[Tensor]:
     """What ``forward`` gives for every row, without gradients: (rows, ...) on the CPU for each item."""
 
     def values(model: nn.Module, batch: Batch) -> Tensor:
         with torch.no_grad():
-            _, z = _points(model, batch, settings)
+            _, z = _points(model, batch, execution)
             return _joined(forward(model, _with_embeddings(batch, z)), batch).clone()  # a model may write there again
 
     parts: list[list[Tensor]] = [[] for _ in items]
-    for done in _run(models, items, samples, settings, budget, values, backward=False):
+    for done in _run(models, items, samples, execution, values, backward=False):
         for (pieces, _), result in zip(done, to_host([result for _, result in done]), strict=True):
             for piece, part in zip(pieces, result.split([p.hi - p.lo for p in pieces]), strict=True):
                 parts[piece.item].append(part)
@@ -111,20 +108,19 @@ def _run(
     models: Sequence[nn.Module],
     items: Sequence[Item],
     samples: Sequence[Samples],
-    settings: Settings,
-    budget: Budget,
+    execution: Execution,
     run: Callable[[nn.Module, Batch], _Result],
     backward: bool,
 ) -> Iterator[_Done[_Result]]:
     """Runs one call after another, and hands on the results of those whose inputs were sent together, in order."""
-    calls = planned(items, samples, settings, budget, backward)
+    calls = planned(items, samples, execution, backward)
     most = _CALLS_AHEAD
     if len(models) > 1:
         most = _CALLS_AHEAD_OF_EACH.get(device_of(models[0]).type, _CALLS_AHEAD_OF_EACH_GPU)
-    groups = iter(lambda: list(itertools.islice(calls, most if budget.measured or not backward else 1)), [])
+    groups = iter(lambda: list(itertools.islice(calls, most if execution.budget.measured or not backward else 1)), [])
 
     def group_done(model: nn.Module, group: list[list[Piece]]) -> _Done[_Result]:
-        return _group_done(model, group, items, samples, settings, budget, run)
+        return _group_done(model, group, items, samples, execution, run)
 
     if len(models) == 1:
         yield from (group_done(models[0], group) for group in groups)
@@ -206,16 +202,15 @@ def _group_done(
     group: list[list[Piece]],
     items: Sequence[Item],
     samples: Sequence[Samples],
-    settings: Settings,
-    budget: Budget,
+    execution: Execution,
     run: Callable[[nn.Module, Batch], _Result],
 ) -> _Done[_Result]:
     """The results of some calls. One that does not fit into the device's memory is run as two of half the rows."""
-    device = device_of(model)
+    device, budget = device_of(model), execution.budget
     done: _Done[_Result] = []
     # What is sent may be needed for a backward pass.
     with torch.inference_mode(False):
-        waiting = loaded(group, items, samples, settings, device)[::-1]
+        waiting = loaded(group, items, samples, execution, device)[::-1]
         while waiting:
             batch = waiting.pop()
             rows, length = len(batch.rows.alphas), batch.rows.length
@@ -229,19 +224,20 @@ def _group_done(
                         raise
                     budget.shrink(rows, length)
             # Here, where nothing keeps the failed call's tensors alive.
-            waiting += loaded(halves(batch.pieces)[::-1], items, samples, settings, device)
+            waiting += loaded(halves(batch.pieces)[::-1], items, samples, execution, device)
     return done
 
 
 def _batch_scores(
-    model: nn.Module, batch: Batch, forward: Forward, settings: Settings, budget: Budget, report: Report | None
+    model: nn.Module, batch: Batch, forward: Forward, execution: Execution, report: Report | None
 ) -> Tensor:
     """(t, R, L), from one forward pass, or from several where it can be walked back only once."""
+    settings = execution.settings
     with torch.no_grad():
-        x, z = _points(model, batch, settings)
+        x, z = _points(model, batch, execution)
         call = _with_embeddings(batch, z.requires_grad_())
         scores: list[Tensor] = []
-        for gradients in _gradients(model, call, z, forward, batch, budget):
+        for gradients in _gradients(model, call, z, forward, batch, execution.budget):
             score = ops.attribute(
                 gradients,
                 z.detach(),
@@ -249,7 +245,7 @@ def _batch_scores(
                 batch.rows,
                 reduction=settings.reduction,
                 input_x_gradient=settings.input_x_gradient,
-                backend=settings.backend,
+                backend=execution.backend,
             )
             if report is not None:
                 report(gradients.shape[:3].numel())
@@ -308,10 +304,10 @@ def backward_only_once(model: nn.Module) -> bool:
     return any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules())
 
 
-def _points(model: Any, batch: Batch, settings: Settings) -> tuple[Tensor, Tensor]:
+def _points(model: Any, batch: Batch, execution: Execution) -> tuple[Tensor, Tensor]:
     """The embeddings x (M, D) and the perturbed points z (R, L, D)."""
     x = model.get_input_embeddings()(batch.input_ids)
-    return x, ops.perturb(x, batch.rows, backend=settings.backend)
+    return x, ops.perturb(x, batch.rows, backend=execution.backend)
 
 
 def _with_embeddings(batch: Batch, z: Tensor) -> Call:

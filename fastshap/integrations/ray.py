@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fastshap import parameters
+from fastshap import checks
 from fastshap.errors import FastshapError, InvalidArgumentError, JobError, WorkerDiedError
 from fastshap.extras import needed
 from fastshap.jobs.batch import BatchExplainer, strings, to_table
@@ -107,7 +107,7 @@ def explain_dataset(
     started = time.monotonic()
     columns = Columns(id_column, text_column)
     batch = BatchExplainer(model, text_column=text_column, keep=(), **settings)
-    whole_rows = parameters.whole(rows_per_batch, "rows_per_batch", least=1)
+    whole_rows = checks.whole(rows_per_batch, "rows_per_batch", least=1)
     files = Files(source, columns) if isinstance(source, str | os.PathLike) else None
     found = None if files is None else rows_of_files(files)
     # What cannot work is said before Ray starts. The model is looked at on the CPU and forgotten: the workers have their own.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastshap.errors import InvalidArgumentError, JobError
+from fastshap.errors import JobError
 from fastshap.extras import needed
 from fastshap.jobs.batch import MOST_FAILED, BatchExplainer, all_failed, failed, schema, text_hash
 from fastshap.jobs.digests import with_digests
@@ -23,7 +23,6 @@ from fastshap.jobs.progress import Progress, Summary
 from fastshap.jobs.reading import Columns, Files
 from fastshap.jobs.store import FORMAT, Store, with_about
 from fastshap.models.provenance import Provenance
-from fastshap.output.plain import to_plain
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -107,15 +106,12 @@ def identity(batch: BatchExplainer, columns: Columns) -> dict[str, Any]:
     Raises:
         InvalidArgumentError, InvalidTypeError, UnsupportedModelError: a setting or a model that cannot be used.
     """
-    explainer = batch.explainer
-    plain = to_plain(explainer._failed(InvalidArgumentError(""), ""))
-    del plain["settings"]["rounds"]
     about = model_identity(batch.provenance)
     same = {
         "columns": asdict(columns),
         "targets": batch.targets,
         "generation_kwargs": batch.generation_kwargs,
-        "settings": plain["settings"],
+        "settings": batch.explainer.settings.to_plain(),
         "model": about,
     }
     there_and_back: dict[str, Any] = json.loads(json.dumps(same, default=repr))  # as a manifest gives it

@@ -6,14 +6,11 @@ alone. Work and memory grow with the value, not with what its numbers say.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import reprlib
 import sys
-from collections.abc import Callable
-from functools import cache
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from fastshap.errors import InvalidArgumentError
@@ -37,7 +34,7 @@ class _Problem(NamedTuple):
 _Check = Callable[[Any], _Problem | None]
 
 
-class _Rule(NamedTuple):
+class Rule(NamedTuple):
     """A schema, compiled: for each type that it takes what else is asked, and what these types are called."""
 
     by_kind: dict[type, _Check | None]
@@ -51,13 +48,13 @@ class _Rule(NamedTuple):
         return None if check is None else check(value)
 
 
-def check(value: Any, schema: Path) -> None:
-    """Nothing, if the value fits the schema in that file.
+def check(value: Any, schema: Rule) -> None:
+    """Nothing, if the value fits the schema.
 
     Raises:
         InvalidArgumentError: it does not; the message names the field, ``settings.n_perturbations`` say.
     """
-    if (problem := _compiled(schema)(value)) is not None:
+    if (problem := schema(value)) is not None:
         raise InvalidArgumentError(f"{problem.place.lstrip('.') or 'It'} {problem.what}.")
 
 
@@ -69,27 +66,26 @@ def short(value: Any) -> str:
         return f"a very large {type(value).__name__}"
 
 
-@cache
-def _compiled(path: Path) -> _Rule:
-    schema = json.loads(path.read_text(encoding="utf-8"))
+def compiled(schema: Mapping[str, Any]) -> Rule:
+    """A JSON schema, of our keywords, as what :func:`check` takes."""
     return _rule(schema, schema.get("$defs", {}))
 
 
-def _rule(schema: dict[str, Any], named: dict[str, Any]) -> _Rule:
+def _rule(schema: Mapping[str, Any], named: Mapping[str, Any]) -> Rule:
     if "$ref" in schema:
         return _rule(named[schema["$ref"].removeprefix("#/$defs/")], named)
     if "anyOf" in schema:  # of different types, so that a value's type says which of them it has to fit
         rules = [_rule(one, named) for one in schema["anyOf"]]
         by_kind = {kind: check for rule in rules for kind, check in rule.by_kind.items()}
-        return _Rule(by_kind, " or ".join(rule.called for rule in rules))
+        return Rule(by_kind, " or ".join(rule.called for rule in rules))
     if "const" in schema or "enum" in schema:
         return _one_of(schema.get("enum") or [schema["const"]])
     names = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
     by_kind = {kind: _further(kind, schema, named) for name in names for kind in _KINDS[name]}
-    return _Rule(by_kind, " or ".join(map(_called, names)))
+    return Rule(by_kind, " or ".join(map(_called, names)))
 
 
-def _further(kind: type, schema: dict[str, Any], named: dict[str, Any]) -> _Check | None:
+def _further(kind: type, schema: Mapping[str, Any], named: Mapping[str, Any]) -> _Check | None:
     if kind is list:
         return _array(schema, named)
     if kind is dict:
@@ -105,16 +101,16 @@ def _called(name: str) -> str:
     )
 
 
-def _one_of(values: list[Any]) -> _Rule:
+def _one_of(values: list[Any]) -> Rule:
     called = ("one of " if len(values) > 1 else "") + ", ".join(map(repr, values))
 
     def check(value: Any) -> _Problem | None:
         return None if value in values else _Problem("", f"must be {called}; got {short(value)}")
 
-    return _Rule(dict.fromkeys(map(type, values), check), called)
+    return Rule(dict.fromkeys(map(type, values), check), called)
 
 
-def _bounds(schema: dict[str, Any]) -> _Check | None:
+def _bounds(schema: Mapping[str, Any]) -> _Check | None:
     above, least, most = (schema.get(name) for name in ("exclusiveMinimum", "minimum", "maximum"))
     low = least if least is not None else -math.inf if above is None else math.nextafter(above, math.inf)
     high = math.inf if most is None else most
@@ -128,7 +124,7 @@ def _bounds(schema: dict[str, Any]) -> _Check | None:
     return check
 
 
-def _string(schema: dict[str, Any]) -> _Check:
+def _string(schema: Mapping[str, Any]) -> _Check:
     pattern = re.compile(
         schema.get("pattern", "").removesuffix("$") + r"\Z", re.DOTALL
     )  # Python's $ lets a line break pass
@@ -146,7 +142,7 @@ def _string(schema: dict[str, Any]) -> _Check:
     return check
 
 
-def _array(schema: dict[str, Any], named: dict[str, Any]) -> _Check:
+def _array(schema: Mapping[str, Any], named: Mapping[str, Any]) -> _Check:
     least, most = schema.get("minItems", 0), schema.get("maxItems", sys.maxsize)
     each = _rule(schema["items"], named)
 
@@ -162,7 +158,7 @@ def _array(schema: dict[str, Any], named: dict[str, Any]) -> _Check:
     return check
 
 
-def _object(schema: dict[str, Any], named: dict[str, Any]) -> _Check:
+def _object(schema: Mapping[str, Any], named: Mapping[str, Any]) -> _Check:
     required = schema.get("required", [])
     known = {name: _rule(one, named) for name, one in schema.get("properties", {}).items()}
     others = schema.get("additionalProperties")

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, SupportsIndex, overload
 
-from fastshap import parameters
+from fastshap import checks
 from fastshap.errors import InvalidArgumentError, InvalidTypeError
 from fastshap.extras import needed
 from fastshap.output import interop, plain
@@ -70,7 +70,7 @@ class AttributionOutput(Record):
         Raises:
             InvalidArgumentError: there is no such target.
         """
-        most = parameters.whole(n, "n", least=0)
+        most = checks.whole(n, "n", least=0)
         if self.error is not None:
             return []
         t = self.number_of(target)
@@ -95,7 +95,7 @@ class AttributionOutput(Record):
             if found:
                 return found[0]
             raise InvalidArgumentError(f"There is no target {target!r}; there are {', '.join(map(repr, names))}.")
-        number = parameters.whole(target, "target", least=-(2**63), also="a target's name")
+        number = checks.whole(target, "target", least=-(2**63), also="a target's name")
         if not -len(names) <= number < len(names):
             raise InvalidArgumentError(f"There are {len(names)} targets; target {number} is none of them.")
         return number % len(names)

@@ -6,8 +6,10 @@ NaN is null and infinities are "Infinity" and "-Infinity", as JSON has neither; 
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import asdict, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ from torch import Tensor
 
 from fastshap.errors import InvalidArgumentError
 from fastshap.models.provenance import Provenance
-from fastshap.output.checked import check, short
+from fastshap.output.checked import Rule, check, compiled, short
 from fastshap.output.record import Record
-from fastshap.types import Granularity, GranularityAggregationStrategy, InferenceModes, ModelTask
+from fastshap.settings import PARAMETERS, Settings, baseline_of_plain
+from fastshap.types import ModelTask
 
 SCHEMA_VERSION = 2
 SCHEMA_PATH = Path(__file__).parents[1] / "schemas" / f"output-{SCHEMA_VERSION}.json"
@@ -28,33 +31,20 @@ _SAME = (
     *("text", "elements", "target_names", "degrees_of_freedom", "error", "truncated", "converged"),
     *("predicted_label", "probability"),
 )
-_SAME_SETTINGS = (
-    "n_perturbations",
-    "rounds",
-    "rtol",
-    "max_perturbations",
-    "noise_std",
-    "sampling",
-    "path_density",
-    "reduction",
-    "input_x_gradient",
-    "perturb_special_tokens",
-    "seed",
-)
-_CUSTOM = "callable:"
 
 
-class CustomMode:
-    """Stands for an inference mode that was a function: a file holds its name alone."""
+@cache
+def schema() -> dict[str, Any]:
+    """What a file holds of an output: the schema's file, with the parameters as fastshap.settings states them."""
+    found: dict[str, Any] = json.loads(SCHEMA_PATH.read_text(encoding="utf-8"))
+    of_settings = {name: dict(its.schema) for name, its in PARAMETERS.items()} | {"rounds": {"$ref": "#/$defs/some"}}
+    found["properties"]["settings"]["properties"] = of_settings
+    return found
 
-    def __init__(self, name: str) -> None:
-        self.__name__ = name
 
-    def __call__(self, logits: Tensor) -> Tensor:
-        raise InvalidArgumentError(
-            f"The inference mode {self.__name__!r} was a function, and a file holds its name alone; pass the function, as "
-            "inference_mode."
-        )
+@cache
+def _rule() -> Rule:
+    return compiled(schema())
 
 
 def to_plain(record: Record) -> dict[str, Any]:
@@ -72,13 +62,7 @@ def to_plain(record: Record) -> dict[str, Any]:
         "convergence_delta": None if record.convergence_delta is None else numbers(record.convergence_delta),
         "target_probabilities": None if record.target_probabilities is None else record.target_probabilities.tolist(),
         "model_inputs": {name: value.tolist() for name, value in record.model_inputs_to_explain.items()},
-        "settings": {
-            "granularity": record.granularity.value,
-            "granularity_aggregation_strategy": record.granularity_aggregation_strategy.value,
-            "inference_mode": _mode_name(record.inference_mode),
-            "baseline": _plain_baseline(record.baseline),
-            **{name: getattr(record, name) for name in _SAME_SETTINGS},
-        },
+        "settings": record.settings.to_plain() | {"n_perturbations": record.n_perturbations, "rounds": record.rounds},
         "provenance": asdict(record.provenance),
     }
 
@@ -101,7 +85,7 @@ def from_plain(kind: type[Any], data: Any) -> Any:
     try:
         # A text that was refused may hold what is no character.
         refused = isinstance(data.get("error"), str) and isinstance(data.get("text"), str)
-        check(data | {"text": encodable(data["text"])} if refused else data, SCHEMA_PATH)
+        check(data | {"text": encodable(data["text"])} if refused else data, _rule())
         _agree(data)
         return kind(**_fields(data))
     except InvalidArgumentError as error:
@@ -144,6 +128,9 @@ def _agree(data: dict[str, Any]) -> None:
         raise InvalidArgumentError("target_names and elements must hold at least one entry each, where error is null.")
     if not failed and data["task"] == ModelTask.CLASSIFICATION.value and len(data["targets"]) != targets:
         raise InvalidArgumentError(f"targets must hold {targets} entries; it holds {len(data['targets'])}.")
+    samples, rounds = data["settings"]["n_perturbations"], data["settings"]["rounds"]
+    if samples % rounds:
+        raise InvalidArgumentError(f"settings.n_perturbations must be a multiple of rounds, {rounds}; got {samples}.")
     if data["converged"] is not None and data["settings"]["rtol"] is None:
         raise InvalidArgumentError("converged must be null where settings.rtol is.")
     tokens = _tokens(data["model_inputs"], failed)
@@ -155,7 +142,7 @@ def _agree(data: dict[str, Any]) -> None:
     baseline = data["settings"]["baseline"]
     if isinstance(baseline, dict):
         _regular(baseline["values"], "settings.baseline.values")
-        if not bool(_baseline(baseline).isfinite().all()):
+        if not bool(baseline_of_plain(baseline).isfinite().all()):
             raise InvalidArgumentError(f"settings.baseline.values must be finite as {baseline['dtype']}.")
 
 
@@ -188,7 +175,9 @@ def _fields(data: dict[str, Any]) -> dict[str, Any]:
         BatchEncoding,  # here, so that importing fastshap loads no more of transformers than it must
     )
 
-    settings = data["settings"]
+    settings = dict(data["settings"])
+    rounds = settings.pop("rounds")
+    settings["n_perturbations"] //= rounds
     targets, elements = len(data["target_names"]), len(data["elements"])
     task = ModelTask(data["task"])
     ids = torch.tensor(data["targets"], dtype=torch.int64, device="cpu")
@@ -199,7 +188,8 @@ def _fields(data: dict[str, Any]) -> dict[str, Any]:
     known = {one.name for one in fields(Provenance)}
     return {
         **{name: data[name] for name in _SAME},
-        **{name: settings[name] for name in _SAME_SETTINGS},
+        "settings": Settings.from_plain(settings),
+        "rounds": rounds,
         "model_task": task,
         "element_spans": [(start, end) for start, end in data["element_spans"]],
         "element_tokens": [list(member) for member in data["element_tokens"]],
@@ -211,12 +201,6 @@ def _fields(data: dict[str, Any]) -> dict[str, Any]:
         "convergence_delta": None if delta is None else tensor([delta], 1, targets)[0],
         "target_probabilities": None if probabilities is None else tensor([probabilities], 1, targets)[0],
         "model_inputs_to_explain": BatchEncoding(inputs),
-        "granularity": Granularity(settings["granularity"]),
-        "granularity_aggregation_strategy": GranularityAggregationStrategy(
-            settings["granularity_aggregation_strategy"]
-        ),
-        "inference_mode": _mode(settings["inference_mode"]),
-        "baseline": _baseline(settings["baseline"]),
         "provenance": Provenance(**{name: value for name, value in data["provenance"].items() if name in known}),
     }
 
@@ -242,26 +226,3 @@ def tensor(rows: Any, height: int, width: int) -> Tensor:
 def encodable(text: str) -> str:
     """Halves of surrogate pairs, which UTF-8 has not (and only texts that were refused hold), replaced."""
     return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _mode_name(mode: Any) -> str:
-    if isinstance(mode, InferenceModes):
-        return mode.value
-    return _CUSTOM + str(getattr(mode, "__name__", type(mode).__name__))
-
-
-def _mode(name: str) -> Any:
-    return CustomMode(name.removeprefix(_CUSTOM)) if name.startswith(_CUSTOM) else InferenceModes(name)
-
-
-def _plain_baseline(baseline: float | Tensor | None) -> Any:
-    if not isinstance(baseline, Tensor):
-        return baseline
-    return {"dtype": str(baseline.dtype).removeprefix("torch."), "values": baseline.tolist()}
-
-
-def _baseline(plain: Any) -> Any:
-    if not isinstance(plain, dict):
-        return plain
-    values = [[float(one) for one in row] if isinstance(row, list) else float(row) for row in plain["values"]]
-    return torch.tensor(values, dtype=getattr(torch, plain["dtype"]), device="cpu")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +12,19 @@ from torch import Tensor
 from fastshap.engine.estimate import student_quantile
 from fastshap.errors import InvalidArgumentError, InvalidTypeError
 from fastshap.models.provenance import Provenance
-from fastshap.types import Granularity, GranularityAggregationStrategy, InferenceModes, ModelTask
+from fastshap.settings import HasSettings, Settings
+from fastshap.types import ModelTask
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding
 
 
 @dataclass(slots=True, eq=False)
-class Record:
+class Record(HasSettings):
     """What one text's elements contribute to its targets' scores: the data of an output.
 
-    The first nine fields are those of interpreto's AttributionOutput.
+    It has the fields of interpreto's AttributionOutput, and more. Each parameter of ``settings`` is an attribute too:
+    ``output.seed`` is ``output.settings.seed``.
 
     Attributes:
         attributions: (t, G) float32: one row a target (classification: a class; generation: a group of target tokens), one
@@ -34,9 +35,7 @@ class Record:
         targets: (classification) the classes, (generation) the target's token ids, int64.
         model_task: CLASSIFICATION or GENERATION.
         classes: the classes again for classification, None for generation.
-        granularity: what an element is.
-        granularity_aggregation_strategy: how token scores became element scores.
-        inference_mode: from logits to the scores explained.
+        settings: the parameters of the explainer that decide numbers; with them and the same model come the same numbers.
         target_names: t names: labels, or the target's groups of tokens.
         standard_error: (t, G) of each attribution, over the random draws: from one run (conservative; NaN below 4 samples), or
             from the spread between rounds where there are at least 4. MEAN and SUM groups count what their tokens have in
@@ -55,10 +54,8 @@ class Record:
         truncated: the text was longer than the model takes, and its end (or beginning) is not explained.
         converged: where rtol was given, whether every standard error came down to it, known from 4 rounds or 8 degrees of
             freedom at least.
-        n_perturbations, rounds: samples used, and the independent rounds they were drawn in.
-        max_perturbations: samples at most, where rtol was given.
-        seed, rtol, noise_std, baseline, sampling, path_density, reduction, input_x_gradient, perturb_special_tokens: what it
-            takes to compute the same numbers again, with the same model.
+        rounds: the independent rounds that samples were drawn in; ``n_perturbations`` is the samples of all of them together,
+            ``settings.n_perturbations`` those of one.
         provenance: the model, tokenizer and libraries it was computed with.
     """
 
@@ -68,9 +65,7 @@ class Record:
     targets: Tensor
     model_task: ModelTask
     classes: Tensor | None = None
-    granularity: Granularity = Granularity.WORD
-    granularity_aggregation_strategy: GranularityAggregationStrategy = GranularityAggregationStrategy.MEAN
-    inference_mode: Callable[[Tensor], Tensor] = InferenceModes.LOGITS
+    settings: Settings = field(default_factory=Settings)
     target_names: list[str] = field(default_factory=list)
     standard_error: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     degrees_of_freedom: int = 0
@@ -86,18 +81,12 @@ class Record:
     truncated: bool = False
     converged: bool | None = None
     rounds: int = 1
-    rtol: float | None = None
-    max_perturbations: int | None = None
-    seed: int = 0
-    n_perturbations: int = 10
-    noise_std: float = 0.1
-    baseline: float | Tensor | None = None
-    sampling: str = "antithetic"
-    path_density: float | None = None
-    reduction: str = "sum"
-    input_x_gradient: bool = True
-    perturb_special_tokens: bool = True
     provenance: Provenance = field(default_factory=Provenance)
+
+    @property
+    def n_perturbations(self) -> int:  # type: ignore[override]  # of all rounds, not of one
+        """Samples used."""
+        return self.settings.n_perturbations * self.rounds
 
     def interval(self, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
         """The lower and upper ends (t, G) of intervals that hold the expected attribution with this confidence.

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fastshap import parameters
+from fastshap import checks
 from fastshap.engine.estimate import student_quantile
 from fastshap.errors import InvalidArgumentError
 from fastshap.extras import needed
@@ -154,7 +154,7 @@ def summarize(outputs: Iterable[Record], *, min_count: int = 2, casefold: bool =
         min_count: elements that stand in the texts less often are left out.
         casefold: count "The" and "the" as one.
     """
-    least = parameters.whole(min_count, "min_count", least=1)
+    least = checks.whole(min_count, "min_count", least=1)
     tallies: dict[tuple[str, str], _Tally] = {}
     count = errors = 0
     explained: dict[str, None] = {}

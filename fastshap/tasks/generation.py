@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastshap import parameters
+from fastshap import checks
 from fastshap.engine.packing import Call
 from fastshap.engine.run import backward_only_once, device_of
 from fastshap.errors import (
@@ -343,7 +343,7 @@ class GenerationTask(Task):
             options = {k: v for k, v in config.to_diff_dict().items() if k not in described} | options
         for name in ("max_new_tokens", "max_length"):
             if name in options:
-                options[name] = parameters.whole(options[name], name, least=1)
+                options[name] = checks.whole(options[name], name, least=1)
         if not getattr(self.model, "can_generate", lambda: True)():
             raise UnsupportedModelError(f"{self.name} cannot generate; pass targets.")
         if "max_length" not in options:

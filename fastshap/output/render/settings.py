@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import fields
 from enum import Enum
 from typing import Any
 
@@ -54,28 +53,11 @@ class Settings:
         yield "</details>"
 
 
-_DEFAULTS = {field.name: field.default for field in fields(Record)}
-NAMED = (
-    *("granularity", "granularity_aggregation_strategy", "inference_mode", "input_x_gradient", "n_perturbations"),
-    *("baseline", "noise_std", "reduction", "sampling", "path_density", "seed", "rtol", "max_perturbations"),
-    "perturb_special_tokens",
-)
-
-
 def _call(record: Record) -> str:
     """The Python that makes an explainer of these settings: what differs from the defaults is named."""
-    used = {name: getattr(record, name) for name in NAMED}
-    used["n_perturbations"] //= record.rounds
-    if used["max_perturbations"] == 64 * used["n_perturbations"]:
-        used["max_perturbations"] = None
-    if isinstance(used["baseline"], int | float) and used["baseline"] == 0:
-        used["baseline"] = None
+    used = record.settings.changes()
     remarks = {name: _remark(value) for name, value in used.items()}
-    arguments = [
-        f"{name}={name if remarks[name] else _literal(value)}"
-        for name, value in used.items()
-        if remarks[name] or value != _DEFAULTS[name]
-    ]
+    arguments = [f"{name}={name if remarks[name] else _literal(value)}" for name, value in used.items()]
     if record.convergence_delta is not None:
         arguments.append("return_convergence_delta=True")
     lines = [f"fastshap.GradientShap({', '.join(['model', 'tokenizer', *arguments])})"]

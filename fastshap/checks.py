@@ -1,4 +1,4 @@
-"""Parameters that are checked once, where they come in, with messages that say what would do."""
+"""Checks of what comes in, with messages that say what would do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastshap.errors import InvalidArgumentError, InvalidTypeError, UnsupportedModelError
 
@@ -95,41 +95,6 @@ def one_of(value: Any, name: str, choices: tuple[str, ...]) -> str:
     return value
 
 
-def tolerance(value: Any) -> float | None:
-    """``rtol``: None, or a fraction."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise InvalidTypeError(f"rtol must be None or a number; got {value!r}.")
-    number = _finite(value)
-    if number is None or number <= 0:
-        raise InvalidArgumentError(f"rtol must be more than zero, and finite, 0.05 say; got {value}.")
-    return number
-
-
-def path_density(value: Any) -> float | None:
-    """``path_density``: None, or a positive number."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise InvalidTypeError(f"path_density must be None or a number; got {value!r}.")
-    number = _finite(value)
-    if number is None or not 1e-3 <= number <= 1e3:
-        raise InvalidArgumentError(f"path_density must lie between 0.001 and 1000; got {value}.")
-    return number
-
-
-def most_samples(value: Any, n_perturbations: int, rtol: float | None) -> int:
-    """``max_perturbations``, at least one round of them."""
-    if value is None:
-        return 64 * n_perturbations
-    if rtol is None:
-        raise InvalidArgumentError(
-            "max_perturbations has no use without rtol; set n_perturbations instead, or rtol too."
-        )
-    return whole(value, "max_perturbations", least=n_perturbations)
-
-
 def flag(value: Any, name: str) -> bool:
     """True or False."""
     if not isinstance(value, bool | np.bool_):
@@ -164,45 +129,15 @@ def _device(value: Any) -> torch.device:
     return wanted
 
 
-def noise(value: Any) -> float:
-    """``noise_std`` as a number, zero or more."""
+def finite(value: Any, name: str, also: str = "") -> float:
+    """A number that is finite in float32, which the noise is computed in; ``also`` names what else the parameter takes."""
+    kinds = f"{also} or a number" if also else "a number"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise InvalidTypeError(f"noise_std must be a number; got {value!r}.")
-    number = _finite(value)
-    if number is None or number < 0:
-        raise InvalidArgumentError(f"noise_std must be zero or more, and finite; got {value}.")
-    return number
-
-
-def baseline(value: Any, width: int) -> float | Tensor:
-    """``baseline`` as a number, or a tensor (D,) or (L, D) for embeddings of dimension ``width``."""
-    if value is None:
-        return 0.0
-    if isinstance(value, Tensor):
-        if not value.is_floating_point():
-            raise InvalidArgumentError(
-                f"The baseline must have a floating-point dtype like the embeddings; got {value.dtype}."
-            )
-        if value.ndim not in (1, 2) or value.shape[-1] != width:
-            raise InvalidArgumentError(
-                f"The baseline has shape {tuple(value.shape)}, but the model's embeddings have shape (L, {width}): pass a "
-                f"number, a tensor of shape ({width},), or one of the text's shape (L, {width})."
-            )
-        if not bool(value.isfinite().all()):
-            raise InvalidArgumentError("The baseline holds NaN or infinite values.")
-        return value.detach().clone()
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise InvalidTypeError(f"The baseline must be None, a number or a Tensor; got {type(value).__name__}.")
-    number = _finite(value)
-    if number is None:
-        raise InvalidArgumentError(f"The baseline must be finite; got {value}.")
-    return number
-
-
-def _finite(value: numbers.Real) -> float | None:
-    """As a float, if it is finite in float32, which the noise is computed in."""
+        raise InvalidTypeError(f"{name} must be {kinds}; got {value!r}.")
     try:
         number = float(value)
     except OverflowError:
-        return None
-    return number if abs(number) <= _LARGEST else None
+        number = np.inf
+    if not abs(number) <= _LARGEST:
+        raise InvalidArgumentError(f"{name} must be finite; got {value}.")
+    return number

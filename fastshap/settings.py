@@ -1,0 +1,394 @@
+"""The parameters that decide numbers. Each is stated once, as a field of :class:`Settings`.
+
+A field has the parameter's name, type and default, its check, what the shell and the docs say of it, and its form in files.
+Signatures, docstrings, the command line, files and their schema, ``reproduce``, jobs and pages go through the fields, so a new
+parameter is one field here, and what the engine does with it. ``python -m tools.settings`` writes the copies for those who read
+without running: the schema's file, the table in docs/parameters.md, and the annotations for type checkers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastshap import ops
+from fastshap.checks import finite, flag, one_of, whole
+from fastshap.errors import InvalidArgumentError, InvalidTypeError
+from fastshap.sampling import SAMPLINGS
+from fastshap.types import (
+    Granularity,
+    GranularityAggregationStrategy,
+    InferenceModes,
+    inference_mode_of,
+    member_of,
+    mode_of_plain,
+    plain_mode,
+)
+
+_MOST_ROUNDS = 64  # of n_perturbations samples, where max_perturbations is not given
+_FLOAT32 = 3.4028234663852886e38  # the largest
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+class Parameter(NamedTuple):
+    """What is said of one parameter beside its name, type and default."""
+
+    check: Callable[
+        [Any, str], Any
+    ]  # of a value and the parameter's name: the value as it is kept, or an error of ours
+    option: type | None  # its type on the command line; None: it is no option there
+    help: str  # one sentence or two, for the command line and the table in the docs
+    doc: str  # for the docstring
+    schema: Mapping[str, Any]  # JSON schema of its plain form
+    to_plain: Callable[[Any], Any] = _same
+    from_plain: Callable[[Any], Any] = _same
+
+
+def parameter(default: Any, **said: Any) -> Any:
+    """A field of :class:`Settings`; ``said`` are the entries of a :class:`Parameter`."""
+    return dataclasses.field(default=default, metadata={"parameter": Parameter(**said)})
+
+
+def _member(enum: type[Enum], **said: Any) -> dict[str, Any]:
+    """What is said of a parameter that is a member of ``enum``."""
+    return {
+        "check": lambda value, name: member_of(enum, value, name),
+        "option": str,
+        "schema": {"enum": [member.value for member in enum]},
+        "to_plain": lambda member: member.value,
+        "from_plain": enum,
+        **said,
+    }
+
+
+def _word(choices: tuple[str, ...], **said: Any) -> dict[str, Any]:
+    """What is said of a parameter that is one of a few words."""
+    return {
+        "check": lambda value, name: one_of(value, name, choices),
+        "option": str,
+        "schema": {"enum": [*choices]},
+        **said,
+    }
+
+
+def _switch(**said: Any) -> dict[str, Any]:
+    return {"check": flag, "option": bool, "schema": {"type": "boolean"}, **said}
+
+
+def _noise(value: Any, name: str) -> float:
+    number = finite(value, name)
+    if number < 0:
+        raise InvalidArgumentError(f"{name} must be zero or more, and finite; got {value}.")
+    return number
+
+
+def _tolerance(value: Any, name: str) -> float | None:
+    number = None if value is None else finite(value, name, "None")
+    if number is not None and number <= 0:
+        raise InvalidArgumentError(f"{name} must be more than zero, and finite, 0.05 say; got {value}.")
+    return number
+
+
+def _density(value: Any, name: str) -> float | None:
+    number = None if value is None else finite(value, name, "None")
+    if number is not None and not 1e-3 <= number <= 1e3:
+        raise InvalidArgumentError(f"{name} must lie between 0.001 and 1000; got {value}.")
+    return number
+
+
+def _baseline(value: Any, name: str) -> float | Tensor:
+    """As a number, or a tensor of its own, which nobody else writes to."""
+    if value is None:
+        return 0.0
+    if not isinstance(value, Tensor):
+        if isinstance(value, bool) or not hasattr(value, "__float__"):
+            raise InvalidTypeError(f"The {name} must be None, a number or a Tensor; got {type(value).__name__}.")
+        return finite(value, name, "None, a Tensor")
+    if not value.is_floating_point():
+        raise InvalidArgumentError(
+            f"The {name} must have a floating-point dtype like the embeddings; got {value.dtype}."
+        )
+    if value.ndim not in (1, 2):
+        raise InvalidArgumentError(
+            f"The {name} has shape {tuple(value.shape)}: pass a number, or a tensor of shape (D,) or (L, D), where D is the "
+            "model's embedding dimension and L the number of the text's tokens."
+        )
+    if not bool(value.isfinite().all()):
+        raise InvalidArgumentError(f"The {name} holds NaN or infinite values.")
+    return value.detach().clone()
+
+
+def _plain_baseline(value: float | Tensor) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return {"dtype": str(value.dtype).removeprefix("torch."), "values": value.tolist()}
+
+
+def baseline_of_plain(plain: Any) -> Any:
+    """The baseline that a file holds as a number, or as its dtype and values."""
+    if not isinstance(plain, dict):
+        return plain
+    values = [[float(one) for one in row] if isinstance(row, list) else float(row) for row in plain["values"]]
+    return torch.tensor(values, dtype=getattr(torch, plain["dtype"]), device="cpu")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Settings:
+    """The parameters that decide an explanation's numbers, checked. Outputs carry them.
+
+    Raises:
+        InvalidArgumentError, InvalidTypeError: a value that cannot be used; the message says what would do.
+    """
+
+    granularity: Granularity = parameter(
+        Granularity.WORD,
+        **_member(
+            Granularity,
+            help="What gets a score: all_tokens, token, word, tokenizer_word, part_sentence or sentence.",
+            doc="ALL_TOKENS, TOKEN, WORD (as people read), TOKENIZER_WORD (as the tokenizer splits; what interpreto's WORD "
+            "member gives), PART_SENTENCE or SENTENCE; a member or its name.",
+        ),
+    )
+    granularity_aggregation_strategy: GranularityAggregationStrategy = parameter(
+        GranularityAggregationStrategy.MEAN,
+        **_member(
+            GranularityAggregationStrategy,
+            help="How the scores of a word's tokens become one: mean, max, min, sum, signed_max, first or last.",
+            doc="MEAN, MAX, MIN, SUM, SIGNED_MAX, FIRST or LAST of a group's token scores; ignored for ALL_TOKENS and TOKEN. "
+            "SUM keeps the result additive.",
+        ),
+    )
+    inference_mode: Callable[[Tensor], Tensor] = parameter(
+        InferenceModes.LOGITS,
+        check=lambda value, name: inference_mode_of(value),
+        option=str,
+        help="The score to explain: logits, softmax or log_softmax.",
+        doc="LOGITS, SOFTMAX, LOG_SOFTMAX, or a callable from logits to scores of the same shape.",
+        schema={"type": "string", "pattern": "^(logits|softmax|log_softmax|callable:.*)$"},
+        to_plain=plain_mode,
+        from_plain=mode_of_plain,
+    )
+    input_x_gradient: bool = parameter(
+        True,
+        **_switch(
+            help="Multiply the gradient by the input.",
+            doc='multiply the gradient by the input (minus the baseline, for "sum") before it is aggregated. False with "sum" '
+            "gives zeros but for rounding for models that normalise each embedding first, as BERT's LayerNorm does: such a "
+            'gradient\'s elements add up to nothing; "abs_mean" shows its size.',
+        ),
+    )
+    n_perturbations: int = parameter(
+        10,
+        check=lambda value, name: whole(value, name, least=1, most=2**31 - 1),
+        option=int,
+        help="Samples per text; more samples take longer and give steadier scores.",
+        doc="samples a text (of one round, where rtol is given).",
+        schema={"$ref": "#/$defs/some", "description": "Samples in all rounds together."},
+    )
+    baseline: float | Tensor = parameter(
+        None,
+        check=_baseline,
+        option=float,
+        help="The embedding to compare with: one number for all dimensions; zero by default.",
+        doc="the reference embedding: None (zero), a number (a constant for all dimensions, never a token id), a Tensor (D,) "
+        "or (L, D).",
+        schema={
+            "anyOf": [
+                {"type": "null"},
+                {"$ref": "#/$defs/finite"},
+                {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "required": ["dtype", "values"],
+                    "properties": {
+                        "dtype": {"enum": ["float16", "bfloat16", "float32", "float64"]},
+                        "values": {
+                            "type": "array",
+                            "items": {"anyOf": [{"$ref": "#/$defs/finite"}, {"$ref": "#/$defs/finites"}]},
+                        },
+                    },
+                },
+            ]
+        },
+        to_plain=_plain_baseline,
+        from_plain=baseline_of_plain,
+    )
+    noise_std: float = parameter(
+        0.1,
+        check=_noise,
+        option=float,
+        help="Standard deviation of the noise that is added to the baseline.",
+        doc="standard deviation of the normal noise added to the baseline. 0.1 is more than the spread of the packaged model's "
+        "own embeddings, 0.063.",
+        schema={"type": "number", "minimum": 0, "maximum": _FLOAT32},
+    )
+    reduction: str = parameter(
+        "sum",
+        **_word(
+            ops.REDUCTIONS,
+            help="sum (signed and additive) or abs_mean (unsigned, as in interpreto).",
+            doc='"sum" is signed and additive, as expected gradients are; "abs_mean" is what interpreto computes, unsigned.',
+        ),
+    )
+    sampling: str = parameter(
+        "antithetic",
+        **_word(
+            SAMPLINGS,
+            help="How samples are drawn: antithetic (pairs, less noise) or iid (independent).",
+            doc='"antithetic" (stratified path positions, pairs of opposite noise: fewer samples for the same error) or "iid" '
+            "(independent draws, what the peers do).",
+        ),
+    )
+    path_density: float | None = parameter(
+        None,
+        check=_density,
+        option=float,
+        help="Density of the path positions, for example 1; uniform by default.",
+        doc="None draws path positions uniformly. A number w draws them in proportion to ((1 - a)^2 + (w a)^2)^(-3/2), and "
+        "weights the samples so that the expectation stays: 1 puts more in the middle of the path, smaller numbers more near "
+        "the baseline. Which is best depends on model and noise (docs/adr/0007).",
+        schema={"type": ["number", "null"], "minimum": 0.001, "maximum": 1000},
+    )
+    seed: int = parameter(
+        0,
+        check=lambda value, name: whole(value, name, least=-(2**63), most=2**63 - 1),
+        option=int,
+        help="The same seed gives the same numbers.",
+        doc="any integer of 64 bits.",
+        schema={"$ref": "#/$defs/int64"},
+    )
+    rtol: float | None = parameter(
+        None,
+        check=_tolerance,
+        option=float,
+        help="Target accuracy: sample until every standard error is at most this share of the text's largest score, for "
+        "example 0.05.",
+        doc="None, or go on in independent rounds of ``n_perturbations`` samples until every standard error is at most this "
+        "fraction of the largest absolute score of the text and target; judged from four rounds, or from 8 degrees of freedom. "
+        "Finished texts leave the batch. Chance makes some scores large and ends these texts sooner: the largest score comes "
+        "out too large, by at most about ``rtol`` squared (1 % of it at 0.1; docs/adr/0014). MAX, MIN and SIGNED_MAX go on "
+        "while it is open which token they select: near ties of opposite sign may never converge.",
+        schema={"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": _FLOAT32},
+    )
+    max_perturbations: int | None = parameter(
+        None,
+        check=lambda value, name: None if value is None else whole(value, name, least=1),
+        option=int,
+        help=f"The most samples per text, with rtol; by default {_MOST_ROUNDS} times n_perturbations.",
+        doc=f"samples a text at most, where rtol is given; None is {_MOST_ROUNDS} times ``n_perturbations``.",
+        schema={"type": ["integer", "null"], "minimum": 1, "maximum": 9223372036854775807},
+    )
+    perturb_special_tokens: bool = parameter(
+        True,
+        **_switch(
+            help="Also perturb special tokens such as [CLS] and [SEP].",
+            doc="False keeps [CLS], [SEP] and the like at their own embedding, without noise.",
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        for name, its in PARAMETERS.items():
+            self._keep(name, its.check(getattr(self, name), name))
+        if self.rtol is None and self.max_perturbations is not None:
+            raise InvalidArgumentError(
+                "max_perturbations has no use without rtol; set n_perturbations instead, or rtol too."
+            )
+        if self.rtol is not None and self.max_perturbations is None:
+            self._keep("max_perturbations", _MOST_ROUNDS * self.n_perturbations)
+        if self.max_perturbations is not None:
+            whole(self.max_perturbations, "max_perturbations", least=self.n_perturbations)
+
+    def _keep(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    @property
+    def strategy(self) -> GranularityAggregationStrategy:
+        """How scores are aggregated: single tokens have nothing to aggregate."""
+        single = self.granularity in (Granularity.TOKEN, Granularity.ALL_TOKENS)
+        return GranularityAggregationStrategy.MEAN if single else self.granularity_aggregation_strategy
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether the scores of all positions add up to a difference of the model's output, but for sampling."""
+        return self.reduction == "sum" and self.input_x_gradient
+
+    def named(self) -> dict[str, Any]:
+        """The parameters by their names, as :class:`fastshap.GradientShap` takes them."""
+        return {name: getattr(self, name) for name in PARAMETERS}
+
+    def changes(self) -> dict[str, Any]:
+        """Those that differ from what they would be if they were not given."""
+        usual = DEFAULTS | {"baseline": 0.0}
+        if self.rtol is not None:
+            usual["max_perturbations"] = _MOST_ROUNDS * self.n_perturbations
+        return {
+            name: value for name, value in self.named().items() if isinstance(value, Tensor) or value != usual[name]
+        }
+
+    def to_plain(self) -> dict[str, Any]:
+        """Numbers, strings and lists, fit for JSON."""
+        return {name: its.to_plain(getattr(self, name)) for name, its in PARAMETERS.items()}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Settings:
+        """What :meth:`to_plain` was called on. A parameter that is not there, as in files older than it, has its default."""
+        return cls(**{name: its.from_plain(plain[name]) for name, its in PARAMETERS.items() if name in plain})
+
+
+PARAMETERS: dict[str, Parameter] = {one.name: one.metadata["parameter"] for one in dataclasses.fields(Settings)}
+DEFAULTS: dict[str, Any] = {one.name: one.default for one in dataclasses.fields(Settings)}  # as signatures show them
+
+
+class HasSettings:
+    """What has ``settings`` and gives each of them as an attribute of its own too."""
+
+    __slots__ = ()
+    settings: Settings
+
+    if TYPE_CHECKING:
+        # Written by tools/settings.py.
+        granularity: Granularity
+        granularity_aggregation_strategy: GranularityAggregationStrategy
+        inference_mode: Callable[[Tensor], Tensor]
+        input_x_gradient: bool
+        n_perturbations: int
+        baseline: float | Tensor
+        noise_std: float
+        reduction: str
+        sampling: str
+        path_density: float | None
+        seed: int
+        rtol: float | None
+        max_perturbations: int | None
+        perturb_special_tokens: bool
+        # End.
+
+
+def _attribute(name: str) -> property:
+    return property(lambda its: getattr(its.settings, name), doc=PARAMETERS[name].help)
+
+
+for _name in PARAMETERS:
+    setattr(HasSettings, _name, _attribute(_name))
+
+
+def documented(doc: str | None) -> str | None:
+    """A docstring with what the parameters' docs say in the place of ``{settings}``, which stands in a line of its own."""
+    if doc is None:  # Python was started without docstrings
+        return None
+    (line,) = (line for line in doc.splitlines() if line.strip() == "{settings}")
+    first = line[: -len("{settings}")]
+    wrapped = (
+        textwrap.fill(f"{name}: {its.doc}", 120, initial_indent=first, subsequent_indent=f"{first}    ")
+        for name, its in PARAMETERS.items()
+    )
+    return doc.replace(line, "\n".join(wrapped))
