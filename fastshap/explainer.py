@@ -116,6 +116,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
     """
 
     if TYPE_CHECKING:
+        # fmt: off
         # Written by tools/settings.py.
         def __init__(
             self,
@@ -123,8 +124,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             tokenizer: PreTrainedTokenizerBase | None = None,
             batch_size: int | str = 4,
             granularity: Granularity | str = Granularity.WORD,
-            granularity_aggregation_strategy: GranularityAggregationStrategy
-            | str = GranularityAggregationStrategy.MEAN,
+            granularity_aggregation_strategy: GranularityAggregationStrategy | str = GranularityAggregationStrategy.MEAN,
             device: torch.device | str | Sequence[torch.device | str] | None = None,
             inference_mode: Callable[[Tensor], Tensor] | str = InferenceModes.LOGITS,
             input_x_gradient: bool = True,
@@ -143,8 +143,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             on_error: str = "raise",
             backend: str = "auto",
         ) -> None: ...
-
         # End.
+        # fmt: on
     else:
 
         def __init__(self, *args: Any, **named: Any) -> None:

@@ -141,6 +141,12 @@ def baseline_of_plain(plain: Any) -> Any:
     return torch.tensor(values, dtype=getattr(torch, plain["dtype"]), device="cpu")
 
 
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    return not isinstance(one, Tensor) and not isinstance(other, Tensor) and bool(one == other)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Settings:
     """The parameters that decide an explanation's numbers, checked. Outputs carry them.
@@ -310,6 +316,13 @@ class Settings:
     def _keep(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Settings):
+            return NotImplemented
+        return all(_equal(value, getattr(other, name)) for name, value in self.named().items())
+
+    __hash__ = None  # type: ignore[assignment]
+
     @property
     def strategy(self) -> GranularityAggregationStrategy:
         """How scores are aggregated: single tokens have nothing to aggregate."""
@@ -355,6 +368,7 @@ class HasSettings:
     settings: Settings
 
     if TYPE_CHECKING:
+        # fmt: off
         # Written by tools/settings.py.
         granularity: Granularity
         granularity_aggregation_strategy: GranularityAggregationStrategy
@@ -371,6 +385,7 @@ class HasSettings:
         max_perturbations: int | None
         perturb_special_tokens: bool
         # End.
+        # fmt: on
 
 
 def _attribute(name: str) -> property:
