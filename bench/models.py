@@ -15,8 +15,9 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import fastshap
-from bench.assets import cache_dir, minilm_dir, rated_sentences, smollm2_dir
-from bench.train_default_model import Classifier, encode, is_labelled, predict, rating_target, split, train
+from tools.assets import cache_dir, minilm_dir, rated_sentences, smollm2_dir
+from tools.classifier import Classifier, encode, predict, train
+from tools.sentences import is_labelled, rating_target, split
 
 FINE_TUNED = "all-MiniLM-L6-v2-sentiment-1"
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from bench import equal_error, measure, report, workloads
-from bench.__main__ import QUICK, Store, machine, main, measure_workload, versions
-from bench.peers import TOOLS, tools_for
+from bench.compare import equal_error, long_list, pictures, tables, timing, verdicts, workloads
+from bench.compare.command import QUICK, Store, machine, main, measure_workload, versions
+from bench.compare.peers import TOOLS, tools_for
+from bench.compare.work import counted, work_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -33,14 +34,14 @@ def language():
 def test_interpreto_walks_the_whole_batch_back_for_each_text(texts, batch_size, rows):
     """60 are needed; at 4 rows a call half the calls hold rows of two texts, in turn 4 + 4 + 2 and 2 + 4 + 4."""
     runner = TOOLS["interpreto"].prepare(texts)
-    found = measure.work_of(TOOLS["interpreto"], runner, texts, batch_size)
+    found = work_of(TOOLS["interpreto"], runner, texts, batch_size)
     assert (found["rows_needed"], found["rows_backpropagated"]) == (60, rows)
 
 
 @pytest.mark.parametrize("name", ["fastshap", "fastshap abs_mean", "captum by hand", "shap", "floor"])
 def test_the_others_walk_each_row_back_once(texts, name):
     tool = TOOLS[name]
-    found = measure.work_of(tool, tool.prepare(texts), texts, tool.grid(texts)[-1])
+    found = work_of(tool, tool.prepare(texts), texts, tool.grid(texts)[-1])
     assert found["rows_backpropagated"] == found["rows_needed"] == 60
     assert found["model_calls"] > 0
 
@@ -48,10 +49,10 @@ def test_the_others_walk_each_row_back_once(texts, name):
 def test_every_target_token_is_walked_back_once(language):
     for name in ("fastshap abs_mean", "interpreto", "captum by hand", "shap", "floor"):
         tool = TOOLS[name]
-        found = measure.work_of(tool, tool.prepare(language), language, tool.grid(language)[0])
+        found = work_of(tool, tool.prepare(language), language, tool.grid(language)[0])
         assert found["rows_backpropagated"] == found["rows_needed"] == 2 * 4 * 6, name
     by_group = TOOLS["floor, one backward a group"]
-    found = measure.work_of(by_group, by_group.prepare(language), language, 288)
+    found = work_of(by_group, by_group.prepare(language), language, 288)
     assert found["rows_backpropagated"] == found["rows_needed"] == 4 * sum(language.target_groups) < 2 * 4 * 6
 
 
@@ -59,7 +60,7 @@ def test_padding_and_operators_are_seen(texts):
     model = texts.model
     ids = torch.tensor([[1, 2, 3, 4], [1, 2, 0, 0]])
     z = model.get_input_embeddings()(ids).detach()
-    with measure.counted(model, lambda: None) as counter:
+    with counted(model, lambda: None) as counter:
         for _ in range(2):
             point = (z * 2).requires_grad_()
             logits = model(inputs_embeds=point, attention_mask=(ids > 0).long()).logits
@@ -77,7 +78,7 @@ def test_padding_and_operators_are_seen(texts):
 def test_a_batched_backward_and_tensor_backward_count(texts):
     model = texts.model
     z = model.get_input_embeddings()(torch.tensor([[1, 2, 3]] * 4)).detach()
-    with measure.counted(model, lambda: None) as counter:
+    with counted(model, lambda: None) as counter:
         logits = model(inputs_embeds=z.requires_grad_()).logits
         torch.autograd.grad(logits, z, torch.ones(3, *logits.shape), is_grads_batched=True, retain_graph=True)
         assert counter.rows_back == 3 * 4
@@ -125,18 +126,18 @@ def test_cut_is_exact_or_nothing(texts):
 
 
 def test_straight_line():
-    line = measure.straight_line([1, 2, 3, 4], [3, 5, 7, 9])
+    line = long_list.straight_line([1, 2, 3, 4], [3, 5, 7, 9])
     assert line.per_text == pytest.approx(2)
     assert line.start == pytest.approx(1)
     assert line.largest_deviation == pytest.approx(0, abs=1e-9)
     # 0, 1, 0, 1 have the line 0.2 + 0.2 x
-    bent = measure.straight_line([0, 1, 2, 3], [10, 11, 10, 11])
+    bent = long_list.straight_line([0, 1, 2, 3], [10, 11, 10, 11])
     assert bent.largest_deviation == pytest.approx(0.6 / 10.4)
 
 
 def test_burst_ends():
     """Three windows of texts: 2, 4 and 2 of them, and a short break within the second."""
-    assert measure.burst_ends([1.0, 1.01, 3.0, 3.01, 3.1, 3.11, 5.0, 5.01]) == [2, 6, 8]
+    assert long_list.burst_ends([1.0, 1.01, 3.0, 3.01, 3.1, 3.11, 5.0, 5.01]) == [2, 6, 8]
 
 
 def synthetic(runs, n, spread, seed):
@@ -185,8 +186,8 @@ def test_agreement_sees_another_expectation():
 
 
 def test_rounds_left_out():
-    assert measure.summary([2.0, None, 4.0])["median"] == 3
-    found = measure.ratios([2.0, 3.0, 9.0], [1.0, None, 3.0])
+    assert timing.summary([2.0, None, 4.0])["median"] == 3
+    found = timing.ratios([2.0, 3.0, 9.0], [1.0, None, 3.0])
     assert found == {"median": 2.5, "min": 2.0, "max": 3.0}
 
 
@@ -235,7 +236,7 @@ def parts(ours, interpreto, floor=1.0):
 
 def test_the_report_says_met_and_not_met():
     """By what has been reached since, where that is more than was aimed at."""
-    lines = report.target_table({"a": parts(0.85, 3.0), "b": parts(1.0, 1.1), "c": parts(1.0, 1.2)})
+    lines = tables.target_table({"a": parts(0.85, 3.0), "b": parts(1.0, 1.1), "c": parts(1.0, 1.2)})
     verdict = {tuple(cell.strip() for cell in line.split("|")[1:3]): line for line in lines[2:]}
     assert "| at most 1.12 | 0.9 | 0.85 | met |" in verdict["a", "fastshap / floor"]
     assert "| at most 1.06 | 0.9 | 1.00 | **not met** |" in verdict["b", "fastshap / floor"]
@@ -255,10 +256,10 @@ def methods(ours, theirs):
 
 def test_equal_error_with_and_without_expectations():
     found = methods(10.0, 35.0)
-    assert report.equal_error("signed")({"error": {"methods": found}}) == 3.5
+    assert verdicts.equal_error("signed")({"error": {"methods": found}}) == 3.5
     for its in found.values():
         del its["seconds"]
-    assert report.equal_error("signed")({"error": {"methods": found}}) == pytest.approx(3.5)
+    assert verdicts.equal_error("signed")({"error": {"methods": found}}) == pytest.approx(3.5)
 
 
 def work(share, operators, targets=1):
@@ -284,7 +285,7 @@ def work(share, operators, targets=1):
     ],
 )
 def test_what_makes_a_quick_run_fail(wrong, found):
-    assert len(report.failures(found)) == wrong
+    assert len(verdicts.failures(found)) == wrong
 
 
 # ------------------------------------------------------------------ the command
@@ -327,7 +328,7 @@ def test_pictures_are_the_same_each_time(tmp_path):
     first, second = tmp_path / "1", tmp_path / "2"
     for directory in (first, second):
         directory.mkdir()
-        assert [path.suffix for path in report.draw(record, directory)] == [".svg", ".svg"]
+        assert [path.suffix for path in pictures.draw(record, directory)] == [".svg", ".svg"]
     for name in ("comparison_time.svg", "comparison_error.svg"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
         assert b"<path" in (first / name).read_bytes()

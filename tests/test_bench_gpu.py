@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import gpu, gpu_operators
+from bench.gpu import command as gpu
+from bench.gpu import operators
 
 ROOT = Path(__file__).parent.parent
 
@@ -70,7 +71,7 @@ def test_the_least_of_it_on_a_cpu():
 
 
 def test_no_report_when_an_operator_is_wrong(monkeypatch, capsys):
-    monkeypatch.setattr(gpu_operators, "moments", lambda values: (values.mean(1), values.std(1)))
+    monkeypatch.setattr(operators, "moments", lambda values: (values.mean(1), values.std(1)))
     assert gpu.main(["--device", "cpu", "--tiny"]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -78,8 +79,8 @@ def test_no_report_when_an_operator_is_wrong(monkeypatch, capsys):
 
 
 def test_the_check_sees_nan_and_shapes(monkeypatch):
-    gpu_operators.check_operators(torch.device("cpu"))
-    right = gpu_operators.perturb
+    operators.check_operators(torch.device("cpu"))
+    right = operators.perturb
 
     def with_nan(*arguments):
         z = right(*arguments)
@@ -87,9 +88,9 @@ def test_the_check_sees_nan_and_shapes(monkeypatch):
         return z
 
     for wrong in (with_nan, lambda *arguments: right(*arguments)[:, 1:]):
-        monkeypatch.setattr(gpu_operators, "perturb", wrong)
-        with pytest.raises(gpu_operators.CheckFailedError, match="perturb"):
-            gpu_operators.check_operators(torch.device("cpu"))
+        monkeypatch.setattr(operators, "perturb", wrong)
+        with pytest.raises(operators.CheckFailedError, match="perturb"):
+            operators.check_operators(torch.device("cpu"))
 
 
 def test_a_cpu_writes_nothing_among_the_results(capsys):

@@ -10,9 +10,10 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from bench import sass, static  # noqa: E402
-from bench.compiled import TARGETS, recorded, versions  # noqa: E402
-from bench.static import empty, layout  # noqa: E402
+from bench.static import report as static  # noqa: E402
+from bench.static import sass  # noqa: E402
+from bench.static.compiled import TARGETS, recorded, versions  # noqa: E402
+from bench.static.launches import empty, layout  # noqa: E402
 from fastshap.kernels.attribute import attribute, tiles  # noqa: E402
 from fastshap.kernels.moments import moments  # noqa: E402
 from fastshap.kernels.perturb import perturb  # noqa: E402

@@ -8,9 +8,9 @@ import pytest
 import scipy.stats
 import torch
 
-from bench.estimators import antithetic, at_positions, expectation, iid, pool
-from bench.intervals import STOPPED, TIED, OfOneText, coverage, stopped, summarised
 from bench.models import Subject
+from bench.studies.estimators import antithetic, at_positions, expectation, iid, pool
+from bench.studies.intervals import STOPPED, TIED, OfOneText, coverage, stopped, summarised
 from fastshap import GradientShap, GranularityAggregationStrategy, InvalidArgumentError
 from fastshap.engine.estimate import (
     Running,

@@ -71,6 +71,20 @@ def test_kernels_import_nothing_of_fastshap():
     assert os.readlink(PACKAGE / "kernels") == "../kernels"
 
 
+def test_rooms_of_bench_do_not_know_each_other():
+    """They use what lies in bench itself, and tools; tools uses nothing of bench."""
+    rooms = [path.parent.name for path in (ROOT / "bench").glob("*/__init__.py")]
+    assert {"compare", "gpu", "static", "studies"} <= set(rooms)
+    for path in [*(ROOT / "bench").rglob("*.py"), *(ROOT / "tools").rglob("*.py")]:
+        own = path.relative_to(ROOT).parts[:-1]
+        if path.name == "__main__.py":
+            continue
+        for name in imported(path, ".".join(path.relative_to(ROOT).with_suffix("").parts)):
+            if name.startswith("bench."):
+                assert own[0] == "bench", f"{path} imports {name}"
+                assert name.split(".")[1] in {*own[1:2]} or name.split(".")[1] not in rooms, f"{path} imports {name}"
+
+
 def python(code, **environment):
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -165,7 +179,7 @@ def test_the_wheel_carries_everything(tmp_path):
     for needed in ("fastshap/py.typed", "fastshap/data/sentiment/model.safetensors", "fastshap/data/sentiment/NOTICE"):
         assert needed in names
     assert any(name.startswith("fastshap/kernels/") and name.endswith(".py") for name in names)
-    assert not any(name.startswith(("kernels/", "tests/", "bench/")) for name in names)
+    assert not any(name.startswith(("kernels/", "tests/", "bench/", "tools/")) for name in names)
 
 
 def test_the_repository_speaks_of_the_project_alone():

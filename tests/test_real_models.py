@@ -10,7 +10,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 def test_minilm():
-    from bench.assets import minilm_dir
+    from tools.assets import minilm_dir
 
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(minilm_dir(), num_labels=6)
@@ -26,7 +26,7 @@ def test_minilm():
 
 
 def test_smollm2():
-    from bench.assets import smollm2_dir
+    from tools.assets import smollm2_dir
 
     model = AutoModelForCausalLM.from_pretrained(smollm2_dir(), dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(smollm2_dir())

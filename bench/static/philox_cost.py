@@ -1,6 +1,6 @@
 """What generating the noise costs: the share of a run on MiniLM that is spent in Philox and Box-Muller.
 
-    python -m bench.philox_cost
+    python -m bench.static.philox_cost
 
 Twelve texts of 17 to 177 tokens, n = 10, CPU, float32; medians of five runs, both times taken inside one run.
 """
@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import fastshap
-from bench.assets import minilm_dir, rated_sentences
 from fastshap.reference import rows
+from tools.assets import minilm_dir, rated_sentences
 
 
 def texts_of_many_lengths(tokenizer: Any, count: int = 12, longest: int = 177) -> list[str]:

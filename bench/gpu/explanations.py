@@ -7,7 +7,6 @@ depend on them.
 from __future__ import annotations
 
 import copy
-import functools
 import random
 import statistics
 import time
@@ -17,18 +16,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
-    PreTrainedTokenizerFast,
 )
 
 import fastshap
-from bench.gpu_operators import DTYPES, NOISE_STD, say
+from bench.console import say
+from bench.gpu.operators import DTYPES, NOISE_STD
+from bench.vocabulary import byte_tokenizer, words_and_tokenizer
 
 
 @dataclass(frozen=True)
@@ -61,15 +60,6 @@ class Subject:
     tokenizer: Any
     texts: list[str]
     targets: list[str] | None
-
-
-@functools.cache
-def words_and_tokenizer() -> tuple[list[str], Any]:
-    """The whole words of the packaged model's vocabulary, and its tokenizer."""
-    tokenizer = fastshap.load_default_model()[1]
-    return sorted(
-        word for word in tokenizer.get_vocab() if word.isascii() and word.isalpha() and len(word) > 2
-    ), tokenizer
 
 
 def classifier(size: Size, dtype: torch.dtype) -> Subject:
@@ -110,22 +100,6 @@ def language_model(size: Size, dtype: torch.dtype) -> Subject:
     targets = [" " + sentence(2, 2) for _ in texts]
     model = LlamaForCausalLM(config).eval().to(dtype)
     return Subject("causal LM of 135M", model, byte_tokenizer(words), texts, targets)
-
-
-def byte_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE in GPT-2's manner; at least a tenth of the model's vocabulary, or fastshap takes it for another's."""
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    core.post_processor = processors.ByteLevel(trim_offsets=False)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=8192, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False
-    )
-    core.train_from_iterator([" " + word for word in words], trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|end|>", pad_token="<|end|>", clean_up_tokenization_spaces=False
-    )
 
 
 def run_fastshap(subject: Subject, size: Size, device: torch.device) -> Callable[[Any], Any]:

@@ -1,4 +1,4 @@
-"""Whole explanations of small workloads by each tool: ``pytest bench/bench_explanations.py --benchmark-only``.
+"""Whole explanations of small workloads by each tool: ``pytest bench/compare/bench_explanations.py --benchmark-only``.
 
 ``python -m bench`` has the comparison itself, at each tool's best batch size.
 """
@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from bench.peers import TOOLS
-from bench.workloads import Workload, small
+from bench.compare.peers import TOOLS
+from bench.compare.workloads import Workload, small
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -1,9 +1,9 @@
 """The error of the library's own runs against its own expectation: antithetic and independent samples, n by n.
 
-``python -m bench.library_error embedded --texts 8 --reference 20000`` and the same for minilm: for each text a long run
+``python -m bench.studies.library_error embedded --texts 8 --reference 20000`` and the same for minilm: for each text a long run
 gives the expectation and its standard error, and rounds of n samples, drawn as the library draws them, give the error of
 one run. Adds to ``bench/results/library_error.json``. A language model's errors are too large for this
-(docs/adr/0007): bench.estimators has it.
+(docs/adr/0007): bench.studies.estimators has it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import dataclasses
 import json
 import math
 import platform
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,14 +20,16 @@ import torch
 import transformers
 
 import fastshap
+from bench.interpolation import calls_for
 from bench.models import Subject, subject
+from bench.paths import RESULTS
 from fastshap.engine import run as engine
 from fastshap.engine.budget import Budget
 from fastshap.engine.packing import Execution, Item
 from fastshap.models.view import Desk
 from fastshap.sampling import draw_samples
 
-RESULT = Path(__file__).parent / "results" / "library_error.json"
+RESULT = RESULTS / "library_error.json"
 SAMPLES = (10, 20, 50, 100, 200)
 REPLICATES = 40
 REDUCTIONS = {"signed": "sum", "abs_mean": "abs_mean"}
@@ -87,21 +88,6 @@ def ratio(ours: list[float], theirs: list[float]) -> tuple[float, float]:
     return sum(ours) / sum(theirs), math.sqrt(
         (texts - 1) / texts * float(((np.array(without) - np.mean(without)) ** 2).sum())
     )
-
-
-def calls_for(square_errors: dict[int, list[float]], level: float = 0.1) -> float:
-    """Samples for this relative root mean square error: between two n on a log scale; beyond the last as 1 / n."""
-    before: tuple[int, float] | None = None
-    for n, values in square_errors.items():
-        here = math.sqrt(np.mean(values))
-        if here <= level:
-            if before is None:
-                return n * (here / level) ** 2
-            share = math.log(before[1] / level) / math.log(before[1] / here)
-            return float(before[0] * (n / before[0]) ** share)
-        before = n, here
-    assert before is not None
-    return before[0] * (before[1] / level) ** 2
 
 
 def main() -> None:

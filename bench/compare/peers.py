@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import fastshap
-from bench.workloads import NOISE_STD, Workload
+from bench.compare.workloads import NOISE_STD, Workload
 
 Scores = list[np.ndarray]
 

@@ -1,4 +1,4 @@
-"""Draws the picture in README from a real explanation: ``python -m bench.readme_image``."""
+"""Draws the picture in README from a real explanation: ``python -m tools.readme_image``."""
 
 from __future__ import annotations
 

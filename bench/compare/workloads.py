@@ -26,9 +26,9 @@ from transformers import (
 )
 
 import fastshap
-from bench.assets import minilm_dir, rated_sentences, smollm2_dir
-from bench.gpu_explanations import byte_tokenizer, words_and_tokenizer
 from bench.models import fine_tuned_minilm, held_out_sentences
+from bench.vocabulary import byte_tokenizer, words_and_tokenizer
+from tools.assets import minilm_dir, rated_sentences, smollm2_dir
 
 NOISE_STD = 0.1
 NAMES = ("a", "b", "c", "d", "e")

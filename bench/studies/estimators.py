@@ -1,6 +1,6 @@
 """Which way of drawing samples gives the smallest error for the same number of model calls?
 
-``python -m bench.estimators embedded --texts 16`` and so on for minilm and smollm2; results go to ``bench/results/``.
+``python -m bench.studies.estimators embedded --texts 16`` and so on for minilm and smollm2; results go to ``bench/results/``.
 
 For each text a pool of gradients is computed once: K noise vectors with both signs, at J positions of the path. Scores between
 positions are interpolated, so every design can be drawn thousands of times without another model call, and the expectation over
@@ -14,7 +14,6 @@ import json
 import math
 import platform
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,9 @@ import torch
 import transformers
 
 from bench.models import Subject, subject
+from bench.paths import RESULTS
 from fastshap.sampling import _towards_baseline
 
-RESULTS = Path(__file__).parent / "results"
 REPLICATES = 400
 
 Draw = tuple[

@@ -17,7 +17,6 @@ import os
 import platform
 import re
 import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -25,35 +24,35 @@ from typing import Any
 import torch
 
 import fastshap
-from bench import gpu_explanations, gpu_operators
-from bench.gpu_operators import CheckFailedError, Shape, check_operators, say
+from bench.console import say
+from bench.gpu import explanations, operators
+from bench.gpu.operators import CheckFailedError, Shape, check_operators
+from bench.paths import RESULTS, ROOT
 
-RESULTS = Path(__file__).parent / "results"
-ROOT = RESULTS.parent.parent
 CPU_NOTE = "Run on a CPU, to show that the benchmark works. Nothing in it is a GPU result."
 GPU_NOTE = "Run on the GPU named under device."
 
 
-def sizes(device: torch.device, quick: bool, tiny: bool) -> tuple[gpu_operators.Size, gpu_explanations.Size]:
+def sizes(device: torch.device, quick: bool, tiny: bool) -> tuple[operators.Size, explanations.Size]:
     """How much to measure; a CPU gets small shapes and shallow models whatever is asked for."""
     one = {"fastshap": ("auto",), "interpreto": (4,), "captum": (2,)}
     if tiny:
         return (
-            gpu_operators.Size((16,), (Shape("2 texts", [5, 3], 2),), 1, 2**16, ()),
-            gpu_explanations.Size(one, texts=2, longest=4, prompt=3, n=4, layers=1, narrow=True, repeats=1),
+            operators.Size((16,), (Shape("2 texts", [5, 3], 2),), 1, 2**16, ()),
+            explanations.Size(one, texts=2, longest=4, prompt=3, n=4, layers=1, narrow=True, repeats=1),
         )
     if device.type == "cpu":
         return (
-            gpu_operators.Size((768, 4096), (Shape("2 texts", [16, 8], 4),), 1, 2**26, ("float32",)),
-            gpu_explanations.Size(one, texts=2, longest=12, prompt=6, n=4, layers=2, repeats=2 if quick else 5),
+            operators.Size((768, 4096), (Shape("2 texts", [16, 8], 4),), 1, 2**26, ("float32",)),
+            explanations.Size(one, texts=2, longest=12, prompt=6, n=4, layers=2, repeats=2 if quick else 5),
         )
     if quick:
         some = {"fastshap": ("auto", 128), "interpreto": (16,), "captum": (8,)}
         return (
-            gpu_operators.Size(shapes=gpu_operators.Size().shapes[:2], kernel_ms=40),
-            gpu_explanations.Size(some, texts=16, repeats=3),
+            operators.Size(shapes=operators.Size().shapes[:2], kernel_ms=40),
+            explanations.Size(some, texts=16, repeats=3),
         )
-    return gpu_operators.Size(), gpu_explanations.Size()
+    return operators.Size(), explanations.Size()
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -124,8 +123,8 @@ def main(arguments: list[str] | None = None) -> int:
     result |= {"quick": options.quick, "tiny": options.tiny}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the peers' own
-        result |= gpu_operators.measure_operators(of_operators, device)
-        result["explanations"] = gpu_explanations.measure_explanations(of_explanations, device)
+        result |= operators.measure_operators(of_operators, device)
+        result["explanations"] = explanations.measure_explanations(of_explanations, device)
     text = json.dumps(result, indent=1)
     if out is None:
         print(text)
@@ -133,7 +132,3 @@ def main(arguments: list[str] | None = None) -> int:
         out.write_text(text + "\n")
         say(f"Wrote {out}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,20 +1,20 @@
 """Do outputs that say ``converged`` keep their word, and how many samples does that save?
 
-``python -m bench.adaptive`` explains 200 held-out sentences with the packaged model under rtol=0.05, and compares with a
-reference of 3,000 samples a text from another seed. Writes ``bench/results/adaptive.json``.
+``python -m bench.studies.adaptive`` explains 200 held-out sentences with the packaged model under rtol=0.05, and compares
+with a reference of 3,000 samples a text from another seed. Writes ``bench/results/adaptive.json``.
 """
 
 from __future__ import annotations
 
 import json
 import platform
-from pathlib import Path
 
 import torch
 import transformers
 
 import fastshap
 from bench.models import subject
+from bench.paths import RESULTS
 
 RTOL, TEXTS, REFERENCE = 0.05, 200, 3000
 
@@ -53,7 +53,7 @@ def main() -> None:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    (Path(__file__).parent / "results" / "adaptive.json").write_text(json.dumps(record, indent=1) + "\n")
+    (RESULTS / "adaptive.json").write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record, indent=1))
 
 

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from bench.gpu_operators import say
-from bench.library_error import calls_for
-from bench.peers import Runner, Scores, prepare_captum, prepare_fastshap, prepare_interpreto, prepare_shap
-from bench.workloads import Workload
+from bench.compare.peers import Runner, Scores, prepare_captum, prepare_fastshap, prepare_interpreto, prepare_shap
+from bench.compare.workloads import Workload
+from bench.console import say
+from bench.interpolation import calls_for
 
 LEVEL = 0.1
 FEWEST = 4  # runs at each n, however long they take

@@ -1,8 +1,8 @@
 """Do intervals hold the truth, and does stopping at ``rtol`` shift the scores? The library's own rounds, drawn many times.
 
-``python -m bench.intervals`` computes a thousand rounds or more of each text and replays runs from them through the code that
-outputs take their errors from. The truth is the mean of all these rounds. Writes ``bench/results/intervals.json``; a quarter of
-an hour on one core.
+``python -m bench.studies.intervals`` computes a thousand rounds or more of each text and replays runs from them through the
+code that outputs take their errors from. The truth is the mean of all these rounds. Writes ``bench/results/intervals.json``;
+a quarter of an hour on one core.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import argparse
 import itertools
 import json
 import platform
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ import transformers
 from torch import Tensor
 
 import fastshap
+from bench.paths import RESULTS
 from fastshap.engine import estimate
 from fastshap.engine import run as engine
 from fastshap.engine.estimate import LEAST_ROUNDS, Running, Summary, error_between, student_quantile, summaries
@@ -26,7 +26,7 @@ from fastshap.engine.rounds import Rounds
 from fastshap.explainer import _item
 from fastshap.text.groups import Grouping
 
-RESULT = Path(__file__).parent / "results" / "intervals.json"
+RESULT = RESULTS / "intervals.json"
 TIED = "weak but witty"  # its words differ by 1 % in size, with opposite signs
 STOPPED = (
     TIED,

@@ -23,224 +23,40 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
-from torch import Tensor
 
-from bench import sass
-from bench.compiled import SM90, Binary, Launch, pointers, recorded, versions
-from fastshap.kernels.attribute import attribute, tiles
-from fastshap.kernels.moments import COLUMNS, moments
-from fastshap.kernels.perturb import calls, perturb
-from fastshap.kernels.segment import STRATEGIES, segment_reduce
+from bench.paths import RESULTS
+from bench.static import sass
+from bench.static.compiled import Binary, Launch, pointers, versions
+from bench.static.flow import Flow, loop_flow, rows_flow, straight_flow
+from bench.static.launches import (
+    MEMBERS,
+    PLAIN_SIZE,
+    ROWS,
+    TOKENS,
+    attribute_launch,
+    moments_launch,
+    perturb_launch,
+    plain_launch,
+    segment_launch,
+)
+from fastshap.kernels.attribute import tiles
+from fastshap.kernels.moments import COLUMNS
+from fastshap.kernels.perturb import calls
+from fastshap.kernels.segment import STRATEGIES
 
 Entry = dict[str, Any]
-REPORT = Path(__file__).parent / "results" / "static.json"
+REPORT = RESULTS / "static.json"
 DIMS = (768, 4096)
-ROWS, TOKENS, MEMBERS = 10, 16, 2
 ISSUES_A_SECOND = 132 * 4 * 1.755e9
 BYTES_A_SECOND = 3.0e12
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 # The share of rows that need fresh noise.
 NOISE = {"independent": 1.0, "pairs": 0.5}
-# Philox multiplies 32 by 32 bits to 64, twenty times a call; nothing else does so often.
-MULTIPLICATION, FEWEST = "IMAD.WIDE.U32", 18
-
-
-# ---------------------------------------------------------------- launches
-
-
-def empty(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-    """A tensor that is nowhere."""
-    return torch.empty(*shape, dtype=dtype, device="meta")
-
-
-def layout(texts: int, rows: int) -> dict[str, Tensor]:
-    """The arguments that perturb and attribute share, for ``rows`` rows."""
-    return {
-        "token_offsets": empty(texts + 1),
-        "row_offsets": empty(texts + 1),
-        "alphas": empty(rows, dtype=torch.float32),
-        "streams": empty(texts, 3),
-        "draws": empty(rows),
-        "signs": empty(rows, dtype=torch.float32),
-    }
-
-
-def _one_launch(run: Callable[[], object]) -> Launch:
-    with recorded(SM90) as launches:
-        run()
-    (launch,) = launches
-    return launch
-
-
-def perturb_launch(dtype: torch.dtype, dim: int) -> Launch:
-    """As the front door does it for one text."""
-    x = empty(TOKENS, dim, dtype=dtype)
-    return _one_launch(
-        lambda: perturb(
-            x, **layout(1, ROWS), baseline=0.0, noise_std=0.1, held=None, length=TOKENS, padding_side="right"
-        )
-    )
-
-
-def attribute_launch(dtype: torch.dtype, dim: int, reduction: str, input_x_gradient: bool) -> Launch:
-    """As the front door does it for one text and one target."""
-    x, z = empty(TOKENS, dim, dtype=dtype), empty(ROWS, TOKENS, dim, dtype=dtype)
-    return _one_launch(
-        lambda: attribute(
-            z[None],
-            z,
-            x,
-            **layout(1, ROWS),
-            baseline=0.0,
-            noise_std=0.1,
-            held=None,
-            padding_side="right",
-            reduction=reduction,
-            input_x_gradient=input_x_gradient,
-        )
-    )
-
-
-@triton.jit
-def plain_kernel(p_x, p_z, p_alphas, p_seeds, baseline, noise_std, length, dim, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-    """z[row, token, SIZE dimensions], each normal with a Philox call of its own."""
-    d = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
-    token, row = tl.program_id(1), tl.program_id(2)
-    element = token * dim + d
-    b_x = tl.load(p_x + element, mask=d < dim).to(tl.float32)
-    b_base = baseline + noise_std * tl.randn(tl.load(p_seeds + row), element)
-    b_z = b_x + tl.load(p_alphas + row) * (b_base - b_x)
-    tl.store(p_z + row.to(tl.int64) * length * dim + element, b_z.to(p_z.dtype.element_ty), mask=d < dim)
-
-
-PLAIN_SIZE = 256
-
-
-def plain_launch(dtype: torch.dtype, dim: int) -> Launch:
-    """The plain kernel for one text."""
-    x, z = empty(TOKENS, dim, dtype=dtype), empty(ROWS, TOKENS, dim, dtype=dtype)
-    alphas, seeds = empty(ROWS, dtype=torch.float32), empty(ROWS, dtype=torch.int32)
-    grid = (triton.cdiv(dim, PLAIN_SIZE), TOKENS, ROWS)
-    return _one_launch(
-        lambda: plain_kernel[grid](x, z, alphas, seeds, 0.0, 0.1, TOKENS, dim, SIZE=PLAIN_SIZE, num_warps=1)
-    )
-
-
-def segment_launch(strategy: str) -> Launch:
-    """Eight groups of one target."""
-    values, members, offsets = empty(1, TOKENS, dtype=torch.float32), empty(TOKENS), empty(TOKENS // MEMBERS + 1)
-    return _one_launch(lambda: segment_reduce(values, members, offsets, strategy))
-
-
-def moments_launch(pairs: bool) -> Launch:
-    """All columns of one target."""
-    values = empty(1, ROWS, COLUMNS, dtype=torch.float32)
-    return _one_launch(lambda: moments(values, pairs))
-
-
-# ---------------------------------------------------------------- counting
-
-
-@dataclass(frozen=True)
-class Flow:
-    """The blocks of a kernel by how often they run: "once" a program, and others as their finder says."""
-
-    blocks: list[sass.Block]
-    regions: dict[str, frozenset[int]]
-
-    def instructions(self, region: str) -> list[sass.Instruction]:
-        """All of one region."""
-        return [
-            instruction for block in sorted(self.regions[region]) for instruction in self.blocks[block].instructions
-        ]
-
-    def count(self, region: str, opcode: str, access: dict[int, str], tensor: str) -> int:
-        """Loads or stores of one tensor."""
-        return sum(i.name == opcode and access[i.address] == tensor for i in self.instructions(region))
-
-
-def rows_flow(binary: Binary, access: dict[int, str], tensor: str) -> Flow:
-    """For kernels that walk over rows: "once", "row", "noise" (each fresh noise vector), "target" (each target of a row).
-
-    The loop over rows is the one outermost loop that accesses ``tensor``.
-    """
-    blocks = sass.blocks(binary.sass)
-    all_loops = sass.loops(blocks)
-    working = [
-        loop
-        for loop in all_loops
-        if any(access.get(i.address) == tensor for block in loop.blocks for i in blocks[block].instructions)
-    ]
-    outermost = [loop for loop in working if not any(loop.blocks < other.blocks for other in working)]
-    if len(outermost) != 1:
-        raise ValueError(f"One loop over rows was expected, {len(outermost)} were found.")
-    rows = outermost[0]
-    inner = [loop for loop in all_loops if loop.blocks < rows.blocks]
-    if len(inner) > 1:
-        raise ValueError(f"At most one loop inside the loop over rows was expected, {len(inner)} were found.")
-
-    row, noise, target = sass.always(blocks, rows), set[int](), set[int]()
-    for piece in sass.pieces(blocks, rows.blocks - row):
-        if inner and inner[0].header in piece:
-            target |= piece
-        elif _multiplications(blocks, piece) >= FEWEST and not noise:
-            noise = piece
-        else:
-            raise ValueError(f"The branch to blocks {sorted(piece)} in the loop over rows is unknown.")
-    if inner:
-        row -= inner[0].blocks  # without a guard of its own, no turn skips the loop over targets
-        target |= inner[0].blocks
-        if sass.always(blocks, inner[0]) != inner[0].blocks:
-            raise ValueError("The loop over targets has branches.")
-        if _multiplications(blocks, target) >= FEWEST:
-            raise ValueError("The noise is generated once a target.")
-    if _multiplications(blocks, row) >= FEWEST:
-        raise ValueError("The noise is generated in every row, whatever its draw.")
-    around = _around(blocks, rows, all_loops)
-    regions = {"once": around, "row": row, "noise": noise, "target": target}
-    return Flow(blocks, {name: frozenset(region) for name, region in regions.items()})
-
-
-def _around(blocks: list[sass.Block], loop: sass.Loop, all_loops: list[sass.Loop]) -> set[int]:
-    """The blocks on the way to ``loop`` and from it; those that a branch may skip count, those of other ways do not."""
-    before = {b for b in sass.reached(blocks, [0], without=loop.blocks) if loop.header in sass.reached(blocks, [b])}
-    after = sass.reached(blocks, loop.blocks) - loop.blocks
-    if before & after or any(other.blocks & (before | after) for other in all_loops):
-        raise ValueError("The loop lies in another loop, or another loop before or behind it.")
-    return before | after
-
-
-def _multiplications(blocks: list[sass.Block], chosen: set[int]) -> int:
-    return sum(i.opcode == MULTIPLICATION for block in chosen for i in blocks[block].instructions)
-
-
-def loop_flow(binary: Binary) -> Flow:
-    """For kernels with one loop: "once" and "turn", branches counted in full."""
-    blocks = sass.blocks(binary.sass)
-    all_loops = sass.loops(blocks)
-    if len(all_loops) != 1:
-        raise ValueError(f"One loop was expected, {len(all_loops)} were found.")
-    return Flow(blocks, {"once": frozenset(_around(blocks, all_loops[0], all_loops)), "turn": all_loops[0].blocks})
-
-
-def straight_flow(binary: Binary, access: dict[int, str]) -> Flow:
-    """For kernels without loops: "once", less the branches to the slow paths of sine and cosine, which read a table."""
-    blocks = sass.blocks(binary.sass)
-    body = sass.reached(blocks, [0])
-    ends = {block for block in body if not blocks[block].after}
-    needed = {block for block in body if not sass.reached(blocks, [0], without={block}) & (ends - {block})}
-    for piece in sass.pieces(blocks, body - needed):
-        if not any(access.get(i.address) == sass.TABLE for block in piece for i in blocks[block].instructions):
-            raise ValueError(f"The branch to blocks {sorted(piece)} is unknown.")
-    return Flow(blocks, {"once": frozenset(needed)})
 
 
 @dataclass(frozen=True)
@@ -292,9 +108,6 @@ def _entry(
         "picoseconds_to_move": round(memory, 3),
         "num_warps": binary.num_warps,
     }
-
-
-# ---------------------------------------------------------------- the report
 
 
 def _perturb_entries(name: str, dim: int) -> Iterator[Entry]:
@@ -422,7 +235,7 @@ def _table(entries: list[Entry]) -> str:
 
 def main() -> None:
     """Prints the table or the list, or writes the list with the versions to bench/results."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.static", description=(__doc__ or "").splitlines()[0])
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--json", action="store_true", help="print one list of objects")
     kind.add_argument("--write", action="store_true", help=f"write {REPORT.name}, which the tests compare with")
@@ -435,7 +248,3 @@ def main() -> None:
     else:
         print(f"The compiler's account for sm_90, nothing was run: {versions()}. Per element; ps: picoseconds implied.")
         print(_table(entries))
-
-
-if __name__ == "__main__":
-    main()

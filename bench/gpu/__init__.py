@@ -1,0 +1,1 @@
+"""The kernels and whole explanations on a GPU."""

@@ -1,0 +1,1 @@
+"""What the compiler makes of the kernels, and what noise costs."""

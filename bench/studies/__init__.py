@@ -1,0 +1,1 @@
+"""How far scores are off, and whether the stated errors are right."""

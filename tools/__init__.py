@@ -1,0 +1,1 @@
+"""What makes the packaged model, and the pictures in the docs."""
