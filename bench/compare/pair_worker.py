@@ -1,0 +1,174 @@
+"""One side of a pair: runs fixed workloads with the fastshap that PYTHONPATH names, and tells what each run took.
+
+:mod:`bench.compare.pairs` starts it by its path, and writes the name of a workload to its standard input for each run. This
+file must run with old checkouts: of fastshap it uses the public names and ``fastshap.ops``, and of bench nothing.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import os
+import random
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, logging
+
+import fastshap
+from fastshap import ops
+
+Run = Callable[[], Iterable[torch.Tensor]]
+WORDS = (
+    "a gorgeous witty film but the ending is dull not good at all terrible service i want my money back battery died after "
+    "two days simply wonderful never boring cast plot music slow warm funny story about people who love their work"
+).split()
+TEXTS_OF_OPERATORS, TOKENS, SAMPLES, DIM = 2, 48, 10, 384
+
+
+def sentences(count: int, least: int, most: int) -> list[str]:
+    """The same for the same arguments."""
+    pick = random.Random(f"{count} {least} {most}")
+    return [" ".join(pick.choices(WORDS, k=pick.randint(least, most))) for _ in range(count)]
+
+
+def explanations(texts: list[str], model: Any = None, targets: Any = None, **settings: Any) -> Run:
+    """All texts in one call; the explainer is made beforehand."""
+    explainer = fastshap.GradientShap(*(model or fastshap.load_default_model()), **settings)
+    return lambda: [output.attributions for output in explainer(texts, targets)]
+
+
+def one_by_one(texts: list[str]) -> Run:
+    """A call for each text, where what is not the model's work counts most."""
+    explainer = fastshap.GradientShap(*fastshap.load_default_model(), n_perturbations=2)
+    return lambda: [explainer(text)[0].attributions for text in texts]
+
+
+def generation() -> Run:
+    """A small language model with random weights, the targets given."""
+    vocabulary = {word: k for k, word in enumerate(["<unk>", "<end>", *dict.fromkeys(WORDS)])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        unk_token="<unk>",
+        eos_token="<end>",
+        pad_token="<end>",
+        clean_up_tokenization_spaces=False,
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=96,
+        intermediate_size=192,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        pad_token_id=1,
+    )
+    model = LlamaForCausalLM(config).eval()
+    prompts, targets = sentences(6, 8, 20), sentences(6, 3, 5)
+    return explanations(prompts, (model, tokenizer), targets)
+
+
+def rows() -> tuple[torch.Tensor, Any]:
+    """Embeddings of two texts, and ten rows of each."""
+    torch.manual_seed(0)
+    count = TEXTS_OF_OPERATORS * SAMPLES
+    given = ops.Rows(
+        token_offsets=torch.arange(TEXTS_OF_OPERATORS + 1) * TOKENS,
+        row_offsets=torch.arange(TEXTS_OF_OPERATORS + 1) * SAMPLES,
+        alphas=torch.linspace(0.05, 0.95, count),
+        streams=torch.arange(3 * TEXTS_OF_OPERATORS).reshape(TEXTS_OF_OPERATORS, 3),
+        draws=torch.arange(count) % SAMPLES // 2,
+        signs=1.0 - 2.0 * (torch.arange(count) % 2),
+        baseline=0.0,
+        noise_std=0.1,
+        held=None,
+        length=TOKENS,
+        padding_side="right",
+    )
+    return torch.randn(TEXTS_OF_OPERATORS * TOKENS, DIM), given
+
+
+def perturb() -> Run:
+    x, given = rows()
+    return lambda: [ops.perturb(x, given) for _ in range(20)]
+
+
+def attribute(reduction: str) -> Run:
+    x, given = rows()
+    z = ops.perturb(x, given)
+    gradients = torch.randn(2, *z.shape)
+    run = lambda: ops.attribute(gradients, z, x, given, reduction=reduction, input_x_gradient=True)  # noqa: E731
+    return lambda: [run() for _ in range(100)]
+
+
+def segment_reduce() -> Run:
+    """Groups of two tokens, by each of four strategies."""
+    torch.manual_seed(0)
+    values, members, offsets = torch.randn(4, 512), torch.arange(512), torch.arange(0, 513, 2)
+    strategies = ("mean", "max", "sum", "signed_max") * 120
+    return lambda: [ops.segment_reduce(values, members, offsets, strategy) for strategy in strategies]
+
+
+def moments() -> Run:
+    torch.manual_seed(0)
+    values = torch.randn(4, 50, 512)
+    return lambda: [ops.moments(values, pairs=pairs)[1] for pairs in (True, False) * 60]
+
+
+WORKLOADS: dict[str, Callable[[], Run]] = {
+    "defaults": lambda: explanations(sentences(8, 4, 24)),
+    "n = 50": lambda: explanations(sentences(2, 4, 24), n_perturbations=50),
+    "a long text": lambda: explanations(sentences(1, 300, 300)),
+    "batch_size auto": lambda: explanations(sentences(40, 4, 24), batch_size="auto"),
+    "rtol 0.05": lambda: explanations(sentences(2, 8, 12), batch_size="auto", rtol=0.05),
+    "one text a call": lambda: one_by_one(sentences(16, 4, 8)),
+    "generation": generation,
+    "perturb": perturb,
+    "attribute, sum": lambda: attribute("sum"),
+    "attribute, abs_mean": lambda: attribute("abs_mean"),
+    "segment_reduce": segment_reduce,
+    "moments": moments,
+}
+
+
+def measured(run: Run) -> dict[str, Any]:
+    """Seconds of the process and of the clock for one run, and a digest of all its numbers."""
+    gc.collect()
+    wall, cpu = time.perf_counter(), time.process_time()
+    tensors = run()
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return {"cpu": cpu, "wall": wall, "digest": digest.hexdigest()}
+
+
+def main() -> None:
+    """Answers each line, the name of a workload, with a line of JSON. A workload is run twice before it is first measured."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    warnings.simplefilter("ignore")
+    logging.set_verbosity_error()
+    ready: dict[str, Run] = {}
+    print(json.dumps({"fastshap": str(Path(fastshap.__file__).parent)}), file=answers, flush=True)
+    for line in sys.stdin:
+        name = line.rstrip("\n")
+        if name not in ready:
+            ready[name] = WORKLOADS[name]()
+            ready[name]()
+            ready[name]()
+        print(json.dumps(measured(ready[name])), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
