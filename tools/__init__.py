@@ -1,1 +1,1 @@
-"""What makes the packaged model, and the pictures in the docs."""
+"""What makes files of the package: the packaged model, the pictures in the docs, copies of the settings."""

@@ -39,7 +39,7 @@ def _literal(value: Any) -> str:
     return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
-def annotations() -> str:
+def attributes() -> str:
     """Attributes of what has settings."""
     return "".join(f"        {name}: {_TYPES[name]}\n" for name in PARAMETERS)
 
@@ -83,7 +83,7 @@ def between(text: str, block: str, begin: str, end: str) -> str:
 def copies() -> dict[Path, str]:
     """Each file that holds a copy, as it should be."""
     blocks = {
-        "fastshap/settings.py": annotations(),
+        "fastshap/settings.py": attributes(),
         "fastshap/explainer.py": signature(),
         "docs/parameters.md": table(),
     }
