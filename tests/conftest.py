@@ -20,6 +20,7 @@ from transformers import (
 
 import fastshap
 from fastshap.output.plain import SCHEMA_PATH
+from helpers.texts import SENTENCES
 
 _version_of = importlib.metadata.version
 
@@ -35,17 +36,6 @@ _VALIDATOR = Draft202012Validator(json.loads(SCHEMA_PATH.read_text()))
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # as many processes as cores are at work already
-
-SENTENCES = [
-    "A gorgeous, witty film, but the ending is dull.",
-    "not good at all",
-    "Dr. Smith loved it. The acting was superb! Would I watch it again? Yes, of course.",
-    "Terrible service; I want my money back.",
-    "ok",
-    "An unbelievably overproduced, pseudointellectual mess, and yet I could not look away for one single moment of it.",
-    "The battery died after two days, the screen cracked after three, and nobody answered the phone.",
-    "Simply wonderful.",
-]
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@
     normals at dimensions 4q .. 4q+3 = r(w0) cos(w1), r(w0) sin(w1), r(w2) cos(w3), r(w2) sin(w3)
     r(w) = sqrt(-2 ln((w + 1/2) / 2^32)),   the angle of w is 2 pi w / 2^32
 
-The layout is fixed for good (docs/adr/0001-random-numbers.md); tests/test_philox.py holds golden vectors.
+The layout is fixed for good (docs/adr/0001-random-numbers.md); tests/operators/test_philox.py holds golden vectors.
 """
 
 from __future__ import annotations

@@ -1,0 +1,67 @@
+"""Jobs of the command line, their inputs and their rows."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from typer.testing import CliRunner
+
+from fastshap.cli import app
+
+SETTINGS = {"n_perturbations": 4}
+QUICK = ["--local", "--n-perturbations", "4"]
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(app, ["run", *map(str, arguments)])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def refused(*arguments):
+    """What a refusal says, without the line breaks of a terminal."""
+    return " ".join(run(*arguments, *QUICK, code=2).stderr.split())
+
+
+def rows(output):
+    return {row["id"]: row for row in pq.read_table(output).to_pylist()}
+
+
+def write(path, texts, ids=None):
+    ids = list(range(len(texts))) if ids is None else ids
+    pq.write_table(pa.table({"id": ids, "text": pa.array(texts, pa.string())}), path, row_group_size=50)
+    return path
+
+
+def make_texts(count):
+    words = "a gorgeous witty film but the ending is dull not good at all loved every minute terrible service".split()
+    draw = np.random.default_rng(0)
+    return [" ".join([*draw.choice(words, draw.integers(2, 9)), str(i)]) for i in range(count)]
+
+
+def same_numbers(one, other):
+    assert one.keys() == other.keys()
+    for key, row in one.items():
+        peer = other[key]
+        varying = ("attributions", "standard_error", "digest")
+        assert {k: v for k, v in row.items() if k not in varying} == {k: v for k, v in peer.items() if k not in varying}
+        for name in varying[:2]:
+            if row[name]:
+                here, there = np.array(row[name]), np.array(peer[name])
+                assert np.abs(here - there).max() <= 1e-5 * np.abs(here).max() + 1e-9, (key, name)
+
+
+def damaged_page(path):
+    """A Parquet file whose ids read, and whose fourth row group has texts that do not."""
+    write(path, make_texts(400))
+    content = bytearray(path.read_bytes())
+    column = pq.ParquetFile(path).metadata.row_group(3).column(1)
+    start = column.dictionary_page_offset or column.data_page_offset
+    content[start : start + column.total_compressed_size] = bytes(column.total_compressed_size)
+    path.write_bytes(content)
+    return path
+
+
+COMMAND = (
+    "import fastshap.jobs.job as job, fastshap.jobs.local as local; job._SECONDS = local._SECONDS = 0.3;"
+    "from fastshap.cli import app; app()"
+)

@@ -1,0 +1,74 @@
+"""Every example of README, docs and docstrings runs, and the tables of parameters are backed by tests."""
+
+import contextlib
+import doctest
+import importlib
+import io
+import pkgutil
+import shlex
+from pathlib import Path
+
+import pytest
+from sybil import Sybil
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
+from typer.testing import CliRunner
+
+import fastshap
+from fastshap.cli import app
+
+ROOT = Path(__file__).parents[2]
+PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
+
+
+def shell(example):
+    """Runs the commands of fastshap itself; installing and testing is what brought us here."""
+    for command in (part.strip() for line in example.parsed.splitlines() for part in line.split("&&")):
+        if command.startswith("fastshap "):
+            result = CliRunner().invoke(app, shlex.split(command, comments=True)[1:], catch_exceptions=False)
+            assert result.exit_code == 0, result.output
+        else:
+            assert command.split()[0] in ("pip", "pytest", "python"), command
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.filterwarnings("ignore")
+def test_examples_of_a_page(page, tmp_path, monkeypatch, llama_pair):
+    monkeypatch.chdir(tmp_path)
+    for part in llama_pair:  # what the pages call a model of one's own
+        part.save_pretrained("path/to/a/causal/language/model")
+    (tmp_path / "texts.txt").write_text("not good at all\nI loved every minute of it.\n")
+    (tmp_path / "reviews.jsonl").write_text('{"id": 1, "text": "not good at all"}\n{"id": 2, "text": "fine"}\n')
+    parsers = [PythonCodeBlockParser(), CodeBlockParser(language="bash", evaluator=shell)]
+    document = Sybil(parsers=parsers).parse(ROOT / page)
+    count = 0
+    text = (ROOT / page).read_text()
+    for example in document.examples():
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            example.evaluate()
+        shown = text[example.region.end :].lstrip("`\n")
+        if shown.startswith("text\n"):  # what the page says it prints
+            assert printed.getvalue() == shown.removeprefix("text\n").split("```")[0]
+        count += 1
+    assert count == text.count("```python\n") + text.count("```bash\n")
+
+
+def test_examples_of_docstrings():
+    tried = 0
+    for module in pkgutil.walk_packages(fastshap.__path__, "fastshap."):
+        if ".kernels" not in module.name:
+            found = doctest.testmod(
+                importlib.import_module(module.name), extraglobs=vars(fastshap) | {"fastshap": fastshap}
+            )
+            assert found.failed == 0
+            tried += found.attempted
+    assert tried > 0
+
+
+def test_the_reference_lists_every_public_name():
+    listed = {
+        line.split("fastshap.", 1)[1]
+        for line in (ROOT / "docs/reference.md").read_text().splitlines()
+        if line[:3] == ":::"
+    }
+    listed = {name for name in listed if "." not in name}  # the others are of modules
+    assert listed == set(fastshap.__all__) - {"__version__"}
