@@ -176,7 +176,7 @@ class AttributionExplainer(HasSettings):
                     window.texts, result(), window.targets, window.start, options, seen, progress
                 )
                 wait(waiting)  # for the same reason
-                memory.explained(len(window.texts))
+                memory.trim(len(window.texts))
                 progress.end()
                 progress.hide()
                 yield from outputs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
@@ -36,12 +36,13 @@ from fastshap.models.replicas import Replicas, side_by_side
 from fastshap.models.view import Desk
 from fastshap.output.output import AttributionOutput
 from fastshap.output.progress import Progress
-from fastshap.output.record import Record
+from fastshap.output.record import TARGET_POSITIONS, Record
 from fastshap.settings import DEFAULTS, Settings, documented
 from fastshap.tasks import Prediction, Prepared, takes
+from fastshap.tasks.tokens import unknown
 from fastshap.text.encode import EXTRA, Encoded
 from fastshap.text.groups import Grouping
-from fastshap.types import InferenceModes, ModelTask
+from fastshap.types import InferenceModes
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, Pipeline, PreTrainedModel, PreTrainedTokenizerBase
@@ -257,7 +258,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         device = engine.device_of(self.model).type
         table = next(self.model.get_input_embeddings().parameters()).numel()
         weights = sum(one.numel() for one in self.model.parameters()) - table
-        passes = 1 + options.get("max_new_tokens", 1)  # forward, and backward for each score
+        passes = 1 + self.task.expected_scores(options)  # forward, and backward for each score
         rows = _WORK.get(device, _WORK_ON_A_GPU) / (2 * max(1, weights) * passes)
         return max(rows, _ENOUGH_TOKENS if device == "cpu" else _ENOUGH_ON_A_GPU) / self.settings.n_perturbations
 
@@ -272,12 +273,13 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         progress: Progress,
     ) -> list[AttributionOutput]:
         with self._desk.at_work() as model, self.task.running_on(model):
+            self._try_model(self.task.readable(tokenised))
             prepared = self.task.prepare(tokenised, targets, self._predict, options, lambda: progress.add(_GENERATING))
             prepared = [self._with_fitting_baseline(one) for one in prepared]
             self._raise_first(prepared, first)
             good = [one for one in prepared if isinstance(one, Prepared)]
             self._warn_of_truncation(good)
-            scored = iter(self._score(good, [self._grouping(one.encoded) for one in good], seen, progress))
+            scored = iter(self._score(good, [self._grouping(one) for one in good], seen, progress))
             results = [next(scored) if isinstance(one, Prepared) else one for one in prepared]
             self._raise_first(results, first)
             self._provenance = provenance_of(self.model, self.tokenizer, engine.device_of(self.model))
@@ -294,7 +296,6 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
 
     def _repeat(self, record: Record) -> AttributionOutput:
         """Computes an output again: the same tokens, elements, targets and number of rounds, by this explainer's settings."""
-        generates = record.model_task is ModelTask.GENERATION
         given = {name: value[0].tolist() for name, value in record.model_inputs_to_explain.items()}
         ids = given["input_ids"]
         encoded = Encoded(
@@ -305,22 +306,25 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             tokens=[""] * len(ids),
             words=[None] * len(ids),
             truncated=record.truncated,
-            prompt_length=len(ids) - (len(record.targets) if generates else 0),
             extra={name: given[name] for name in EXTRA if name in given},
         )
         prediction = Prediction(record.predicted_label, record.probability, record.target_probabilities)
-        prepared = Prepared(encoded, record.targets, record.target_names, prediction)
-        grouping = self._grouping(encoded, (record.element_tokens, record.elements))
+        positions = record.model_inputs_to_explain.get(TARGET_POSITIONS)
+        prepared = self.task.again(
+            encoded, record.targets, record.target_names, prediction, None if positions is None else positions[0]
+        )
+        grouping = self._grouping(prepared, (record.element_tokens, record.elements))
         with self._desk.at_work() as model, self.task.running_on(model):
-            self._raise_first([self.task.unknown(ids)], 0)
+            self._raise_first([unknown(self.task, ids)], 0)
+            self._try_model(iter([prepared.encoded]))
             scored = self._score([prepared], [grouping], {}, Progress(), record.rounds)
             self._raise_first(scored, 0)
             self._provenance = provenance_of(self.model, self.tokenizer, engine.device_of(self.model))
             return self._output(scored[0])  # type: ignore[arg-type]  # errors were raised
 
-    def _grouping(self, encoded: Encoded, given: tuple[list[list[int]], list[str]] | None = None) -> Grouping:
-        its = self.settings
-        return Grouping(encoded, its.granularity, its.strategy, self._backend, its.reduction == "sum", given)
+    def _grouping(self, one: Prepared, given: tuple[list[list[int]], list[str]] | None = None) -> Grouping:
+        its, joins = self.settings, self.settings.reduction == "sum"
+        return Grouping(one.encoded, its.granularity, its.strategy, self._backend, joins, given, one.scope)
 
     def _score(
         self,
@@ -384,8 +388,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         """Scores, and convergence deltas where they are wanted."""
         if not texts:
             return []
-        self._try_model([one.encoded for one, _ in texts])
-        items = [_item(one.encoded, one.targets, grouping.joined) for one, grouping in texts]
+        items = [_item(one.encoded, one.targets, one.scope.positions, grouping.joined) for one, grouping in texts]
         models = [self.task.model] if alone else self._workers(items)
         rounds_of = Rounds(self._execution, self.task.scores)
         running = rounds_of.run(models, items, [grouping for _, grouping in texts], progress.stage, rounds)
@@ -402,30 +405,38 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             return models
         return side_by_side(models[0], min(2, torch.get_num_threads()))
 
-    def _try_model(self, texts: Sequence[Encoded]) -> None:
-        """Whether the model can be explained at all, and how rows may share a call: until something is known of it."""
+    def _try_model(self, texts: Iterator[Encoded]) -> None:
+        """Whether the model can be explained at all, and how rows may share a call: until something is known of it.
+
+        Nothing happens where there are no texts, so that what is wrong with all of them is said first.
+        """
+        if (first := next(texts, None)) is None:
+            return
         if self._tried != (state := self.task.state()):
             check_linear_layers(self.task.model)
-            found = self.task.layout(texts)
+            found = self.task.layout(itertools.chain([first], texts))
             side, maskless = (None, False) if found is None else (found.padding_side, found.maskless)
             self._layout = Layout(side or "right", equal_lengths=side is None, maskless=maskless)
             self._tried = state if found is not None else None
-        self.task.look_again()
+        self.task.refresh()
 
-    def _predict(self, encoded: Sequence[Encoded], forward: engine.Forward) -> list[Tensor | FastshapError]:
-        """What ``forward`` gives for the texts themselves: one row each, or an error where the model fails on one."""
+    def _predict(
+        self, encoded: Sequence[Encoded], forward: engine.Forward, positions: Sequence[Tensor] | None = None
+    ) -> list[Tensor | FastshapError]:
+        """See :class:`fastshap.tasks.Predict`. Texts that are alike run once."""
         if not encoded:
             return []
-        self._try_model(encoded)
-        different = {(*one.input_ids, *itertools.chain(*one.extra.values())): one for one in encoded}
-        items = [_item(one, torch.zeros(1, dtype=torch.int64, device="cpu")) for one in different.values()]
+        wanted = [None] * len(encoded) if positions is None else positions
+        keys = [_input_of(one, at) for one, at in zip(encoded, wanted, strict=True)]
+        different = dict(zip(keys, zip(encoded, wanted, strict=True), strict=True))
+        items = [_item(one, _no_targets(at), at) for one, at in different.values()]
         models = self._replicas.models(self.task.model)
 
         def rows(some: Sequence[Item], alone: bool) -> list[Tensor]:
             return at_texts(models[:1] if alone else models, some, forward, self._execution)
 
         found = dict(zip(different, self._isolated(items, rows), strict=True))
-        return [found[(*one.input_ids, *itertools.chain(*one.extra.values()))] for one in encoded]
+        return [found[key] for key in keys]
 
     def _output(self, scored: _Scored) -> AttributionOutput:
         prepared, grouping, running, delta = scored
@@ -433,9 +444,11 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         return AttributionOutput(
             attributions=running.attributions,
             elements=grouping.elements,
-            model_inputs_to_explain=_model_inputs(prepared.encoded),
+            model_inputs_to_explain=_model_inputs(
+                prepared.encoded, prepared.scope.positions if self.task.keeps_positions else None
+            ),
             targets=prepared.targets,
-            classes=prepared.targets if self.task.model_task is ModelTask.CLASSIFICATION else None,
+            classes=prepared.targets if self.task.targets_are_classes else None,
             target_names=grouping.names(prepared.target_names),
             standard_error=running.standard_error(),
             degrees_of_freedom=running.freedom,
@@ -561,24 +574,37 @@ def _identity(prepared: Prepared, grouping: Grouping) -> tuple[Any, ...]:
     return (
         tuple(encoded.input_ids),
         tuple(encoded.special),
-        encoded.prompt_length,
+        encoded.parts,
+        None if prepared.scope.positions is None else tuple(prepared.scope.positions.tolist()),
         tuple((name, *values) for name, values in encoded.extra.items()),
         tuple(prepared.targets.tolist()),
         tuple(map(tuple, grouping.members)),
     )
 
 
-def _item(encoded: Encoded, targets: Tensor, joined: Tensor | None = None) -> Item:
+def _input_of(encoded: Encoded, positions: Tensor | None) -> tuple[Any, ...]:
+    """What decides what a model makes of the text itself."""
+    extra = tuple(itertools.chain(*encoded.extra.values()))
+    return tuple(encoded.input_ids), extra, None if positions is None else tuple(positions.tolist())
+
+
+def _no_targets(positions: Tensor | None) -> Tensor:
+    """(P,) for the rows that are asked for."""
+    return torch.zeros(1 if positions is None else len(positions), dtype=torch.int64, device="cpu")
+
+
+def _item(encoded: Encoded, targets: Tensor, positions: Tensor | None, joined: Tensor | None = None) -> Item:
     return Item(
         input_ids=torch.tensor(encoded.input_ids, device="cpu"),
         targets=targets,
         special=torch.tensor(encoded.special, device="cpu"),
         extra={name: torch.tensor(values, device="cpu") for name, values in encoded.extra.items()},
         joined=joined,
+        positions=positions,
     )
 
 
-def _model_inputs(encoded: Encoded | None) -> BatchEncoding:
+def _model_inputs(encoded: Encoded | None, positions: Tensor | None = None) -> BatchEncoding:
     from transformers import (
         BatchEncoding,
     )  # here, so that importing fastshap loads no more of transformers than it must
@@ -591,6 +617,8 @@ def _model_inputs(encoded: Encoded | None) -> BatchEncoding:
         "special_tokens_mask": torch.tensor([encoded.special], device="cpu").long(),
         "offset_mapping": torch.tensor([encoded.offsets], device="cpu"),
     }
+    if positions is not None:
+        data[TARGET_POSITIONS] = positions[None]
     return BatchEncoding(data | {name: torch.tensor([values], device="cpu") for name, values in encoded.extra.items()})
 
 

@@ -12,9 +12,9 @@ import torch
 from fastshap import checks
 from fastshap.errors import InvalidTypeError
 from fastshap.explainer import GradientShap, refuse_unknown
-from fastshap.models.loading import load_pair
 from fastshap.output.output import AttributionOutputs
 from fastshap.output.progress import Wanted
+from fastshap.tasks.loading import load_pair
 
 if TYPE_CHECKING:
     from transformers import Pipeline, PreTrainedModel, PreTrainedTokenizerBase

@@ -17,6 +17,7 @@ from fastshap.models.provenance import Provenance
 from fastshap.output.output import AttributionOutput
 from fastshap.output.record import Record
 from fastshap.output.visible import printable
+from fastshap.types import name_of_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -95,15 +96,9 @@ def reproduce(
         settings["inference_mode"] = inference_mode
     adds_up = output.convergence_delta is not None
     explainer = GradientShap(model, tokenizer, "auto", return_convergence_delta=adds_up, **settings)
-    if explainer.task.model_task is not output.model_task:
-        raise UnsupportedModelError(
-            f"The output explains a {output.model_task.value}, and this model does {explainer.task.model_task.value}."
-        )
-    labels = getattr(explainer.task, "labels", None)
-    if labels is not None and len(output.targets) and int(output.targets.max()) >= len(labels):
-        raise InvalidArgumentError(
-            f"The output explains class {int(output.targets.max())}, and this model has {len(labels)} classes."
-        )
+    name = name_of_task(output.model_task)
+    if explainer.task.name != name:
+        raise UnsupportedModelError(f"The output explains a {name}, and this model does {explainer.task.name}.")
     again = explainer._repeat(output)
     then, now = output.attributions, again.attributions
     difference = (now - then).abs().nan_to_num(0)
@@ -115,7 +110,8 @@ def reproduce(
         identical=bool((difference == 0).all()),
         largest_difference=float(difference.max()),
         relative_difference=float((difference / size.clamp_min(torch.finfo(torch.float32).tiny)).max()),
-        changed=_changed(output.provenance, again.provenance) | _renamed(output, labels),
+        changed=_changed(output.provenance, again.provenance)
+        | _renamed(output, explainer.task.names_now(output.targets)),
     )
 
 
@@ -153,9 +149,8 @@ def _spelled(value: Any) -> str:
     return _NOT_SET if value == _NOT_SET else json.dumps(value)
 
 
-def _renamed(output: Record, labels: list[str] | None) -> dict[str, tuple[str, str]]:
-    """The names of the explained classes, where the model has others now."""
-    if labels is None:
+def _renamed(output: Record, now: list[str] | None) -> dict[str, tuple[str, str]]:
+    """The names of the explained targets, where the model has others now."""
+    if now is None or now == output.target_names:
         return {}
-    now = [labels[target] for target in output.targets.tolist()]
-    return {} if now == output.target_names else {"target_names": (", ".join(output.target_names), ", ".join(now))}
+    return {"target_names": (", ".join(output.target_names), ", ".join(now))}

@@ -75,6 +75,16 @@ class ModelTask(Enum):
     GENERATION = "generation"
 
 
+def model_task_of(name: str) -> ModelTask | str:
+    """The member for a task of this name; a task from outside goes by its name."""
+    return next((member for member in ModelTask if member.value == name), name)
+
+
+def name_of_task(task: ModelTask | str) -> str:
+    """The other way round: how files call it."""
+    return task.value if isinstance(task, ModelTask) else task
+
+
 # Members of interpreto's enumerations that mean another one here.
 _THEIRS = {"Granularity.WORD": "TOKENIZER_WORD"}
 

@@ -21,7 +21,7 @@ import fastshap
 from bench.paths import RESULTS
 from fastshap.engine import estimate
 from fastshap.engine import run as engine
-from fastshap.engine.estimate import LEAST_ROUNDS, Running, Summary, error_between, student_quantile, summaries
+from fastshap.engine.estimate import LEAST_ROUNDS, RoundMoments, Running, error_between, student_quantile, summaries
 from fastshap.engine.rounds import Rounds
 from fastshap.explainer import _item
 from fastshap.text.groups import Grouping
@@ -49,7 +49,7 @@ class OfOneText(fastshap.GradientShap):
         """The text's elements, and the token scores (count, T, n, L) of independent rounds."""
         self([text], [target])
         ((one, grouping),) = self.texts
-        item = _item(one.encoded, one.targets, grouping.joined)
+        item = _item(one.encoded, one.targets, one.scope.positions, grouping.joined)
         rounds = Rounds(self._execution, self.task.scores)
         samples = [rounds.samples([item], round_)[0] for round_ in range(count)]
         items = [item] * count
@@ -59,11 +59,11 @@ class OfOneText(fastshap.GradientShap):
         return grouping, torch.stack([found[i] for i in range(count)])
 
 
-def summarised(grouping: Grouping, rounds: Tensor, sampling: str) -> list[Summary]:
+def summarised(grouping: Grouping, rounds: Tensor, sampling: str) -> list[RoundMoments]:
     return [summaries([Running(grouping, sampling)], [scores])[0] for scores in rounds]
 
 
-def run_of(grouping: Grouping, n: int, sampling: str, parts: list[Summary]) -> Running:
+def run_of(grouping: Grouping, n: int, sampling: str, parts: list[RoundMoments]) -> Running:
     running = Running(grouping, sampling)
     for part in parts:
         running.add(n, part)

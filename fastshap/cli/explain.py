@@ -104,7 +104,7 @@ def explain(
 
     from fastshap.errors import FastshapError, TruncationWarning
     from fastshap.explainer import GradientShap
-    from fastshap.models.loading import load_pair, wanted_targets
+    from fastshap.tasks.loading import load_pair
 
     logging.disable_progress_bar()
     try:
@@ -119,11 +119,11 @@ def explain(
             backend=backend,
             **settings,
         )
-        if max_new_tokens is not None and (target or hasattr(explainer.task, "labels")):
+        if max_new_tokens is not None and (target or not explainer.task.writes_targets):
             _fail("--max-new-tokens is for a language model that writes its own target; leave out --target.")
         options = None if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
         outputs = explainer.iter_explain(
-            wanted_texts, wanted_targets(explainer.task, target, len(wanted_texts)), generation_kwargs=options
+            wanted_texts, explainer.task.spelled_targets(target, len(wanted_texts)), generation_kwargs=options
         )
     except FastshapError as error:
         _fail(str(error))

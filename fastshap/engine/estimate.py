@@ -24,8 +24,8 @@ _CONFIDENCE = 0.95
 _LEAST_FREEDOM = 8
 
 
-class Summary(NamedTuple):
-    """One round of a text's samples."""
+class RoundMoments(NamedTuple):
+    """What one round of a text's samples comes to."""
 
     tokens: Tensor  # (T, L) mean
     error: Tensor  # (t, G) standard error, or (T, L) for order strategies
@@ -39,9 +39,9 @@ class Running:
         self.grouping = grouping
         self.sampling = sampling
         self._samples = 0  # of each round
-        self._rounds: list[Summary] = []
+        self._rounds: list[RoundMoments] = []
 
-    def add(self, samples: int, summary: Summary) -> None:
+    def add(self, samples: int, summary: RoundMoments) -> None:
         """A round of so many samples, on the CPU."""
         self._samples = samples
         self._rounds.append(summary)
@@ -109,7 +109,7 @@ class Running:
         return bool(((error <= rtol * largest) | scores.isnan()).all())
 
 
-def summaries(running: Sequence[Running], scores: Sequence[Tensor]) -> list[Summary]:
+def summaries(running: Sequence[Running], scores: Sequence[Tensor]) -> list[RoundMoments]:
     """What :meth:`Running.add` takes of each text's token scores (T, n, L), on their device.
 
     Texts of one number of targets are summarised by the same operators.
@@ -119,7 +119,7 @@ def summaries(running: Sequence[Running], scores: Sequence[Tensor]) -> list[Summ
         grouping = one.grouping
         alone = i if grouping.linear and not grouping.keeps_targets else -1
         alike.setdefault((len(score), grouping.linear, alone), []).append(i)
-    found: dict[int, Summary] = {}
+    found: dict[int, RoundMoments] = {}
     for members in alike.values():
         pairs, backend = running[members[0]].sampling == "antithetic", running[members[0]].grouping.backend
         groupings = [running[i].grouping for i in members]
@@ -129,12 +129,12 @@ def summaries(running: Sequence[Running], scores: Sequence[Tensor]) -> list[Summ
         means = mean.split(lengths, 1)
         if not groupings[0].linear:
             for i, tokens, wrong in zip(members, means, error.split(lengths, 1), strict=True):
-                found[i] = Summary(tokens, wrong, None)
+                found[i] = RoundMoments(tokens, wrong, None)
             continue
         grouped, error = ops.moments(reduce_samples(groupings, together), pairs=pairs, backend=backend)
         counts = [len(grouping.members) for grouping in groupings]
         of_each = zip(members, means, error.split(counts, 1), grouped.split(counts, 1), strict=True)
-        found |= {i: Summary(*one) for i, *one in of_each}
+        found |= {i: RoundMoments(*one) for i, *one in of_each}
     return [found[i] for i in range(len(running))]
 
 

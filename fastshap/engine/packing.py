@@ -34,9 +34,10 @@ class Item:
     special: Tensor  # (L,) bool
     extra: dict[str, Tensor]  # (L,) each: further inputs of the model
     joined: Tensor | None = None  # (t, T) float32: the scores as sums over targets; None: one a target, t = T
+    positions: Tensor | None = None  # (T,) int64: the token at whose place each target's score is; None: one row a text
 
     @property
-    def scores(self) -> int:
+    def n_scores(self) -> int:
         """t."""
         return len(self.targets if self.joined is None else self.joined)
 
@@ -73,16 +74,24 @@ class Piece:
 class Call:
     """What one model call gets; the task turns it into scores (R, T)."""
 
-    inputs: dict[
-        str, Tensor
-    ]  # inputs_embeds (R, L, D), attention_mask (R, L) and position_ids where needed, extra inputs
+    # inputs_embeds (R, L, D), attention_mask (R, L) and position_ids where needed, extra inputs
+    inputs: dict[str, Tensor]
     targets: Tensor  # (R, T) int64
-    row: Tensor  # (R, 1) int64: 0 .. R
-    before: (
-        Tensor  # (R, T) int64: where a text ends in its targets, the column before each, counted from the end: -L .. -1
-    )
-    kept: int  # columns at the end that ``before`` asks for
-    joined: Tensor | None  # (R, t, T) float32, as for an item
+    joined: Tensor | None = None  # (R, t, T) float32, as for an item
+    # (R, 1) int64, 0 .. R, and (R, T) int64, -L .. -1: the columns of the targets' positions, counted from the end
+    at: tuple[Tensor, Tensor] | None = None
+    kept: int = 0  # columns at the end that hold all of these
+
+    @property
+    def places(self) -> tuple[Tensor, Tensor]:
+        """``logits[call.places]`` of (R, L, ...) are the rows (R, T, ...) at the targets' positions.
+
+        Raises:
+            ValueError: the task named no positions.
+        """
+        if self.at is None:
+            raise ValueError("The targets of this call have no positions.")
+        return self.at
 
 
 @dataclass(frozen=True)
@@ -140,7 +149,7 @@ def planned(
     """The calls for all samples of all items; see :func:`plan`."""
     return plan(
         [len(item.input_ids) for item in items],
-        [item.scores for item in items],
+        [item.n_scores for item in items],
         [len(sample.alphas) for sample in samples],
         execution.budget,
         execution.layout.equal_lengths,
@@ -163,7 +172,7 @@ def halves(pieces: Sequence[Piece]) -> tuple[list[Piece], list[Piece]]:
     return first, second
 
 
-def loaded(
+def sent(
     calls: Sequence[Sequence[Piece]],
     items: Sequence[Item],
     samples: Sequence[Samples],
@@ -175,11 +184,11 @@ def loaded(
     if isinstance(baseline, Tensor):
         baseline = baseline.to(device)
     cargo = _Cargo()
-    described = [_describe(pieces, items, samples, execution, cargo) for pieces in calls]
+    laid_out = [_lay_out(pieces, items, samples, execution, cargo) for pieces in calls]
     tensors = cargo.send(device)
     return [
         _batch(pieces, length, kept, {name: tensors[number] for name, number in numbers.items()}, baseline, execution)
-        for pieces, (length, kept, numbers) in zip(calls, described, strict=True)
+        for pieces, (length, kept, numbers) in zip(calls, laid_out, strict=True)
     ]
 
 
@@ -214,7 +223,7 @@ class _Cargo:
         return out
 
 
-def _describe(
+def _lay_out(
     pieces: Sequence[Piece], items: Sequence[Item], samples: Sequence[Samples], execution: Execution, cargo: _Cargo
 ) -> tuple[int, int, dict[str, int]]:
     """Loads what one call needs; its L, the columns at its end that are asked for, and where all lies in the cargo."""
@@ -227,9 +236,10 @@ def _describe(
     mask = np.zeros((rows, length), np.int64)
     extra = {name: np.zeros_like(mask) for text in texts for name in text.extra}
     # A text of fewer targets asks for its last token's again, and its scores leave that out.
-    wanted, before = np.zeros((2, rows, targets), np.int64)
+    placed = texts[0].positions is not None
+    wanted, at = np.zeros((rows, targets), np.int64), np.zeros((rows, targets) if placed else 0, np.int64)
     joins = any(text.joined is not None for text in texts)
-    joined = np.zeros((rows, texts[0].scores, targets) if joins else 0, np.float32)
+    joined = np.zeros((rows, texts[0].n_scores, targets) if joins else 0, np.float32)
     row = 0
     for text, count in zip(texts, counts, strict=True):
         here, there = slice(row, row + count), columns(len(text.input_ids), length, layout.padding_side)
@@ -239,7 +249,8 @@ def _describe(
             if name in text.extra:
                 values[here, there] = text.extra[name].numpy()
         wanted[here, :own] = text.targets.numpy()
-        before[here] = there.stop - length - own - 1 + np.minimum(np.arange(targets), own - 1)
+        if text.positions is not None:
+            at[here] = there.start - length + text.positions.numpy()[np.minimum(np.arange(targets), own - 1)]
         if joins:
             joined[here, :, :own] = np.eye(own, dtype=np.float32) if text.joined is None else text.joined.numpy()
         row += count
@@ -252,9 +263,9 @@ def _describe(
         "draws": np.concatenate([sample.draws[part] for sample, part in drawn]),
         "signs": np.concatenate([sample.signs[part] for sample, part in drawn]),
         "targets": wanted,
-        "row": np.arange(rows)[:, None],
-        "before": before,
     }
+    if placed:
+        arrays |= {"row": np.arange(rows)[:, None], "at": at}
     arrays |= {f"input {name}": values for name, values in extra.items()}
     if not layout.maskless or min(lengths) < length:
         arrays["input attention_mask"] = mask
@@ -267,28 +278,29 @@ def _describe(
     weights = np.concatenate([sample.weights[part] for sample, part in drawn])
     if (weights != 1).any():
         arrays["weights"] = weights
-    return length, int(-before.min()), {name: cargo.add(array) for name, array in arrays.items()}
+    return length, int(-at.min()) if placed else 0, {name: cargo.add(array) for name, array in arrays.items()}
 
 
 def _batch(
     pieces: Sequence[Piece],
     length: int,
     kept: int,
-    sent: dict[str, Tensor],
+    given: dict[str, Tensor],
     baseline: float | Tensor,
     execution: Execution,
 ) -> Batch:
-    layout: dict[str, Any] = {name: sent[name] for name in ("token_offsets", "row_offsets", "alphas", "streams")}
+    layout: dict[str, Any] = {name: given[name] for name in ("token_offsets", "row_offsets", "alphas", "streams")}
     rows = Rows(
         **layout,
-        draws=sent["draws"],
-        signs=sent["signs"],
+        draws=given["draws"],
+        signs=given["signs"],
         baseline=baseline,
         noise_std=execution.settings.noise_std,
-        held=sent.get("held"),
+        held=given.get("held"),
         length=length,
         padding_side=execution.layout.padding_side,
     )
-    inputs = {name.removeprefix("input "): tensor for name, tensor in sent.items() if name.startswith("input ")}
-    call = Call(inputs, sent["targets"], sent["row"], sent["before"], kept, sent.get("joined"))
-    return Batch(pieces, sent["input_ids"], rows, call, sent.get("weights"))
+    inputs = {name.removeprefix("input "): tensor for name, tensor in given.items() if name.startswith("input ")}
+    at = (given["row"], given["at"]) if "at" in given else None
+    call = Call(inputs, given["targets"], given.get("joined"), at, kept)
+    return Batch(pieces, given["input_ids"], rows, call, given.get("weights"))

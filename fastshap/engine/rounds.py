@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastshap.engine.estimate import Running, Summary, summaries
+from fastshap.engine.estimate import RoundMoments, Running, summaries
 from fastshap.engine.packing import Execution, Item
 from fastshap.engine.run import Forward, Report, evaluate, token_scores
 from fastshap.ops.transfer import to_host
@@ -68,8 +68,8 @@ class Rounds:
         while active:
             left = [items[i] for i in active]
             samples = self.samples(left, running[active[0]].rounds)
-            found: dict[int, Summary] = {}
-            work = n * sum(item.scores * len(item.input_ids) for item in left)
+            found: dict[int, RoundMoments] = {}
+            work = n * sum(item.n_scores * len(item.input_ids) for item in left)
             report = stage(work, 1 if self._settings.rtol is None else 0.5)  # how many rounds are to come, nobody knows
             for scored in token_scores(models, left, samples, self.scores, self.execution, report):
                 ours = [active[k] for k, _ in scored]
@@ -110,11 +110,11 @@ def at_texts(
     return [value[0] for value in values]
 
 
-def _on_host(found: Mapping[int, Summary]) -> dict[int, Summary]:
+def _on_host(found: Mapping[int, RoundMoments]) -> dict[int, RoundMoments]:
     flat = to_host([tensor for summary in found.values() for tensor in summary if tensor is not None])
     waiting = iter(flat)
     return {
-        i: Summary(*(None if tensor is None else next(waiting) for tensor in summary))  # type: ignore[arg-type]
+        i: RoundMoments(*(None if tensor is None else next(waiting) for tensor in summary))  # type: ignore[arg-type]
         for i, summary in found.items()
     }
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from fastshap import ops
 from fastshap.engine.budget import Budget
-from fastshap.engine.packing import Batch, Call, Execution, Item, Piece, columns, halves, loaded, planned
+from fastshap.engine.packing import Batch, Call, Execution, Item, Piece, columns, halves, planned, sent
 from fastshap.ops.transfer import to_host
 from fastshap.sampling import Samples
 
@@ -210,7 +210,7 @@ def _group_done(
     done: _Done[_Result] = []
     # What is sent may be needed for a backward pass.
     with torch.inference_mode(False):
-        waiting = loaded(group, items, samples, execution, device)[::-1]
+        waiting = sent(group, items, samples, execution, device)[::-1]
         while waiting:
             batch = waiting.pop()
             rows, length = len(batch.rows.alphas), batch.rows.length
@@ -224,7 +224,7 @@ def _group_done(
                         raise
                     budget.shrink(rows, length)
             # Here, where nothing keeps the failed call's tensors alive.
-            waiting += loaded(halves(batch.pieces)[::-1], items, samples, execution, device)
+            waiting += sent(halves(batch.pieces)[::-1], items, samples, execution, device)
     return done
 
 

@@ -26,9 +26,9 @@ from fastshap.errors import (
 )
 from fastshap.explainer import GradientShap
 from fastshap.extras import needed
-from fastshap.models.loading import load_pair, wanted_targets
 from fastshap.models.provenance import Provenance, provenance_of
 from fastshap.output.output import AttributionOutput
+from fastshap.tasks.loading import load_pair
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -125,7 +125,7 @@ class BatchExplainer:
 
             logging.disable_progress_bar()
             explainer = GradientShap(*load_pair(self.model), on_error="record", **self.settings)
-            wanted_targets(explainer.task, self.targets, 1)
+            explainer.task.spelled_targets(self.targets, 1)
             if self.targets is None:
                 explainer.task.check_options(self.generation_kwargs)
             elif self.generation_kwargs:
@@ -208,7 +208,7 @@ class BatchExplainer:
 
     def targets_of(self, count: int) -> Any:
         """What an explainer takes as the targets of ``count`` texts."""
-        return wanted_targets(self.explainer.task, self.targets, count)
+        return self.explainer.task.spelled_targets(self.targets, count)
 
 
 def checked_text(text: Any) -> str | FastshapError:

@@ -11,7 +11,7 @@ import numpy as np
 from fastshap.errors import InvalidArgumentError
 from fastshap.extras import needed
 from fastshap.output.record import Record
-from fastshap.types import Granularity, InferenceModes
+from fastshap.types import Granularity, InferenceModes, ModelTask
 
 
 def to_interpreto(record: Record) -> Any:
@@ -23,13 +23,17 @@ def to_interpreto(record: Record) -> Any:
 
     Raises:
         MissingPackageError: interpreto is not installed.
-        InvalidArgumentError: the output is a text's error.
+        InvalidArgumentError: the output is a text's error, or of a task that interpreto has not.
     """
     from transformers import (
         BatchEncoding,  # here, so that importing fastshap loads no more of transformers than it must
     )
 
     _explained(record)
+    if not isinstance(record.model_task, ModelTask):
+        raise InvalidArgumentError(
+            f"interpreto has no task {record.model_task!r}, so it has no object for this output."
+        )
     base = needed("interpreto.attributions.base")
     commons = needed("interpreto")
     mode = record.inference_mode

@@ -19,9 +19,10 @@ from torch import Tensor
 from fastshap.errors import InvalidArgumentError
 from fastshap.models.provenance import Provenance
 from fastshap.output.checked import Rule, check, compiled, short
-from fastshap.output.record import Record
+from fastshap.output.record import TARGET_POSITIONS, Record
 from fastshap.settings import PARAMETERS, Settings, baseline_of_plain
-from fastshap.types import ModelTask
+from fastshap.tasks import has_classes
+from fastshap.types import model_task_of, name_of_task
 
 SCHEMA_VERSION = 2
 SCHEMA_PATH = Path(__file__).parents[1] / "schemas" / f"output-{SCHEMA_VERSION}.json"
@@ -51,7 +52,7 @@ def to_plain(record: Record) -> dict[str, Any]:
     """What :func:`from_plain` takes; fit for JSON."""
     return {
         "schema_version": SCHEMA_VERSION,
-        "task": record.model_task.value,
+        "task": name_of_task(record.model_task),
         **{name: getattr(record, name) for name in _SAME},
         "element_spans": [list(span) for span in record.element_spans],
         "element_tokens": record.element_tokens,
@@ -126,7 +127,7 @@ def _agree(data: dict[str, Any]) -> None:
         raise InvalidArgumentError("error is for a text without targets and elements; this has some.")
     if not failed and not (targets and elements):
         raise InvalidArgumentError("target_names and elements must hold at least one entry each, where error is null.")
-    if not failed and data["task"] == ModelTask.CLASSIFICATION.value and len(data["targets"]) != targets:
+    if not failed and has_classes(data["task"]) and len(data["targets"]) != targets:
         raise InvalidArgumentError(f"targets must hold {targets} entries; it holds {len(data['targets'])}.")
     samples, rounds = data["settings"]["n_perturbations"], data["settings"]["rounds"]
     if samples % rounds:
@@ -134,6 +135,7 @@ def _agree(data: dict[str, Any]) -> None:
     if data["converged"] is not None and data["settings"]["rtol"] is None:
         raise InvalidArgumentError("converged must be null where settings.rtol is.")
     tokens = _tokens(data["model_inputs"], failed)
+    _places(data["model_inputs"].get(TARGET_POSITIONS), len(data["targets"]), tokens)
     for i, ((start, end), member) in enumerate(zip(data["element_spans"], data["element_tokens"], strict=True)):
         if not start <= end <= len(data["text"]):
             raise InvalidArgumentError(f"element_spans[{i}] must lie in the text; got {[start, end]}.")
@@ -155,12 +157,22 @@ def _tokens(inputs: dict[str, Any], failed: bool) -> int:
             raise InvalidArgumentError(f"model_inputs lacks {name!r}.")
     count = len(inputs["input_ids"][0])
     for name, rows in inputs.items():
+        if name == TARGET_POSITIONS:
+            continue
         if len(rows[0]) != count:
             raise InvalidArgumentError(
                 f"model_inputs.{name}[0] must hold {count} entries, as input_ids does; it holds {len(rows[0])}."
             )
         _regular(rows[0], f"model_inputs.{name}[0]")
     return count
+
+
+def _places(rows: list[list[int]] | None, targets: int, tokens: int) -> None:
+    """One for each target, each of a token."""
+    if rows is not None and (len(rows[0]) != targets or not all(0 <= place < tokens for place in rows[0])):
+        raise InvalidArgumentError(
+            f"model_inputs.{TARGET_POSITIONS}[0] must hold {targets} entries from 0 to {tokens - 1}; got {short(rows[0])}."
+        )
 
 
 def _regular(values: list[Any], name: str) -> None:
@@ -179,7 +191,6 @@ def _fields(data: dict[str, Any]) -> dict[str, Any]:
     rounds = settings.pop("rounds")
     settings["n_perturbations"] //= rounds
     targets, elements = len(data["target_names"]), len(data["elements"])
-    task = ModelTask(data["task"])
     ids = torch.tensor(data["targets"], dtype=torch.int64, device="cpu")
     inputs = {
         name: torch.tensor(value, dtype=torch.int64, device="cpu") for name, value in data["model_inputs"].items()
@@ -190,11 +201,11 @@ def _fields(data: dict[str, Any]) -> dict[str, Any]:
         **{name: data[name] for name in _SAME},
         "settings": Settings.from_plain(settings),
         "rounds": rounds,
-        "model_task": task,
+        "model_task": model_task_of(data["task"]),
         "element_spans": [(start, end) for start, end in data["element_spans"]],
         "element_tokens": [list(member) for member in data["element_tokens"]],
         "targets": ids,
-        "classes": ids if task is ModelTask.CLASSIFICATION and data["error"] is None else None,
+        "classes": ids if has_classes(data["task"]) and data["error"] is None else None,
         "attributions": tensor(data["attributions"], targets, elements),
         "standard_error": tensor(data["standard_error"], targets, elements),
         "unassigned": tensor([data["unassigned"]], 1, targets)[0],

@@ -18,6 +18,9 @@ from fastshap.types import ModelTask
 if TYPE_CHECKING:
     from transformers import BatchEncoding
 
+# The entry of ``model_inputs_to_explain`` with the targets' places in input_ids, (1, T), of tasks that choose them.
+TARGET_POSITIONS = "target_positions"
+
 
 @dataclass(slots=True, eq=False)
 class Record(HasSettings):
@@ -31,9 +34,10 @@ class Record(HasSettings):
             column an element. For generation, elements that a causal target cannot see are NaN.
         elements: the G words, tokens or sentences, as the text shows them.
         model_inputs_to_explain: what the model saw: input_ids and attention_mask (1, L), with special_tokens_mask and
-            offset_mapping. For generation the target's tokens are included.
+            offset_mapping. For generation the target's tokens are included. Tasks that explain scores at places of their choice
+            add these, as target_positions (1, T).
         targets: (classification) the classes, (generation) the target's token ids, int64.
-        model_task: CLASSIFICATION or GENERATION.
+        model_task: CLASSIFICATION or GENERATION; the name of a task that was registered from outside.
         classes: the classes again for classification, None for generation.
         settings: the parameters of the explainer that decide numbers; with them and the same model come the same numbers.
         target_names: t names: labels, or the target's groups of tokens.
@@ -63,7 +67,7 @@ class Record(HasSettings):
     elements: list[str]
     model_inputs_to_explain: BatchEncoding
     targets: Tensor
-    model_task: ModelTask
+    model_task: ModelTask | str
     classes: Tensor | None = None
     settings: Settings = field(default_factory=Settings)
     target_names: list[str] = field(default_factory=list)

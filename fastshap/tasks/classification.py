@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import operator
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import repeat
@@ -23,11 +24,12 @@ from fastshap.errors import (
     UnsupportedModelError,
 )
 from fastshap.tasks.base import Predict, Prediction, Prepared, Task
+from fastshap.tasks.embeddings import reads_padding
 from fastshap.tasks.first_token import Cut, cuts, first_token_alone
 from fastshap.tasks.layout import masked
 from fastshap.tasks.trial import Judge, Ran, ToLogits, as_written, points, ran
 from fastshap.text.encode import Encoded
-from fastshap.types import InferenceModes, ModelTask
+from fastshap.types import InferenceModes
 
 _TRIED = 8  # tokens on which a shorter way is compared with the whole model
 
@@ -35,8 +37,11 @@ _TRIED = 8  # tokens on which a shorter way is compared with the whole model
 class ClassificationTask(Task):
     """``*ForSequenceClassification``: logits (R, classes)."""
 
+    name = "classification"
     class_endings = ("ForSequenceClassification",)
-    model_task = ModelTask.CLASSIFICATION
+    auto_class = "AutoModelForSequenceClassification"
+    explains = "models that classify texts (*ForSequenceClassification)"
+    targets_are_classes = True
     _cut: Cut | None = None  # until the model has been looked at
 
     def __init__(self, *arguments: Any) -> None:
@@ -69,10 +74,10 @@ class ClassificationTask(Task):
         """A classifier gives a row of logits for a text."""
         if plain.logits.ndim != 2:
             raise UnsupportedModelError(
-                f"{self.name} gives logits of shape {tuple(plain.logits.shape)} for a text, and not one for each class."
+                f"{self.model_name} gives logits of shape {tuple(plain.logits.shape)} for a text, and not one for each class."
             )
 
-    def _look(self) -> None:
+    def find_shortcuts(self) -> None:
         self._cut = None
         with as_written(self.model), contextlib.suppress(torch.OutOfMemoryError):
             (self._cut,) = self.found("cut", lambda: (self._harmless_cut(),)) or (None,)
@@ -82,7 +87,7 @@ class ClassificationTask(Task):
         tokens = min(_TRIED, self.max_length() or _TRIED)
         for cut in cuts(self.model) if tokens > 1 else []:
             try:
-                z = torch.cat(points(self.model, [tokens] * 2, self._usable()))
+                z = torch.cat(points(self.model, [tokens] * 2, self.ordinary_tokens()))
                 inputs = masked(z, [])
                 right = ran(self._through(None), z, inputs)
                 with torch.no_grad():
@@ -115,7 +120,10 @@ class ClassificationTask(Task):
 
     def tokenised(self, sources: Sequence[Any], targets: Sequence[Any] | None, options: Mapping[str, Any]) -> Any:
         self._read_labels_again()
-        return self.encode(sources, max_length=self.max_length())
+        return super().tokenised(sources, targets, options)
+
+    def readable(self, tokenised: Any) -> Iterator[Encoded]:
+        return (one for one in super().readable(tokenised) if not reads_padding(self, one))
 
     def prepare(
         self,
@@ -158,12 +166,29 @@ class ClassificationTask(Task):
         return logits.float().sigmoid() if independent else logits.float().softmax(-1)
 
     def _readable(self, encoded: Encoded | FastshapError) -> Encoded | FastshapError:
-        if isinstance(encoded, FastshapError) or not self.reads_padding(encoded):
+        if isinstance(encoded, FastshapError) or not reads_padding(self, encoded):
             return encoded
         return UnsupportedModelError(
             "The text holds the model's padding token: the model computes something else from its ids, where it takes the "
             "token for padding, than from inputs_embeds. Give the model a padding token of its own, or leave the token out."
         )
+
+    def again(
+        self,
+        encoded: Encoded,
+        targets: Tensor,
+        target_names: list[str],
+        prediction: Prediction,
+        positions: Tensor | None,
+    ) -> Prepared:
+        if len(targets) and int(targets.max()) >= len(self.labels):
+            raise InvalidArgumentError(
+                f"The output explains class {int(targets.max())}, and this model has {len(self.labels)} classes."
+            )
+        return super().again(encoded, targets, target_names, prediction, positions)
+
+    def names_now(self, targets: Tensor) -> list[str] | None:
+        return [self.labels[target] for target in targets.tolist()]
 
     def _prepared(
         self, encoded: Encoded, classes: Sequence[int | None], logits: Tensor | FastshapError | None
@@ -227,6 +252,24 @@ class ClassificationTask(Task):
         if any(not one for one in each):
             raise InvalidArgumentError("A text has no target; give at least one class for each text.")
         return each
+
+    def spelled_targets(self, words: Sequence[str | int] | None, count: int) -> Any:
+        """Class numbers (as strings too), labels in any case, or "all", the same for each text."""
+        if not words:
+            return None
+        classes = [self._spelled(word) for word in words]
+        for one in classes:
+            self.split_targets(one, 1)  # an unknown class is a mistake of usage, not of a text
+        return [classes] * count
+
+    def _spelled(self, word: str | int) -> int | str:
+        """A number, or a label in any case where that leaves no doubt."""
+        if not isinstance(word, str):
+            return word
+        if re.fullmatch(r"-?[0-9]+", word) and word not in self.labels:
+            return int(word)
+        alike = [label for label in self.labels if label.lower() == word.lower()]
+        return alike[0] if word not in self.labels and len(alike) == 1 else word
 
     @staticmethod
     def _unsuited(targets: Any) -> InvalidTypeError:

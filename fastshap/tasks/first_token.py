@@ -30,13 +30,13 @@ class Cut(NamedTuple):
     part: str
 
 
-def described(model: nn.Module) -> Any:
+def structure_of(model: nn.Module) -> Any:
     """What a model is made of; where that has changed, a cut that was right may be so no more."""
     config = repr(vars(model.config))  # which token a head reads may stand there
-    return [_described(module) for module in model.modules()], config, watched()
+    return [_structure_of(module) for module in model.modules()], config, watched()
 
 
-def _described(module: nn.Module) -> tuple[Any, ...]:
+def _structure_of(module: nn.Module) -> tuple[Any, ...]:
     plain = [(name, value) for name, value in vars(module).items() if type(value) in _PLAIN and name != "training"]
     return id(module), type(module), type(module).forward, is_plain(module), plain
 

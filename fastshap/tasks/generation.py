@@ -11,39 +11,52 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastshap import checks
 from fastshap.engine.packing import Call
-from fastshap.engine.run import backward_only_once, device_of
+from fastshap.engine.run import backward_only_once
 from fastshap.errors import (
     FastshapError,
     InvalidArgumentError,
     InvalidTypeError,
-    ModelFailedError,
     UnsupportedModelError,
 )
-from fastshap.models.locks import lock_of
-from fastshap.sampling import text_key
-from fastshap.tasks.base import Predict, Prepared, Task, takes
-from fastshap.tasks.heads import Way, described, full_logits, kept_logits, output_layer, target_logits
+from fastshap.tasks.base import Predict, Prediction, Prepared, Shown, Task
+from fastshap.tasks.heads import Way, full_logits, head_of, kept_logits, output_layer, target_logits
 from fastshap.tasks.layout import masked
+from fastshap.tasks.subject import takes
 from fastshap.tasks.trial import Judge, Ran, ToLogits, as_written, far, leaks, points, ran
-from fastshap.text.encode import Encoded, after, continuation, join, without_ending
-from fastshap.text.inputs import KINDS, Tokens, sources
+from fastshap.tasks.writing import checked_options, written
+from fastshap.text.encode import Encoded, after, goes_on, join, without_ending
+from fastshap.text.groups import Scope
+from fastshap.text.inputs import KINDS, sources
 from fastshap.text.spelling import read
 from fastshap.text.words import unspaced
-from fastshap.types import InferenceModes, ModelTask
+from fastshap.types import InferenceModes
 
-_NEW_TOKENS = 20
 _TRIED = 8  # tokens, at least, on which the ways to the logits are compared
 
 
 class GenerationTask(Task):
     """Models that go on with a text: logits (R, L, V); the one before a token's position predicts it."""
 
+    name = "generation"
     class_endings = ("ForCausalLM", "LMHeadModel")
-    model_task = ModelTask.GENERATION
+    auto_class = "AutoModelForCausalLM"
+    explains = "causal language models, which predict the next token from text alone"
+    shown = Shown(targets="generated", map_axes=("generated", "drew on"))
+    writes_targets = True
+    keeps_positions = False  # the targets are a text's last tokens
     _way: Way = staticmethod(full_logits)  # until the model has been tried
     _tried_head: Any = None  # what the output layer was then
+
+    @classmethod
+    def is_named(cls, architecture: str) -> bool:
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+        return super().is_named(architecture) or architecture in _names(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+    @classmethod
+    def fits(cls, model: Any) -> bool:
+        return type(model).__name__.endswith(cls.class_endings) or _goes_on(model)
 
     @cached_property
     def _options(self) -> dict[str, Any]:
@@ -57,8 +70,8 @@ class GenerationTask(Task):
         """A causal model's logits, a row for each token, do not depend on later tokens."""
         if plain.logits.ndim != 3 or plain.logits.shape[1] != z.shape[1]:
             raise UnsupportedModelError(
-                f"{self.name} gives logits of shape {tuple(plain.logits.shape)} for {z.shape[1]} tokens, and not one row of "
-                "the vocabulary for each, which would predict the next."
+                f"{self.model_name} gives logits of shape {tuple(plain.logits.shape)} for {z.shape[1]} tokens, and not one row "
+                "of the vocabulary for each, which would predict the next."
             )
         before = torch.ones(z.shape[:2], dtype=torch.bool, device=z.device)
         before[:, -1] = False
@@ -71,18 +84,18 @@ class GenerationTask(Task):
                 break
         if leaks(ours.gradients[:, -1], ours.gradients) or not agree:
             raise UnsupportedModelError(
-                f"{self.name} is not causal: its logits depend on later tokens, so they do not predict the next one. Load "
-                "an encoder as a decoder (is_decoder=True in its configuration), or use a causal language model."
+                f"{self.model_name} is not causal: its logits depend on later tokens, so they do not predict the next one. "
+                "Load an encoder as a decoder (is_decoder=True in its configuration), or use a causal language model."
             )
 
-    def _look(self) -> None:
+    def find_shortcuts(self) -> None:
         mode, way = self.inference_mode, None
         with as_written(self.model):
             known = isinstance(mode, InferenceModes)  # what a callable does may hang on anything
             with contextlib.suppress(torch.OutOfMemoryError):  # not tried again by this explainer
                 way = self.found(("way", mode), self._shortest_way) if known else self._shortest_way()
             self._way = way or full_logits
-        self._tried_head = (described(self.model),)
+        self._tried_head = (head_of(self.model),)
 
     def _shortest_way(self) -> Way | None:
         """The way to the targets' logits that computes least, of those that give what the full logits hold."""
@@ -90,18 +103,18 @@ class GenerationTask(Task):
             return full_logits  # a compiled graph is made for one way
         length = min(_TRIED, self.max_length() or _TRIED)
         count = (length - 1) // 2  # so that there are columns that are asked for and columns that are not
-        z = points(self.model, [length] * 2, self._usable())
+        z = points(self.model, [length] * 2, self.ordinary_tokens())
         if count == 0 or not z:
             return None
         rows = torch.cat(z)
-        inputs = masked(rows, self._extra())
+        inputs = masked(rows, self.extra())
         with torch.no_grad():
             vocabulary = self.logits_of(self.model, {"inputs_embeds": rows.clone(), **inputs}).shape[-1]
         # As in a call to come, the last column predicts nothing.
         targets = torch.linspace(vocabulary - 1, 0, 2 * count, device=rows.device).long().view(2, count)
         row = torch.arange(2, device=rows.device)[:, None]
-        before = torch.arange(-count - 1, -1, device=rows.device).expand(2, -1)
-        call = Call({}, targets, row, before, count + 1, None)
+        columns = torch.arange(-count - 1, -1, device=rows.device).expand(2, -1)
+        call = Call({}, targets, at=(row, columns), kept=count + 1)
 
         def through(way: Way) -> ToLogits:
             def forward(given: Mapping[str, Any]) -> Tensor:
@@ -133,12 +146,12 @@ class GenerationTask(Task):
         if logits.ndim == 2:  # the targets' own
             return logits
         if self.inference_mode is InferenceModes.LOGITS:
-            return logits[call.row, call.before, call.targets]
-        values = self.transformed(logits[call.row, call.before])  # (R, T, V)
+            return logits[(*call.places, call.targets)]
+        values = self.transformed(logits[call.places])  # (R, T, V)
         return values.gather(2, call.targets[..., None]).squeeze(2)
 
     def scores(self, model: Any, call: Call) -> Tensor:
-        way = self._way if (described(model),) == self._tried_head else full_logits
+        way = self._way if (head_of(model),) == self._tried_head else full_logits
         return self._picked(way(model, self.given(call), self._options), call)
 
     def tokenised(self, sources: Sequence[Any], targets: Sequence[Any] | None, options: Mapping[str, Any]) -> Any:
@@ -163,7 +176,7 @@ class GenerationTask(Task):
         found, asked, options = tokenised
         new = []
         for _, prompt in asked.values():
-            new.append(self._generated(prompt, options))
+            new.append(written(self, prompt, options, self.seed))
             generated()
         endings = self.encode(new, max_length=None)
         for (i, (source, prompt)), ending in zip(asked.items(), endings, strict=True):
@@ -187,8 +200,8 @@ class GenerationTask(Task):
             if isinstance(ending, FastshapError):
                 ending = type(ending)(f"The target cannot be used. {ending}")
             elif isinstance(given, str) and isinstance(prompt, Encoded):
-                joined = continuation(prompt, whole) if isinstance(whole, Encoded) else None
-                ending = after(joined, len(prompt)) if joined else self._behind(prompt, given, ending)
+                whole = whole if isinstance(whole, Encoded) and goes_on(prompt, whole) else None
+                ending = after(whole, len(prompt)) if whole else self._behind(prompt, given, ending)
             found.append(self._prepared(source, prompt, ending))
         return found
 
@@ -262,7 +275,7 @@ class GenerationTask(Task):
                 return cut
             prompt = cut
         targets = torch.tensor(ending.input_ids, device="cpu")
-        return Prepared(join(prompt, ending), targets, ending.tokens)
+        return _prepared(join(prompt, ending), targets, ending.tokens)
 
     def _cut(self, source: Any, given: int, taken: int, limit: int) -> Encoded | FastshapError:
         """The input, cut to leave room for ``taken`` tokens; at least one has to stay beside those of the template."""
@@ -279,79 +292,34 @@ class GenerationTask(Task):
         (cut,) = self._prompts([source], room)
         return cut
 
-    def _generated(self, prompt: Encoded | FastshapError, options: Mapping[str, Any]) -> Tokens | FastshapError:
-        """What the model goes on with, without special tokens at the end."""
-        if isinstance(prompt, FastshapError):
-            return prompt
-        ids = torch.tensor([prompt.input_ids], device=device_of(self.model))
-        model: Any = self.model
-        limit = self.max_length()
-        if limit is not None:
-            given = {name: options[name] for name in ("max_new_tokens", "max_length") if name in options}
-            room = {"max_new_tokens": limit - len(prompt), "max_length": limit}
-            options = {**options, **{name: min(value, room[name]) for name, value in given.items()}}
-        with self._own_random_numbers(prompt, options), torch.no_grad():
-            try:
-                out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:
-                if (failed := self._fails_on(prompt)) is not None:
-                    return failed
-                return InvalidArgumentError(
-                    f"The model could not generate a target with {dict(options)}: {type(error).__name__}: {error}"
-                )
-        new = out[0, len(prompt) :].tolist()
-        while new and new[-1] in self.tokenizer.all_special_ids:
-            new.pop()
-        return (
-            Tokens(new) if new else InvalidArgumentError("The model ends the text at once; pass targets of your own.")
-        )
-
-    def _fails_on(self, encoded: Encoded) -> ModelFailedError | None:
-        """The model's own error on a text, whatever it is asked to generate; None where it has none."""
-        ids, inputs = self._alone(encoded)
-        try:
-            self.raw_logits(input_ids=ids, **inputs)
-        except Exception as error:
-            return ModelFailedError.caused_by(error)
-        return None
-
-    @contextlib.contextmanager
-    def _own_random_numbers(self, prompt: Encoded, options: Mapping[str, Any]) -> Iterator[None]:
-        """Sampling draws from the explainer's seed and the input, and the user's random state is put back."""
-        if not options.get("do_sample"):
-            yield
-            return
-        device = device_of(self.model)
-        # The generator belongs to the whole process, so one text at a time may use it.
-        with lock_of(GenerationTask), torch.random.fork_rng([device] if device.type == "cuda" else []):
-            low, high = text_key(self.seed, prompt.input_ids)
-            torch.manual_seed(low | high << 32)
-            yield
-
     def check_options(self, options: Mapping[str, Any] | None) -> Mapping[str, Any]:
-        """Greedy, and at most 20 tokens, where the user says nothing else."""
-        if options is not None and not isinstance(options, Mapping):
-            raise InvalidTypeError(f"generation_kwargs must be a mapping of names to values; got {options!r}.")
-        options = dict(options or {})
-        config = options.pop("generation_config", None)
-        if config is not None:
-            if not hasattr(config, "to_diff_dict"):
-                raise InvalidTypeError(f"generation_config must be a GenerationConfig; got {type(config).__name__}.")
-            described = {"transformers_version", "_from_model_config"}
-            options = {k: v for k, v in config.to_diff_dict().items() if k not in described} | options
-        for name in ("max_new_tokens", "max_length"):
-            if name in options:
-                options[name] = checks.whole(options[name], name, least=1)
-        if not getattr(self.model, "can_generate", lambda: True)():
-            raise UnsupportedModelError(f"{self.name} cannot generate; pass targets.")
-        if "max_length" not in options:
-            options = {"max_new_tokens": _NEW_TOKENS} | options
-        options = {"do_sample": False} | options
-        if "pad_token_id" not in options and self.tokenizer.pad_token_id is not None:
-            options["pad_token_id"] = self.tokenizer.pad_token_id
-        return options | {"return_dict_in_generate": False, "num_return_sequences": 1}
+        return checked_options(self, options)
+
+    def expected_scores(self, options: Mapping[str, Any]) -> int:
+        count: int = options.get("max_new_tokens", 1)
+        return count
+
+    def spelled_targets(self, words: Sequence[str | int] | None, count: int) -> Any:
+        """One text that follows each."""
+        if words and len(words) > 1:
+            raise InvalidArgumentError("A language model takes one target, the text that follows.")
+        return list(words) * count if words else None
+
+    def readable(self, tokenised: Any) -> Iterator[Encoded]:
+        found, asked, _ = tokenised
+        yield from (one.encoded for one in found.values() if isinstance(one, Prepared))
+        yield from (prompt for _, prompt in asked.values() if isinstance(prompt, Encoded))
+
+    def again(
+        self,
+        encoded: Encoded,
+        targets: Tensor,
+        target_names: list[str],
+        prediction: Prediction,
+        positions: Tensor | None,
+    ) -> Prepared:
+        parts = (len(encoded) - len(targets),)
+        return _prepared(dataclasses.replace(encoded, parts=parts), targets, target_names)
 
     def cut_end(self) -> str:
         """The target follows the end, so the beginning goes."""
@@ -378,6 +346,28 @@ class GenerationTask(Task):
         if len(each) != count:
             raise InvalidArgumentError(f"There are {count} inputs but {len(each)} targets; give one for each input.")
         return each
+
+
+def _prepared(encoded: Encoded, targets: Tensor, target_names: list[str]) -> Prepared:
+    """A text that ends in its targets: the token before predicts each, which depends on none from there on."""
+    length, count = len(encoded), len(targets)
+    first = length - count
+    hidden = torch.ones(count, length, dtype=torch.bool, device="cpu").triu(first)
+    positions = torch.arange(first - 1, length - 1, device="cpu")
+    return Prepared(encoded, targets, target_names, scope=Scope(positions, hidden, range(first, length)))
+
+
+def _goes_on(model: Any) -> bool:
+    """Whether a model of any other name is a causal language model of text, as far as shows before it runs.
+
+    That its logits are a row for each token, and depend on no later one, is found when it is tried.
+    """
+    generates = getattr(model, "can_generate", bool)() and not getattr(model.config, "is_encoder_decoder", False)
+    return generates and takes(model, "inputs_embeds") and output_layer(model) is not None
+
+
+def _names(mapping: Mapping[str, str | Sequence[str]]) -> set[str]:
+    return {one for names in mapping.values() for one in ([names] if isinstance(names, str) else names)}
 
 
 def _stripped(prompt: str) -> str:

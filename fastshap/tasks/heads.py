@@ -55,7 +55,7 @@ def output_layer(model: Any) -> Any:
         return None
 
 
-def described(model: Any) -> Any:
+def head_of(model: Any) -> Any:
     """What the output layer is and what hangs on it; where that has changed, a way that was exact may be so no more."""
     head = output_layer(model)
     if head is None:
@@ -71,7 +71,7 @@ def _for_targets(head: nn.Linear, call: Call) -> Iterator[None]:
     def forward(hidden: Tensor) -> Tensor:
         if threading.get_ident() != thread:
             return F.linear(hidden, head.weight, head.bias)
-        at = hidden[call.row, call.before].unsqueeze(2)  # (R, T, 1, D)
+        at = hidden[call.places].unsqueeze(2)  # (R, T, 1, D)
         logits = at @ head.weight[call.targets].unsqueeze(3)  # (R, T, 1, 1)
         if head.bias is not None:
             logits = logits + head.bias[call.targets][..., None, None]

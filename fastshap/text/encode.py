@@ -36,7 +36,7 @@ class Encoded:
     tokens: list[str]
     words: list[int | None]  # word index, None for special tokens
     truncated: bool
-    prompt_length: int  # tokens that are input; any further ones are the target text of a generation
+    parts: tuple[int, ...] = ()  # the first token of each further part, which no element shares with the part before
     extra: dict[str, list[int]] = field(default_factory=dict)  # further inputs of the model, token_type_ids say
 
     def __len__(self) -> int:
@@ -109,7 +109,6 @@ def _encode_fast(tokenizer: PreTrainedTokenizerBase, texts: list[str], options: 
             tokens=list(encoding.tokens),
             words=_numbered(encoding.word_ids, encoding.special_tokens_mask),
             truncated=bool(encoding.overflowing),
-            prompt_length=len(encoding.ids),
             extra=_extra(batch, i),
         )
         for i, (text, encoding) in enumerate(zip(texts, batch.encodings, strict=True))
@@ -175,7 +174,7 @@ def _from_ids(
         numbers += [None if index is None else index + first for index in indices]
         text += spelled
         first += 1 + max((index for index in indices if index is not None), default=-1)
-    return Encoded(text, ids, special, offsets, names, numbers, truncated, len(ids), extra)
+    return Encoded(text, ids, special, offsets, names, numbers, truncated, extra=extra)
 
 
 def _read(
@@ -236,7 +235,7 @@ def _cut(encoded: Encoded, end: int) -> Encoded:
         name: getattr(encoded, name)[:end] for name in ("input_ids", "special", "offsets", "tokens", "words")
     }
     extra = {name: values[:end] for name, values in encoded.extra.items()}
-    return _replaced(encoded, **changes, extra=extra, prompt_length=min(end, encoded.prompt_length))
+    return _replaced(encoded, **changes, extra=extra, parts=tuple(first for first in encoded.parts if first < end))
 
 
 def after(encoded: Encoded, start: int) -> Encoded:
@@ -249,32 +248,30 @@ def after(encoded: Encoded, start: int) -> Encoded:
         offsets=[(max(0, a - first), max(0, b - first)) for a, b in encoded.offsets[start:]],
         **{name: getattr(encoded, name)[start:] for name in names},
         extra={name: values[start:] for name, values in encoded.extra.items()},
-        prompt_length=len(encoded) - start,
+        parts=tuple(one - start for one in encoded.parts if one > start),
     )
 
 
-def continuation(prompt: Encoded, whole: Encoded) -> Encoded | None:
-    """``whole`` as input and target, if it begins with the tokens of ``prompt`` and goes on."""
-    count = len(prompt)
-    if len(whole) <= count or whole.input_ids[:count] != prompt.input_ids:
-        return None
-    return _replaced(whole, prompt_length=count)
+def goes_on(beginning: Encoded, both: Encoded) -> bool:
+    """Whether ``both`` begins with the tokens of ``beginning`` and has further ones."""
+    count = len(beginning)
+    return len(both) > count and both.input_ids[:count] == beginning.input_ids
 
 
-def join(prompt: Encoded, target: Encoded) -> Encoded:
-    """The two one after the other, as one text for a causal model."""
-    shift = len(prompt.text)
-    first = 1 + max((word for word in prompt.words if word is not None), default=-1)
+def join(first: Encoded, second: Encoded) -> Encoded:
+    """The two one after the other, as one text of two parts."""
+    shift = len(first.text)
+    words = 1 + max((word for word in first.words if word is not None), default=-1)
     return Encoded(
-        text=prompt.text + target.text,
-        input_ids=prompt.input_ids + target.input_ids,
-        special=prompt.special + target.special,
-        offsets=prompt.offsets + [(a + shift, b + shift) for a, b in target.offsets],
-        tokens=prompt.tokens + target.tokens,
-        words=prompt.words + [None if word is None else word + first for word in target.words],
-        truncated=prompt.truncated or target.truncated,
-        prompt_length=len(prompt),
-        extra={name: prompt.extra[name] + target.extra[name] for name in prompt.extra if name in target.extra},
+        text=first.text + second.text,
+        input_ids=first.input_ids + second.input_ids,
+        special=first.special + second.special,
+        offsets=first.offsets + [(a + shift, b + shift) for a, b in second.offsets],
+        tokens=first.tokens + second.tokens,
+        words=first.words + [None if word is None else word + words for word in second.words],
+        truncated=first.truncated or second.truncated,
+        parts=(*first.parts, len(first)),
+        extra={name: first.extra[name] + second.extra[name] for name in first.extra if name in second.extra},
     )
 
 

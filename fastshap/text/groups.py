@@ -6,6 +6,7 @@ import bisect
 import itertools
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -33,12 +34,32 @@ _DOTTED = re.compile(r"(?:[^\W\d_]\.){2,}")  # U.S., e.g., i.e.
 _OPENING = "\"'“‘«(["
 
 
+@dataclass(frozen=True)
+class Scope:
+    """What the T targets of a text are to its L tokens. A task says so.
+
+    Attributes:
+        positions: (T,) int64, the token at whose place the model gives each target's score; None: it gives one row of scores
+            for the text.
+        hidden: (T, L) bool, the tokens that a target's score does not depend on; None: it depends on all.
+        own: the token that each of the T targets is. Targets are then grouped as these tokens are, and called by the elements
+            that they form. None: each target stands by itself.
+    """
+
+    positions: Tensor | None = None
+    hidden: Tensor | None = None
+    own: Sequence[int] | None = None
+
+
+WHOLE = Scope()  # the text as a whole: one row of scores, which depends on all tokens
+
+
 class Grouping:
     """The elements of one text, and what turns token scores into theirs.
 
-    T targets and L tokens become t targets and G elements. For a generation the targets are the target's own elements, and
-    an element is hidden from those that it is part of or that it follows. Where the caller ``joins`` the targets' scores by
-    ``joined`` before it takes gradients, the token scores that it brings have t rows, not T.
+    T targets and L tokens become t targets and G elements. Where targets are tokens themselves (``scope.own``), the t targets
+    are the elements that they form. An element is hidden from a target where any of its tokens is. Where the caller ``joins``
+    the targets' scores by ``joined`` before it takes gradients, the token scores that it brings have t rows, not T.
 
     Args:
         given: what :func:`groups` found before.
@@ -55,13 +76,14 @@ class Grouping:
         backend: str = "auto",
         joins: bool = False,
         given: tuple[list[list[int]], list[str]] | None = None,
+        scope: Scope = WHOLE,
     ) -> None:
         self.encoded = encoded
         self.strategy = strategy.value
         self.backend = backend
+        self.scope = scope
         self.members, self.elements = given or groups(encoded, granularity)
         self.spans = [span(encoded, member) for member in self.members]
-        self.generates = encoded.prompt_length < len(encoded)
         self.joined = self._as_sums() if joins else None
 
     @property
@@ -70,79 +92,89 @@ class Grouping:
         return self.strategy in ("sum", "mean") or all(len(member) == 1 for member in self.members)
 
     @cached_property
-    def _mine(self) -> list[list[int]]:
-        return [member for member in self.members if member[0] >= self.encoded.prompt_length]
+    def _own(self) -> dict[int, list[int]]:
+        """The elements that targets form, with the targets of each."""
+        number = {token: i for i, token in enumerate(self.scope.own or ())}
+        formed = ([number[i] for i in member if i in number] for member in self.members)
+        return {element: targets for element, targets in enumerate(formed) if targets}
 
     @cached_property
-    def _target_members(self) -> list[list[int]]:
-        if self.joined is not None:
-            return [[i] for i in range(len(self._mine))]
-        return [[i - self.encoded.prompt_length for i in member] for member in self._mine]
+    def _target_members(self) -> list[list[int]] | None:
+        """For each of the t targets the rows of token scores that it is made of; None: each row is one."""
+        if self.scope.own is None:
+            return None
+        return list(self._own.values()) if self.joined is None else [[i] for i in range(len(self._own))]
 
     def _as_sums(self) -> Tensor | None:
-        targets = len(self.encoded) - self.encoded.prompt_length
-        if not self.generates or not self.linear or len(self._mine) == targets:
+        if self.scope.own is None or not self.linear or len(self._own) == len(self.scope.own):
             return None
-        joined = torch.zeros(len(self._mine), targets, device="cpu")
-        for row, member in zip(joined, self._mine, strict=True):
-            row[[i - self.encoded.prompt_length for i in member]] = 1 / len(member) if self.strategy == "mean" else 1
+        joined = torch.zeros(len(self._own), len(self.scope.own), device="cpu")
+        for row, targets in zip(joined, self._own.values(), strict=True):
+            row[targets] = 1 / len(targets) if self.strategy == "mean" else 1
         return joined
 
     @cached_property
-    def _hidden(self) -> Tensor:
+    def _hidden(self) -> Tensor | None:
         """(t, G) bool."""
-        prompt_elements = len(self.members) - len(self._mine)
-        hidden = torch.ones(len(self._mine), len(self.members), dtype=torch.bool, device="cpu")
-        return hidden.triu(prompt_elements)
+        if self.scope.hidden is None:
+            return None
+        flat, offsets = _flat_on_host(self.members)
+        hidden = np.logical_or.reduceat(self.scope.hidden.numpy()[:, flat], offsets[:-1], axis=1)  # (T, G)
+        if self.scope.own is not None:
+            flat, offsets = _flat_on_host(list(self._own.values()))
+            hidden = np.logical_or.reduceat(hidden[flat], offsets[:-1], axis=0)
+        return torch.from_numpy(hidden)
 
     def names(self, target_names: list[str]) -> list[str]:
         """The t targets' names."""
-        return self.elements[len(self.members) - len(self._mine) :] if self.generates else target_names
+        return target_names if self.scope.own is None else [self.elements[i] for i in self._own]
 
     def reduce(self, tokens: Tensor) -> Tensor:
         """Token scores (T, L) to attributions (t, G), what is hidden NaN."""
         scores = self._reduce(tokens, self.members)
-        if self.generates:
-            scores = self.hide(self._reduce(scores.T, self._target_members).T)
-        return scores.contiguous()
+        if self._target_members is not None:
+            scores = self._reduce(scores.T, self._target_members).T
+        return self.hide(scores).contiguous()
 
     @property
     def keeps_targets(self) -> bool:
         """Whether each of the targets that the caller's token scores are for is reported as it is."""
-        if not self.generates or self.joined is not None:
+        if self.scope.own is None or self.joined is not None:
             return True
-        targets = len(self.encoded) - self.encoded.prompt_length
-        return self._target_members == [[i] for i in range(targets)]
+        return self._target_members == [[i] for i in range(len(self.scope.own))]
 
     def ends(self, values: Tensor) -> Tensor:
         """Of values (T, L), those of the token that FIRST or LAST takes for each group, (t, G)."""
-        at = 0 if self.strategy == "first" else -1
-        rows = [member[at] for member in self._target_members] if self.generates else list(range(len(values)))
+        at, members = 0 if self.strategy == "first" else -1, self._target_members
+        rows = list(range(len(values))) if members is None else [member[at] for member in members]
         return self.hide(values[rows][:, [member[at] for member in self.members]])
 
     def cells(self, targets: int) -> Tensor:
         """(T, L) int64: which of the t G attributions each token score goes into, counted row after row; -1 for none."""
-        rows = _places(self._target_members, targets) if self.generates else torch.arange(targets, device="cpu")
+        members = self._target_members
+        rows = torch.arange(targets, device="cpu") if members is None else _places(members, targets)
         columns = _places(self.members, len(self.encoded))
         cells = rows[:, None] * len(self.members) + columns
         return cells.where((rows[:, None] >= 0) & (columns >= 0), -1)
 
     def hide(self, scores: Tensor) -> Tensor:
         """(t, G) with NaN for the elements that a target cannot see."""
-        return scores.masked_fill(self._hidden, torch.nan) if self.generates else scores
+        return scores if self._hidden is None else scores.masked_fill(self._hidden, torch.nan)
 
     def reduce_targets(self, values: Tensor) -> Tensor:
         """One value for each of the T targets to the t targets."""
-        return self._reduce(values[None], self._target_members)[0] if self.generates else values
+        return values if self._target_members is None else self._reduce(values[None], self._target_members)[0]
 
     def unassigned(self, tokens: Tensor) -> Tensor:
         """(t,): the total of what no visible element shows."""
         shown = {i for member in self.members for i in member}
         others = [i for i in range(len(self.encoded)) if i not in shown]
         total = tokens[:, others].sum(1)  # (T,)
-        for member, rows in zip(self._mine, self._target_members, strict=True) if self.generates else ():
-            later = [i for i in range(member[0], len(self.encoded)) if i in shown]
-            total[rows] += tokens[rows][:, later].sum(1)
+        hidden = [] if self._hidden is None else self._hidden.tolist()
+        each = self._target_members or [[i] for i in range(len(hidden))]
+        for row, targets in zip(hidden, each, strict=False):
+            unseen = sorted(i for member, flag in zip(self.members, row, strict=True) if flag for i in member)
+            total[targets] += tokens[targets][:, unseen].sum(1)
         return self.reduce_targets(total)
 
     def _reduce(self, values: Tensor, members: list[list[int]], backend: str = "torch") -> Tensor:
@@ -163,13 +195,14 @@ def reduce_samples(groupings: Sequence[Grouping], samples: Tensor) -> Tensor:
         for member in grouping.members
     ]
     scores = first._reduce(samples.flatten(0, 1), members, first.backend).unflatten(0, (targets, n))  # (T, n, G)
-    if not first.generates:
-        return scores
     if not first.keeps_targets:
-        flat = first._reduce(scores.flatten(1).T, first._target_members, first.backend).T  # (t, n G)
+        rows = first._target_members or []
+        flat = first._reduce(scores.flatten(1).T, rows, first.backend).T  # (t, n G)
         scores = flat.unflatten(1, scores.shape[1:])
-    hidden = torch.cat([grouping._hidden for grouping in groupings], 1)
-    return scores.masked_fill(to_device(hidden.numpy(), scores.device)[:, None], torch.nan)
+    masks = [grouping._hidden for grouping in groupings if grouping._hidden is not None]
+    if not masks:
+        return scores
+    return scores.masked_fill(to_device(torch.cat(masks, 1).numpy(), scores.device)[:, None], torch.nan)
 
 
 def _places(members: list[list[int]], length: int) -> Tensor:
@@ -181,14 +214,20 @@ def _places(members: list[list[int]], length: int) -> Tensor:
 
 
 def _flat(members: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    flat, offsets = _flat_on_host(members)
+    return to_device(flat, device), to_device(offsets, device)
+
+
+def _flat_on_host(members: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """All indices one after the other, and where each member's begin and end."""
     flat = np.fromiter(itertools.chain.from_iterable(members), np.int64)
-    return to_device(flat, device), to_device(np.cumsum([0, *map(len, members)], dtype=np.int64), device)
+    return flat, np.cumsum([0, *map(len, members)], dtype=np.int64)
 
 
 def groups(encoded: Encoded, granularity: Granularity) -> tuple[list[list[int]], list[str]]:
     """The token indices of every element, in reading order, and the elements as the text shows them.
 
-    No element holds tokens of both the input and the target of a generation.
+    No element holds tokens of two parts of the text.
     """
     if granularity is Granularity.ALL_TOKENS:
         members = [[i] for i in range(len(encoded))]
@@ -196,10 +235,10 @@ def groups(encoded: Encoded, granularity: Granularity) -> tuple[list[list[int]],
         members = [[i] for i in range(len(encoded)) if not encoded.special[i]]
     else:
         keys = _keys(encoded, granularity)
-        gathered: dict[tuple[bool, Any], list[int]] = {}
+        gathered: dict[tuple[int, Any], list[int]] = {}
         for i, key in enumerate(keys):
             if key is not None:
-                gathered.setdefault((i >= encoded.prompt_length, key), []).append(i)
+                gathered.setdefault((bisect.bisect_right(encoded.parts, i), key), []).append(i)
         members = [gathered[key] for key in sorted(gathered)]
     return members, [_shown(encoded, member) for member in members]
 

@@ -66,7 +66,7 @@ def sources(model_inputs: Any, or_none: bool = False) -> Iterator[Any]:
         return (
             source for entry in model_inputs for source in ((None,) if entry is None and or_none else _entry(entry))
         )
-    raise InvalidTypeError(f"model_inputs must be {KINDS}; got {_described(model_inputs)}.")
+    raise InvalidTypeError(f"model_inputs must be {KINDS}; got {_kind_of(model_inputs)}.")
 
 
 def _entry(entry: Any) -> Iterator[Any]:
@@ -81,7 +81,7 @@ def _entry(entry: Any) -> Iterator[Any]:
         elif _is_pair(entry):
             raise InvalidTypeError(_PAIR)
         else:
-            yield InvalidTypeError(f"A text must be a string or token ids; got {_described(entry)}.")
+            yield InvalidTypeError(f"A text must be a string or token ids; got {_kind_of(entry)}.")
     except FastshapError as error:
         yield error
 
@@ -183,6 +183,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _described(value: Any) -> str:
+def _kind_of(value: Any) -> str:
     shape = f" of shape {tuple(value.shape)} and {value.dtype}" if isinstance(value, Tensor | np.ndarray) else ""
     return type(value).__name__ + shape + ("; decode it first" if isinstance(value, bytes | bytearray) else "")

@@ -78,7 +78,7 @@ def test_errors_of_groups_against_the_spread_of_many_runs(bert_pair, llama_pair,
 def order(strategy, *members):
     """The elements of a classifier's text, for an order strategy."""
     count = sum(map(len, members))
-    encoded = SimpleNamespace(offsets=[(0, 0)] * count, special=[True] * count, prompt_length=count)
+    encoded = SimpleNamespace(offsets=[(0, 0)] * count, special=[True] * count, parts=())
     encoded = type("Text", (SimpleNamespace,), {"__len__": lambda self: count})(**vars(encoded))
     return Grouping(
         encoded, "word", GranularityAggregationStrategy[strategy], given=(list(members), [""] * len(members))

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 import fastshap
-from fastshap.engine.packing import Execution, Item, Layout, Piece, loaded
+from fastshap.engine.packing import Execution, Item, Layout, Piece, sent
 from fastshap.sampling import draw_samples
 from fastshap.settings import Settings
 from fastshap.tasks.heads import full_logits, target_logits
@@ -181,7 +181,7 @@ def test_nothing_is_made_where_nothing_is_joined():
     samples = draw_samples(0, [1, 2, 3, 4, 5], rows, "antithetic")
     tracemalloc.start()
     try:
-        (batch,) = loaded([[Piece(0, 0, rows)]], [item], [samples], execution, torch.device("cpu"))
+        (batch,) = sent([[Piece(0, 0, rows)]], [item], [samples], execution, torch.device("cpu"))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

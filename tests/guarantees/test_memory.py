@@ -11,8 +11,8 @@ from fastshap.engine import memory
 def test_free_memory_goes_back_after_many_texts(default_pair, monkeypatch):
     asked = []
     monkeypatch.setattr(memory, "_TEXTS", 40)
-    monkeypatch.setattr(memory, "_explained", 0)
-    monkeypatch.setattr(memory, "_trim", lambda: asked.append)
+    monkeypatch.setattr(memory, "_counted", 0)
+    monkeypatch.setattr(memory, "_malloc_trim", lambda: asked.append)
     explainer = fastshap.GradientShap(*default_pair, n_perturbations=2)
     explainer(["fine"] * 39)  # however many are alike
     assert asked == []
@@ -24,11 +24,11 @@ def test_free_memory_goes_back_after_many_texts(default_pair, monkeypatch):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no malloc_trim")
 def test_glibc_gives_back():
-    assert memory._trim()(0) in (0, 1)
+    assert memory._malloc_trim()(0) in (0, 1)
 
 
 def test_other_libraries_do_without(monkeypatch):
-    monkeypatch.setattr(memory, "_trim", lambda: None)
-    monkeypatch.setattr(memory, "_explained", memory._TEXTS)
-    memory.explained(1)
-    assert memory._explained == 0
+    monkeypatch.setattr(memory, "_malloc_trim", lambda: None)
+    monkeypatch.setattr(memory, "_counted", memory._TEXTS)
+    memory.trim(1)
+    assert memory._counted == 0

@@ -31,7 +31,7 @@ def enough(monkeypatch):
 @pytest.fixture
 def workers(monkeypatch):
     """The threads that models run in, with the number of cores each uses; what is tried beforehand is left out."""
-    monkeypatch.setattr("fastshap.tasks.ClassificationTask.look_again", lambda self: None)
+    monkeypatch.setattr("fastshap.tasks.classification.ClassificationTask.refresh", lambda self: None)
     seen = {}
     grad = torch.autograd.grad
 

@@ -34,8 +34,8 @@ from transformers.models.bert.modeling_bert import BertPooler
 
 import fastshap
 from fastshap import ModelFailedError, one_call
-from fastshap.models.loading import load_pair
 from fastshap.tasks import trial
+from fastshap.tasks.loading import load_pair
 
 TEXTS = ["not good", "The film is superb at all, and the acting", "Dr. Smith loved it", "fine " * 60]
 SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -191,7 +191,7 @@ def test_embeddings_of_a_size_that_half_precision_hardly_holds(byte_tokenizer, n
 
 def test_nan_agrees_with_nothing():
     nan, one = torch.tensor([[1.0, torch.nan]]), torch.tensor([[1.0, 2.0]])
-    near = fastshap.tasks.base.near
+    near = fastshap.tasks.embeddings.near
     assert not near(one, nan)
     assert not near(nan, nan)
     assert near(torch.tensor([[1.0, torch.inf]]), torch.tensor([[1.0, torch.inf]]))
@@ -314,7 +314,7 @@ def test_models_whose_rows_mix_are_refused(bert_pair):
 def test_the_trial_is_made_once_a_model(bert_pair, monkeypatch):
     model = copy.deepcopy(bert_pair[0])
     runs, ran = [], trial.ran
-    for module in ("base", "layout", "classification"):
+    for module in ("layout", "classification"):
         monkeypatch.setattr(f"fastshap.tasks.{module}.ran", lambda *a: runs.append(1) or ran(*a))
     explained = [fastshap.GradientShap(model, bert_pair[1], n_perturbations=2)(text, 1)[0] for text in TEXTS[:2]]
     first = len(runs)

@@ -114,7 +114,7 @@ def test_a_function_as_inference_mode_comes_back_as_its_name(default_pair):
         (lambda data: data.update(schema_version=99), "written by a later version"),
         (lambda data: data.pop("schema_version"), "this has None"),
         (lambda data: data.pop("elements"), "lacks 'elements'"),
-        (lambda data: data.update(task="poetry"), "poetry"),
+        (lambda data: data.update(task="Poetry!"), "Poetry!"),
         (lambda data: data["attributions"][0].pop(), "does not read"),
         (lambda data: data["settings"].update(granularity="letter"), "letter"),
     ],

@@ -80,7 +80,7 @@ def _column(column: Any, largest: float | None) -> str:
     record, target = column.output, named(column.output.target_names[column.target])
     about = wording.prediction(record)
     beside = "" if about is None else f'<p class="e">{marked(about)}</p>'
-    shown = pages.view(record, column.target, pages.pieces_of(record), target, largest)
+    shown = pages.view(record, column.target, pages.stretches_of(record), target, largest)
     return f'<section><p class="h" dir="auto">{marked(named(column.name))}</p>{beside}{shown}</section>'
 
 

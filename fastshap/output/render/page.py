@@ -12,7 +12,7 @@ from fastshap.output.render import style, wording
 from fastshap.output.render.markup import marked, plain
 from fastshap.output.render.settings import Settings
 from fastshap.output.visible import named
-from fastshap.types import ModelTask
+from fastshap.tasks import shown
 
 
 def fragment(record: Record, name: str) -> str:
@@ -56,7 +56,7 @@ def number(value: float, form: str) -> str:
     return f"{value + 0.0:{form}}".replace("-", "−")  # adding zero makes -0.0 positive
 
 
-class Piece(NamedTuple):
+class Stretch(NamedTuple):
     """A part of the text: an element's, or what stands between two."""
 
     text: str
@@ -64,7 +64,7 @@ class Piece(NamedTuple):
     chip: bool = False  # an element without characters of its own
 
 
-def pieces_of(record: Record) -> list[Piece]:
+def stretches_of(record: Record) -> list[Stretch]:
     """The text in reading order; where it is not known where the elements stand, they are the text."""
     text, spans = record.text, record.element_spans
     if not text or len(spans) != len(record.elements):
@@ -72,18 +72,18 @@ def pieces_of(record: Record) -> list[Piece]:
         for element in record.elements:
             start = spans[-1][1] + 1 if spans else 0
             spans.append((start, start + len(element)))
-    pieces, at = [], 0
+    stretches, at = [], 0
     for i, (element, (start, end)) in enumerate(zip(record.elements, spans, strict=True)):
         start = max(start, at)
         if not text[start:end]:
-            pieces.append(Piece(element, i, chip=True))
+            stretches.append(Stretch(element, i, chip=True))
             continue
         # White space that a tokenizer counts to its word is not coloured, unless there is nothing else.
         bare = text[start:end].strip() or text[start:end]
         first = text.index(bare, start)
-        pieces += [Piece(text[at:first]), Piece(bare, i)]
+        stretches += [Stretch(text[at:first]), Stretch(bare, i)]
         at = first + len(bare)
-    return [*pieces, Piece(text[at:])]
+    return [*stretches, Stretch(text[at:])]
 
 
 def _output(record: Record, name: str, caption: str | None) -> Iterator[str]:
@@ -91,20 +91,20 @@ def _output(record: Record, name: str, caption: str | None) -> Iterator[str]:
     yield f'<article id="{plain(name)}">{_caption(record, caption)}'
     if record.error is not None:
         yield f'<p class="e">not explained: {marked(record.error)}</p>'
-    pieces = pieces_of(record)
+    stretches = stretches_of(record)
     names = [named(target) for target in record.target_names]
     if not names:
         yield _sentence(marked(record.text)) if record.text.strip() else ""
     elif len(names) == 1:
-        yield view(record, 0, pieces, names[0])
+        yield view(record, 0, stretches, names[0])
     else:
-        yield from _switch(record, name, pieces, names)
+        yield from _switch(record, name, stretches, names)
     yield "</article>"
 
 
-def _switch(record: Record, name: str, pieces: list[Piece], names: list[str]) -> Iterator[str]:
+def _switch(record: Record, name: str, stretches: list[Stretch], names: list[str]) -> Iterator[str]:
     """The targets, one of which is shown: at first the predicted one, where it is among them."""
-    what = "generated" if record.model_task is ModelTask.GENERATION else "target"
+    what = shown(record.model_task).targets
     first = record.target_names.index(record.predicted_label) if record.predicted_label in record.target_names else 0
     yield f'<div class="t" role="radiogroup" aria-label="{what}"><span class="q">{what}</span>'
     for t, target in enumerate(names):
@@ -115,7 +115,7 @@ def _switch(record: Record, name: str, pieces: list[Piece], names: list[str]) ->
             f'<input type="radio" name="{plain(name)}" id="{one}"{checked}>'
             f'<label for="{one}"><bdi>{marked(target)}</bdi>{also}</label><div class="v">'
         )
-        yield view(record, t, pieces, target)
+        yield view(record, t, stretches, target)
         yield "</div>"
     yield "</div>"
 
@@ -133,7 +133,7 @@ def _sentence(content: str) -> str:
     return f'<p class="s" lang="" dir="auto">{content}</p>'
 
 
-def view(record: Record, t: int, pieces: list[Piece], target: str, largest: float | None = None) -> str:
+def view(record: Record, t: int, stretches: list[Stretch], target: str, largest: float | None = None) -> str:
     """The text and its legend for one target.
 
     Args:
@@ -143,11 +143,10 @@ def view(record: Record, t: int, pieces: list[Piece], target: str, largest: floa
     errors = record.standard_error[t].tolist() if record.standard_error.numel() else [math.nan] * len(scores)
     if largest is None:
         largest = wording.largest_of(scores)
-    generates = record.model_task is ModelTask.GENERATION
-    own = len(scores) - len(record.attributions) + t if generates else -1
+    own = next((i for i, score in enumerate(scores) if math.isnan(score)), -1)  # what a target sees ends before itself
     signed = record.reduction == "sum"
     content = []
-    for text, i, chip in pieces:
+    for text, i, chip in stretches:
         if i is None:
             content.append(marked(text))
         elif math.isnan(scores[i]):
@@ -212,6 +211,6 @@ def _notes(record: Record, t: int) -> str:
     if record.truncated:
         notes.append("the text was cut to what the model takes")
     faint = ""
-    if record.model_task is ModelTask.GENERATION:
+    if bool(record.attributions[t].isnan().any()):
         faint = '; <span class="f">faint</span>: what the framed word could not see'
     return marked("; ".join(notes)) + faint

@@ -11,7 +11,7 @@ from fastshap.extras import needed
 from fastshap.output.record import Record
 from fastshap.output.render import wording
 from fastshap.output.visible import named, printable
-from fastshap.types import ModelTask
+from fastshap.tasks import shown
 
 # As in the terminal: blue supports the target, orange opposes it.
 FOR, AGAINST = "#2166de", "#d6600a"
@@ -22,8 +22,9 @@ def plot(record: Record, target: int, top: int, ax: Any) -> Any:
     """See :meth:`fastshap.AttributionOutput.plot`."""
     if record.error is not None:
         raise InvalidArgumentError(f"This text was not explained, so there is nothing to draw: {record.error}")
-    if record.model_task is ModelTask.GENERATION:
-        return _heat_map(record, ax)
+    axes = shown(record.model_task).map_axes
+    if axes is not None:
+        return _heat_map(record, axes, ax)
     scores = record.attributions[target]
     strongest = scores.abs().argsort(descending=True, stable=True)[: max(1, top)].sort().values
     errors = record.standard_error[target, strongest].nan_to_num(0)
@@ -64,8 +65,8 @@ def bars(names: list[str], values: torch.Tensor, below: torch.Tensor, above: tor
     return ax
 
 
-def _heat_map(record: Record, ax: Any) -> Any:
-    """(t, G): what each generated element drew on; what it could not see stays blank."""
+def _heat_map(record: Record, axes: tuple[str, str], ax: Any) -> Any:
+    """(t, G): what each target drew on; what it could not see stays blank."""
     rows, columns = record.attributions.shape
     ax = ax or _axes(figsize=(1.5 + 0.42 * columns, 1.6 + 0.36 * rows))
     largest = float(record.attributions.abs().nan_to_num(0).max()) or 1.0
@@ -75,8 +76,8 @@ def _heat_map(record: Record, ax: Any) -> Any:
     ax.set_yticks(range(rows), [label(name) for name in record.target_names])
     for text in (*ax.get_xticklabels(), *ax.get_yticklabels()):
         text.set_parse_math(False)
-    ax.set_ylabel("generated")
-    ax.set_xlabel("drew on")
+    ax.set_ylabel(axes[0])
+    ax.set_xlabel(axes[1])
     bar = ax.figure.colorbar(image, ax=ax)
     bar.set_label(printable(f"part of the {wording.explained(record)}"), parse_math=False)
     return ax

@@ -14,7 +14,6 @@ from rich.text import Text
 from fastshap.output.record import Record
 from fastshap.output.render import wording
 from fastshap.output.visible import named, printable
-from fastshap.types import ModelTask
 
 # Blue and orange: told apart by people who do not tell red from green.
 _FOR, _AGAINST = (33, 102, 222), (214, 96, 10)
@@ -108,6 +107,6 @@ def _legend(output: Record, coloured: bool) -> str:
     ]
     if output.truncated:
         parts.append("the text was cut to what the model takes")
-    if output.model_task is ModelTask.GENERATION:
+    if bool(output.attributions.isnan().any()):
         parts.append("each block shows what its target could see")
     return printable("; ".join(parts))

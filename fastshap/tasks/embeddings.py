@@ -1,0 +1,142 @@
+"""Whether a model computes the same from embeddings as from token ids: without that, gradients explain another function."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastshap.errors import FastshapError, UnsupportedModelError
+from fastshap.tasks.subject import Subject
+from fastshap.text.encode import Encoded
+
+_TEXTS = 3  # at most, on which ids and embeddings are compared, if the model fails on those before
+_RANDOM = 8  # tokens of the text by chance, the last that is tried
+_TABLES = ("hidden_size_per_layer_input", "ple_layer_ids")  # tell of embeddings per layer, in the names of transformers
+
+
+@torch.no_grad()
+def same_from_ids(subject: Subject, texts: Iterable[Encoded]) -> bool:
+    """Whether ids and their embeddings gave the same; tried on a text, on the next where that fails, on tokens by chance.
+
+    Raises:
+        UnsupportedModelError: they gave different logits, or the model never ran.
+    """
+    failed: UnsupportedModelError | None = None
+    for encoded in itertools.chain(itertools.islice(texts, _TEXTS), _random_text(subject)):
+        ids, inputs = subject.alone(encoded)
+        try:
+            with told(subject, "does not run on input_ids"):
+                right = subject.raw_logits(input_ids=ids, **inputs)
+            with told(subject, "does not run on inputs_embeds", by_ids(subject)):
+                x = subject.model.get_input_embeddings()(ids)
+                if not isinstance(x, Tensor):
+                    raise UnsupportedModelError(
+                        f"The input embeddings of {subject.model_name} give a {type(x).__name__}, and not one vector for each "
+                        "token."
+                    )
+                ours = subject.raw_logits(inputs_embeds=x.clone(), **inputs)
+        except UnsupportedModelError as error:
+            failed = failed or error
+            continue
+        if right.isnan().any():
+            continue  # of this text nothing can be told
+        if not near(ours, right):
+            raise _another_function(subject, float((ours - right).abs().max()), encoded)
+        return True
+    if failed is not None:
+        raise failed
+    return False
+
+
+def _another_function(subject: Subject, apart: float, encoded: Encoded) -> UnsupportedModelError:
+    pad: Any = subject.model.config.get_text_config().pad_token_id
+    hint = ""
+    if pad in encoded.input_ids:
+        hint = (
+            " A decoder that classifies may take the end-of-text token for padding: give it a padding token of its own."
+        )
+    return UnsupportedModelError(
+        by_ids(subject)
+        or f"{subject.model_name} computes something else from inputs_embeds than from input_ids (logits differ by "
+        f"{apart:.3g}), so its gradients would explain another function.{hint}"
+    )
+
+
+def by_ids(subject: Subject) -> str | None:
+    """Why a model with embeddings per layer cannot be explained."""
+    config = subject.model.config.get_text_config()
+    if not any(getattr(config, name, None) for name in _TABLES):
+        return None
+    return (
+        f"{subject.model_name} cannot be explained, since it looks tokens up by their ids in further tables (embeddings per "
+        "layer), and a point between two embeddings has no id. Models of its kind without these tables can be explained."
+    )
+
+
+@contextlib.contextmanager
+def told(subject: Subject, what: str, known: str | None = None) -> Iterator[None]:
+    """An error of the model as one of ours: that it does ``what``, or, where it is known, what is behind that."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, FastshapError):
+        raise
+    except Exception as error:
+        first = str(error).strip().split("\n")[0]
+        message = f"{subject.model_name} cannot be explained, since it {what}: {type(error).__name__}: {first}"
+        if getattr(subject.model.config, "is_encoder_decoder", False):
+            message = f"{message.rstrip('.')}. Use a classifier that is an encoder or a decoder alone."
+        raise UnsupportedModelError(known or message) from error
+
+
+@torch.no_grad()
+def reads_padding(subject: Subject, encoded: Encoded) -> bool:
+    """Whether a text with the model's own padding token means something else as ids than as embeddings.
+
+    A decoder that classifies the last token before the padding does so by the ids.
+    """
+    pad: Any = subject.model.config.get_text_config().pad_token_id
+    if pad is None or pad not in encoded.input_ids:
+        return False
+    ids, inputs = subject.alone(encoded)
+    try:
+        x = subject.model.get_input_embeddings()(ids)
+        ours, theirs = subject.raw_logits(inputs_embeds=x, **inputs), subject.raw_logits(input_ids=ids, **inputs)
+        return not theirs.isnan().any() and not near(ours, theirs)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return False  # whether the model runs at all is for the trial to say
+
+
+def _random_text(subject: Subject) -> list[Encoded]:
+    usable = subject.ordinary_tokens()
+    length = min(_RANDOM, subject.max_length() or _RANDOM)
+    ids = [usable[(7919 * i + 13) % len(usable)] for i in range(length)]
+    zeros = {name: [0] * length for name in subject.extra()}
+    return [
+        Encoded(
+            text="",
+            input_ids=ids,
+            special=[False] * length,
+            offsets=[(0, 0)] * length,
+            tokens=[""] * length,
+            words=[None] * length,
+            truncated=False,
+            extra=zeros,
+        )
+    ]
+
+
+def near(ours: Tensor, theirs: Tensor) -> bool:
+    """The same logits but for rounding, as a share of the largest. NaN agrees with nothing, infinity with itself."""
+    if ours.shape != theirs.shape:
+        return False
+    tolerance = max(1e-5, 4 * torch.finfo(ours.dtype).eps)
+    ours, theirs = ours.float(), theirs.float()
+    largest = theirs.abs().where(theirs.isfinite(), 0).max()
+    return bool(((ours == theirs) | ((ours - theirs).abs() <= tolerance * largest)).all())

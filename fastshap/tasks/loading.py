@@ -1,0 +1,57 @@
+"""A model with its tokenizer by its directory or name: what the command line and batch jobs begin with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastshap.errors import InvalidArgumentError, UnsupportedModelError, UntrainedHeadWarning
+from fastshap.models.default import load_default_model
+from fastshap.models.untrained import warn_of_untrained
+from fastshap.tasks.registry import all_tasks, explained_models
+
+
+def load_pair(model: str | None) -> tuple[Any, Any]:
+    """The model and tokenizer to explain, as the task loads them that the configuration's architecture belongs to.
+
+    Args:
+        model: a directory or hub id; None is the model inside the package.
+
+    Raises:
+        UnsupportedModelError: it holds a model of another kind.
+        InvalidArgumentError: it could not be loaded; the message says why.
+    """
+    if model is None:
+        return load_default_model()
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(model)
+        named = (config.architectures or ["unknown"])[0]
+        task = next((task for task in all_tasks() if task.is_named(named)), None)
+        if task is not None:
+            kind = getattr(transformers, task.auto_class)
+            found: Any = kind.from_pretrained(model, output_loading_info=True)
+            loaded, report = found
+            tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+            warn_of_untrained(loaded, {*report["missing_keys"], *map(str, report["mismatched_keys"])})
+            return loaded, tokenizer
+    except UntrainedHeadWarning:  # where warnings are errors
+        raise
+    except Exception as error:  # a damaged file fails in as many ways as there are file formats
+        raise InvalidArgumentError(
+            f"The model {model!r} could not be loaded. {_why_not_loaded(model, error)}"
+        ) from None
+    raise UnsupportedModelError(f"{model!r} holds a {named}; fastshap explains {explained_models()}.")
+
+
+def _why_not_loaded(model: str, error: Exception) -> str:
+    first = str(error).strip().split("\n")[0]
+    if Path(model).is_dir():
+        return f"The directory lacks something, or holds something else: {first}"
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        return "There is no such directory."
+    return (
+        "There is no such directory, and as a name on the model hub it was neither found in the local cache nor could it be "
+        f"downloaded (no network, an offline setting, a private model or a wrong name): {first}"
+    )

@@ -1,0 +1,112 @@
+"""Which tasks there are, and which is a model's."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fastshap.errors import InvalidArgumentError, InvalidTypeError, UnsupportedModelError
+from fastshap.models.untrained import newly_initialised, warn_of_untrained
+from fastshap.tasks.base import Shown, Task
+from fastshap.tasks.classification import ClassificationTask
+from fastshap.tasks.generation import GenerationTask
+from fastshap.tasks.subject import unwrapped
+from fastshap.types import ModelTask, name_of_task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_Kind = TypeVar("_Kind", bound=type[Task])
+
+_BUILT_IN: tuple[type[Task], ...] = (ClassificationTask, GenerationTask)
+_registered: list[type[Task]] = []
+
+# What a class does, by the ending of its name as Hugging Face gives them.
+_OTHERS = {
+    "ForMaskedLM": "fills in masked tokens",
+    "ForQuestionAnswering": "marks answers in a text",
+    "ForTokenClassification": "classifies tokens",
+    "ForMultipleChoice": "chooses among texts",
+    "ForNextSentencePrediction": "tells whether a sentence follows another",
+    "ForPreTraining": "is made for pre-training",
+    "Model": "gives hidden states and no scores",
+}
+
+
+def register(task: _Kind) -> _Kind:
+    """Adds a task from outside, for this process; also as a decorator of its class.
+
+    Tasks from outside are asked before the built-in ones whether a model is theirs, in the order in which they came.
+
+    Args:
+        task: a subclass of :class:`Task` with a ``name`` that no other has.
+
+    Returns:
+        The class.
+
+    Raises:
+        InvalidTypeError: it is no class of a task, or lacks something.
+        InvalidArgumentError: its name is taken, or holds more than small letters, digits and underscores.
+    """
+    if not (isinstance(task, type) and issubclass(task, Task)):
+        raise InvalidTypeError(f"register takes a subclass of fastshap.tasks.Task; got {task!r}.")
+    missing = [name for name in ("name", "class_endings", "explains") if not hasattr(task, name)]
+    missing += sorted(getattr(task, "__abstractmethods__", ())) if inspect.isabstract(task) else []
+    if missing:
+        raise InvalidTypeError(f"{task.__name__} lacks {', '.join(missing)}; see fastshap.tasks.Task.")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", task.name):
+        raise InvalidArgumentError(f"A task's name is of small letters, digits and underscores; got {task.name!r}.")
+    if task_named(task.name) is not None:
+        raise InvalidArgumentError(f"There is a task of the name {task.name!r} already; give yours another.")
+    _registered.append(task)
+    return task
+
+
+def all_tasks() -> tuple[type[Task], ...]:
+    """Those from outside first."""
+    return (*_registered, *_BUILT_IN)
+
+
+def task_named(name: str) -> type[Task] | None:
+    """The task of that name; None where none is registered in this process."""
+    return next((task for task in all_tasks() if task.name == name), None)
+
+
+def shown(model_task: ModelTask | str) -> Shown:
+    """How outputs of a task are shown; those of a task that is not registered, as any."""
+    task = task_named(name_of_task(model_task))
+    return Shown() if task is None else task.shown
+
+
+def has_classes(model_task: ModelTask | str) -> bool:
+    """Whether an output's targets are classes of the text, one for each name."""
+    task = task_named(name_of_task(model_task))
+    return task is not None and task.targets_are_classes
+
+
+def explained_models() -> str:
+    """What models there are tasks for."""
+    *others, last = [task.explains for task in all_tasks()]
+    return ", ".join(others) + (", and " if others else "") + last
+
+
+def task_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inference_mode: Any, seed: int = 0) -> Task:
+    """The task of a model: by its class's name, or by what it does.
+
+    Raises:
+        UnsupportedModelError: the model does something else.
+    """
+    own: Any = unwrapped(model)
+    name = type(own).__name__
+    makes = getattr(own, "output_modalities", ("text",))
+    for task in all_tasks() if "text" in makes else ():
+        if task.fits(own):
+            warn_of_untrained(own, newly_initialised(own))
+            return task(model, tokenizer, inference_mode, seed)
+    does = next((what for ending, what in _OTHERS.items() if name.endswith(ending)), "does something else")
+    if getattr(own.config, "is_encoder_decoder", False):
+        does = "is an encoder with a decoder"
+    if "text" not in makes:
+        does = f"makes {' and '.join(makes)}"
+    raise UnsupportedModelError(f"{name} {does}. fastshap explains {explained_models()}.")

@@ -1,0 +1,70 @@
+"""Texts to tokens that a given model can take."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from fastshap.errors import FastshapError, InvalidArgumentError
+from fastshap.tasks.subject import Subject, takes, unwrapped
+from fastshap.text import encode as tokenised
+from fastshap.text.encode import Encoded
+from fastshap.text.inputs import Tokens
+
+
+def encode(subject: Subject, sources: Sequence[Any], **options: Any) -> list[Encoded | FastshapError]:
+    """Tokenised texts; what is wrong with a text stands in its place, token ids unknown to the model too.
+
+    Args:
+        options: those of :func:`fastshap.text.encode.encode`.
+    """
+    checked = [_fit(subject, source) if isinstance(source, Tokens) else source for source in sources]
+    return [
+        unknown(subject, one.input_ids) or _without_foreign(subject, one) if isinstance(one, Encoded) else one
+        for one in tokenised.encode(subject.tokenizer, checked, **options)
+    ]
+
+
+def unknown(subject: Subject, ids: Sequence[int]) -> FastshapError | None:
+    """What is wrong with token ids that the model's embeddings do not reach."""
+    known = getattr(subject.model.get_input_embeddings(), "num_embeddings", None)
+    if known is None or max(ids, default=0) < known:
+        return None
+    return InvalidArgumentError(
+        f"Token id {max(ids)} lies outside the model's embedding table of {known} rows. Either the "
+        "tokenizer does not belong to this model, or tokens were added to it: then call "
+        "model.resize_token_embeddings(len(tokenizer))."
+    )
+
+
+def _fit(subject: Subject, source: Tokens) -> Tokens | FastshapError:
+    """Token ids that the model can take as they are."""
+    limit = subject.max_length()
+    if limit is not None and len(source.ids) > limit:
+        return InvalidArgumentError(
+            f"The text has {len(source.ids)} tokens and the model takes {limit}. Pass the string, which is cut to fit, or "
+            "cut the token ids where it makes sense."
+        )
+    accepted = set(inspect.signature(unwrapped(subject.model).forward).parameters) - {"labels"}
+    foreign = sorted(accepted.intersection(source.further))
+    if source.types is not None and any(source.types) and "token_type_ids" not in subject.tokenizer.model_input_names:
+        foreign.append("token_type_ids")
+    if not source.masked and subject.tokenizer.pad_token_id in (source.ids[:1] + source.ids[-1:]):
+        return InvalidArgumentError(
+            "A row of token ids begins or ends with the padding token, and there is no attention_mask to say what is "
+            "padding. Pass all that the tokenizer returns, or one list of ids for each text."
+        )
+    if foreign:
+        return InvalidArgumentError(
+            f"The mapping holds {', '.join(foreign)}, which the model takes and fastshap would lose; pass input_ids, "
+            "attention_mask and what else the tokenizer returns."
+        )
+    return unknown(subject, source.ids) or source
+
+
+def _without_foreign(subject: Subject, encoded: Encoded) -> Encoded:
+    """Leaves out what the tokenizer gives and the model does not take."""
+    extra = {name: values for name, values in encoded.extra.items() if takes(subject.model, name)}
+    return encoded if extra.keys() == encoded.extra.keys() else dataclasses.replace(encoded, extra=extra)
