@@ -278,7 +278,7 @@ def _lay_out(
     weights = np.concatenate([sample.weights[part] for sample, part in drawn])
     if (weights != 1).any():
         arrays["weights"] = weights
-    return length, int(-at.min()) if placed else 0, {name: cargo.add(array) for name, array in arrays.items()}
+    return length, int(-at.min(initial=0)) if placed else 0, {name: cargo.add(array) for name, array in arrays.items()}
 
 
 def _batch(

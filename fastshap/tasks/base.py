@@ -7,7 +7,7 @@ stands in :mod:`fastshap.tasks.layout`, what is known of it in :mod:`fastshap.ta
 from __future__ import annotations
 
 import copy
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
@@ -80,7 +80,7 @@ class Predict(Protocol):
         """
 
 
-class Task(Subject):
+class Task(Subject, ABC):
     """Turns texts and targets into what the engine works on, and model outputs into scores (R, T).
 
     Attributes:

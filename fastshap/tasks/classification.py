@@ -62,10 +62,6 @@ class ClassificationTask(Task):
         """The model's labels, or their number, may be others than for the texts before."""
         vars(self).pop("labels", None)
 
-    def logits_of(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
-        logits: Tensor = model(**inputs).logits
-        return logits
-
     def logits_in_company(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
         with _padding_token_named(model):
             return self.logits_of(model, inputs)

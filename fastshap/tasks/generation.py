@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -92,8 +91,12 @@ class GenerationTask(Task):
         mode, way = self.inference_mode, None
         with as_written(self.model):
             known = isinstance(mode, InferenceModes)  # what a callable does may hang on anything
-            with contextlib.suppress(torch.OutOfMemoryError):  # not tried again by this explainer
+            try:
                 way = self.found(("way", mode), self._shortest_way) if known else self._shortest_way()
+            except FastshapError:
+                raise
+            except Exception:
+                pass  # no room, or what fails on texts too and is said of them; not tried again by this explainer
             self._way = way or full_logits
         self._tried_head = (head_of(self.model),)
 

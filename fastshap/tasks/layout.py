@@ -50,7 +50,7 @@ def find_layout(subject: Subject, texts: Iterable[Encoded]) -> Layout | None:
             "depend on the texts before. Load it with attention_type='original_full'."
         )
     sizes = lengths(subject.model.config, subject.max_length())
-    with as_written(subject.model):
+    with as_written(subject.model), told(subject, "fails where it is tried"):
         layout = None
         if subject.found("embeddings", lambda: same_from_ids(subject, texts) or None):
             fits = False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 _Found = TypeVar("_Found")
 
 
-class Subject(ABC):
+class Subject:
     """A model with its tokenizer, as a task runs it."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -57,7 +56,6 @@ class Subject(ABC):
 
     # What a task says of its models
 
-    @abstractmethod
     def logits_of(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
         """The logits of ``model`` for its keyword arguments: (R, classes), or (R, L, classes) for a row at each token.
 
@@ -65,14 +63,14 @@ class Subject(ABC):
             model: the model, a view of it, or a copy on another device.
             inputs: input_ids or inputs_embeds (R, L, D), attention_mask (R, L) where there is padding, and further ones.
         """
+        logits: Tensor = model(**inputs).logits
+        return logits
 
     def logits_in_company(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
         """:meth:`logits_of` where ``inputs`` may have several rows; for models that then need to be told more."""
         return self.logits_of(model, inputs)
 
-    def check_model(  # noqa: B027  # a task need not check
-        self, forward: ToLogits, z: Tensor, inputs: Mapping[str, Tensor], plain: Ran, judge: Judge
-    ) -> None:
+    def check_model(self, forward: ToLogits, z: Tensor, inputs: Mapping[str, Tensor], plain: Ran, judge: Judge) -> None:
         """Called while the model is tried: raises UnsupportedModelError where it is not what its class name promises.
 
         Args:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "fastshap"
 
@@ -24,8 +26,11 @@ def modules():
 
 def imported(path, module):
     """Absolute names of everything a file imports, whether at its top or inside a function."""
-    is_package = path.name == "__init__.py"
-    for node in ast.walk(ast.parse(path.read_text())):
+    return imported_names(ast.parse(path.read_text()), module, path.name == "__init__.py")
+
+
+def imported_names(tree, module, is_package=False):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -68,6 +73,59 @@ def test_no_test_module_imports_another():
     for path in files:
         wanted = {piece for name in imported(path, path.stem) for piece in name.split(".")}
         assert not wanted & modules, f"{path.relative_to(ROOT)} imports {wanted & modules}"
+
+
+# What a task answers: nothing outside fastshap/tasks/ may decide by it. Attributes, and what getattr is asked for.
+DECIDING = {"generates", "is_generation", "is_classification", "prompt_length", "labels"}
+ENDINGS = ("ForSequenceClassification", "ForCausalLM", "LMHeadModel", "ForMaskedLM")
+# The enumeration itself, and the public names.
+NAMING = {"fastshap.types", "fastshap"}
+KINDS = {"fastshap.tasks.classification", "fastshap.tasks.generation"}
+
+
+def decisions(source, module):
+    """What a file decides by the kind of task, where it should ask the task."""
+    tree = ast.parse(source)
+    texts = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
+    texts |= {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in ast.walk(tree):
+        name = getattr(node, "attr", None)
+        value = node.value if isinstance(node, ast.Constant) and id(node) not in texts else None
+        if name in DECIDING or value in DECIDING:
+            yield name or value
+        elif isinstance(value, str) and (value in ("classification", "generation") or value.endswith(ENDINGS)):
+            yield value
+        elif isinstance(node, ast.Attribute) and getattr(node.value, "id", None) == "ModelTask":
+            yield f"ModelTask.{node.attr}"
+    for name in imported_names(tree, module):
+        if any(name == kind or name.startswith(f"{kind}.") for kind in KINDS):
+            yield name
+
+
+def test_only_tasks_decide_by_the_kind_of_task():
+    outside = [(module, path) for module, path in modules() if not module.startswith("fastshap.tasks")]
+    assert len(outside) > 80
+    for module, path in outside:
+        if module not in NAMING:
+            found = list(decisions(path.read_text(), module))
+            assert not found, f"{module} decides by {found}; ask the task (docs/how-it-works.md)"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "if output.model_task is ModelTask.GENERATION: pass",
+        "x = hasattr(task, 'labels')",
+        "encoded.prompt_length",
+        "grouping.generates",
+        "named.endswith('ForCausalLM')",
+        "task.name == 'generation'",
+        "from fastshap.tasks.generation import GenerationTask",
+        "import fastshap.tasks.classification",
+    ],
+)
+def test_decisions_are_found(source):
+    assert list(decisions(source, "fastshap.cli.explain"))
 
 
 def test_kernels_import_nothing_of_fastshap():
