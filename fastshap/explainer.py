@@ -275,7 +275,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         with self._desk.at_work() as model, self.task.running_on(model):
             self._try_model(self.task.readable(tokenised))
             prepared = self.task.prepare(tokenised, targets, self._predict, options, lambda: progress.add(_GENERATING))
-            prepared = [self._with_fitting_baseline(one) for one in prepared]
+            prepared = [self._with_fitting_baseline(_with_targets(one)) for one in prepared]
             self._raise_first(prepared, first)
             good = [one for one in prepared if isinstance(one, Prepared)]
             self._warn_of_truncation(good)
@@ -507,6 +507,12 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
                 "more; their outputs have truncated=True. Split long texts to explain all of them.",
                 TruncationWarning,
             )
+
+
+def _with_targets(one: Prepared | FastshapError) -> Prepared | FastshapError:
+    if isinstance(one, Prepared) and not len(one.targets):
+        return InvalidArgumentError("The text has no target; there is nothing to explain.")
+    return one
 
 
 def _finite(scored: _Scored) -> _Scored | NonFiniteError:

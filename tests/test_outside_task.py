@@ -148,6 +148,23 @@ def test_targets_as_given(registered, pair):
         explainer(TEXTS[0], generation_kwargs={"max_new_tokens": 3})
 
 
+def test_a_text_without_targets(registered, pair, monkeypatch):
+    """Whatever a task makes of it."""
+    placed = FillingIn._placed
+
+    def anywhere(self, encoded, words):
+        found = placed(self, encoded, words)
+        return (
+            (encoded, torch.zeros(0, dtype=torch.int64), words) if isinstance(found, fastshap.FastshapError) else found
+        )
+
+    monkeypatch.setattr(FillingIn, "_placed", anywhere)
+    explainer = fastshap.GradientShap(*pair, n_perturbations=N, on_error="record")
+    outputs = explainer([TEXTS[0], "nothing"])
+    assert outputs[0].error is None
+    assert outputs[1].error == "InvalidArgumentError: The text has no target; there is nothing to explain."
+
+
 def test_files_and_what_comes_of_them(registered, pair, tmp_path, monkeypatch):
     (output,) = fastshap.GradientShap(*pair, "auto", n_perturbations=N)(TEXTS[1])
     assert output.model_task == "filling_in"

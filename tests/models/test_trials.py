@@ -305,6 +305,36 @@ class MixedForSequenceClassification(BertForSequenceClassification):
         return out
 
 
+def test_the_trial_comes_before_the_model_writes_or_predicts(default_pair, monkeypatch):
+    """A model that cannot be explained is refused before it does any work."""
+    tokenizer = default_pair[1]
+    model = BertLMHeadModel(BertConfig(vocab_size=len(tokenizer), **SIZES)).eval()
+    done = []
+    monkeypatch.setattr(model, "generate", lambda *a, **k: done.append("written"), raising=False)
+    monkeypatch.setattr(fastshap.GradientShap, "_predict", lambda *a: done.append("predicted"))
+    with pytest.raises(fastshap.UnsupportedModelError, match="not causal"):
+        fastshap.GradientShap(model, tokenizer)("not good")
+    mixed = MixedForSequenceClassification(BertConfig(vocab_size=len(tokenizer), **SIZES)).eval()
+    with pytest.raises(fastshap.UnsupportedModelError, match="beside a second one than alone"):
+        fastshap.GradientShap(mixed, tokenizer)("not good")
+    assert done == []
+
+
+class AloneForSequenceClassification(BertForSequenceClassification):
+    """Takes one row at a time."""
+
+    def forward(self, input_ids=None, inputs_embeds=None, **inputs):
+        if len(inputs_embeds if input_ids is None else input_ids) > 1:
+            raise RuntimeError("one at a time")
+        return super().forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **inputs)
+
+
+def test_a_model_that_fails_where_it_is_tried(bert_pair):
+    model = AloneForSequenceClassification(bert_pair[0].config).eval()
+    with pytest.raises(fastshap.UnsupportedModelError, match="fails where it is tried: RuntimeError: one at a time"):
+        fastshap.GradientShap(model, bert_pair[1])(TEXTS[0], 1)
+
+
 def test_models_whose_rows_mix_are_refused(bert_pair):
     model = MixedForSequenceClassification(bert_pair[0].config).eval()
     with pytest.raises(fastshap.UnsupportedModelError, match="beside a second one than alone"):
