@@ -69,7 +69,7 @@ class CustomMode:
 
 
 class ModelTask(Enum):
-    """What the explained model does."""
+    """What the explained model does. A task that was registered from outside has no member: outputs name it as a string."""
 
     CLASSIFICATION = "classification"
     GENERATION = "generation"

@@ -12,7 +12,8 @@ from fastshap.cli import app
 from fastshap.output.render.page import article
 from fastshap.reference import normals
 from fastshap.sampling import draw_samples
-from fastshap.tasks import Prepared, Scope, Shown, Task, registry
+from fastshap.tasks import Encoded, Prepared, Scope, Shown, Task, registry
+from fastshap.text.groups import Grouping, reduce_samples
 
 TEXTS = [
     "A gorgeous, [MASK] film.",
@@ -186,6 +187,46 @@ def test_files_and_what_comes_of_them(registered, pair, tmp_path, monkeypatch):
     assert article(back, "t") == page.replace("filled in", "target")
     with pytest.raises(fastshap.UnsupportedModelError, match="fills in masked tokens"):
         fastshap.reproduce(back, *pair)
+
+
+def grouping(strategy, scope, joins=False):
+    """Five tokens, the first of no element, in three words."""
+    encoded = Encoded(
+        "a bb c", [0, 1, 2, 3, 4], [True] + [False] * 4, [(0, 0)] * 5, [""] * 5, [None, 0, 1, 1, 2], False
+    )
+    given = ([[1], [2, 3], [4]], ["a", "bb", "c"])
+    kind = fastshap.GranularityAggregationStrategy[strategy]
+    return Grouping(encoded, fastshap.Granularity.WORD, kind, joins=joins, given=given, scope=scope)
+
+
+HIDDEN = torch.tensor([[0, 1, 0, 0, 0], [0, 0, 0, 1, 0], [1, 0, 0, 0, 1], [0, 0, 0, 0, 0]]).bool()
+
+
+def test_what_a_scope_hides_is_nan_and_stays_in_the_total():
+    """Any tokens of any target, in any order: an element with a hidden token is hidden."""
+    tokens = torch.randn(4, 5)
+    its = grouping("SUM", Scope(torch.tensor([3, 1, 4, 1]), HIDDEN))
+    scores = its.reduce(tokens)
+    assert scores.isnan().tolist() == [[True, False, False], [False, True, False], [False, False, True], [False] * 3]
+    torch.testing.assert_close(scores[3], torch.stack([tokens[3, 1], tokens[3, 2:4].sum(), tokens[3, 4]]))
+    torch.testing.assert_close(scores.nansum(1) + its.unassigned(tokens), tokens.sum(1))
+    samples = torch.randn(4, 2, 5)
+    assert torch.equal(reduce_samples([its], samples).isnan(), scores.isnan()[:, None].expand(-1, 2, -1))
+    assert its.names(["w", "x", "y", "z"]) == ["w", "x", "y", "z"]
+
+
+@pytest.mark.parametrize("joins", [False, True])
+def test_targets_that_are_tokens_are_grouped_as_these_are(joins):
+    """Not the last ones, and not in order: tokens 3, 1 and 2 form the words bb and a."""
+    tokens = torch.randn(3, 5)
+    its = grouping("SUM", Scope(own=[3, 1, 2]), joins)
+    assert its.names([]) == ["a", "bb"]
+    given = tokens if its.joined is None else its.joined @ tokens
+    assert (its.joined is not None) is joins
+    rows = torch.stack([tokens[1], tokens[0] + tokens[2]])
+    right = torch.stack([rows[:, 1], rows[:, 2:4].sum(1), rows[:, 4]], 1)
+    torch.testing.assert_close(its.reduce(given), right)
+    torch.testing.assert_close(its.reduce(given).sum(1) + its.unassigned(given), rows.sum(1))
 
 
 @pytest.mark.parametrize("places", [[[1]], [[1, 2, 3]], [[1, 99]], [[-1, 2]]])

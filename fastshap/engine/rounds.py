@@ -94,8 +94,8 @@ class Rounds:
                     at_text[i], value = value[-1], value[:-1]
                 baselines[i].append(value)
         return [
-            its.tokens.sum(1) - (whole - torch.cat(values).mean(0))
-            for its, whole, values in zip(running, at_text, baselines, strict=True)
+            its.tokens.sum(1) - (own - torch.cat(values).mean(0))
+            for its, own, values in zip(running, at_text, baselines, strict=True)
         ]
 
 

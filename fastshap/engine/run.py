@@ -78,8 +78,8 @@ def token_scores(
                 if piece.hi == len(samples[piece.item].alphas):
                     complete.append(piece.item)
         # A text's samples are put together before anything is summed, so that the order never depends on the batches.
-        whole = [(item, parts.pop(item)) for item in complete]
-        yield [(item, part[0] if len(part) == 1 else torch.cat(part, 1)) for item, part in whole]
+        collected = [(item, parts.pop(item)) for item in complete]
+        yield [(item, part[0] if len(part) == 1 else torch.cat(part, 1)) for item, part in collected]
 
 
 def evaluate(

@@ -18,10 +18,10 @@ from fastshap.engine.packing import Call
 from fastshap.engine.run import Forward
 from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError
 from fastshap.tasks import layout, tokens
-from fastshap.tasks.layout import Layout
+from fastshap.tasks.layout import Sharing
 from fastshap.tasks.subject import Subject, unwrapped
 from fastshap.text.encode import Encoded
-from fastshap.text.groups import WHOLE, Scope
+from fastshap.text.groups import TEXT, Scope
 from fastshap.types import ModelTask, model_task_of
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Prepared:
     targets: Tensor  # (T,) int64
     target_names: list[str]  # a label each, or a token each
     prediction: Prediction = NO_PREDICTION
-    scope: Scope = WHOLE
+    scope: Scope = TEXT
 
 
 @dataclass(frozen=True)
@@ -260,7 +260,7 @@ class Task(Subject, ABC):
         """How outputs name the task: its member, or for a task from outside its name."""
         return model_task_of(self.name)
 
-    def layout(self, texts: Iterable[Encoded]) -> Layout | None:
+    def layout(self, texts: Iterable[Encoded]) -> Sharing | None:
         """See :func:`fastshap.tasks.layout.find_layout`."""
         return layout.find_layout(self, texts)
 
@@ -271,8 +271,8 @@ class Task(Subject, ABC):
             self._refreshed_for = self.state()
 
     def encode(self, sources: Sequence[Any], **options: Any) -> list[Encoded | FastshapError]:
-        """See :func:`fastshap.tasks.tokens.encode`."""
-        return tokens.encode(self, sources, **options)
+        """See :func:`fastshap.tasks.tokens.encode_for`."""
+        return tokens.encode_for(self, sources, **options)
 
     def transformed(self, logits: Tensor) -> Tensor:
         """The scores that the inference mode makes of logits (..., classes); of the same shape."""

@@ -215,7 +215,7 @@ class ClassificationTask(Task):
 
     def serves_all(self, targets: Any) -> bool:
         """A class, by number or label, or "all"."""
-        return isinstance(targets, str) or _is_whole(targets)
+        return isinstance(targets, str) or _is_number(targets)
 
     def split_targets(self, targets: Any, count: int) -> list[list[Any]] | None:
         """None, one class or "all" for every text, a list of these (or of lists of these), or a tensor (n,) or (n, t).
@@ -284,7 +284,7 @@ class ClassificationTask(Task):
         labels = self.labels
         if isinstance(target, str) and target in labels:
             return labels.index(target)
-        if not isinstance(target, str) and not _is_whole(target):
+        if not isinstance(target, str) and not _is_number(target):
             raise InvalidTypeError(f"A target class is a number or a label; got {target!r}.")
         if not isinstance(target, str) and 0 <= operator.index(target) < len(labels):
             return operator.index(target)
@@ -300,7 +300,7 @@ def _row(target: Any) -> list[Any]:
     return list(target) if isinstance(target, list | tuple) else [target]
 
 
-def _is_whole(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     if isinstance(value, bool | np.bool_) or (isinstance(value, Tensor) and value.dtype == torch.bool):
         return False
     try:

@@ -196,15 +196,17 @@ class GenerationTask(Task):
         ]
         endings = self.encode(spaced, max_length=None, add_special_tokens=False)
         # Tokenised together, the two read as the tokenizer reads any text.
-        wholes = iter(self._prompts([s + e for s, e, both in zip(sources, spaced, texts, strict=True) if both]))
+        joint = iter(self._prompts([s + e for s, e, both in zip(sources, spaced, texts, strict=True) if both]))
         found = []
         for source, prompt, given, ending, both in zip(sources, prompts, spaced, endings, texts, strict=True):
-            whole = next(wholes) if both else None
+            spelled = next(joint) if both else None
             if isinstance(ending, FastshapError):
                 ending = type(ending)(f"The target cannot be used. {ending}")
             elif isinstance(given, str) and isinstance(prompt, Encoded):
-                whole = whole if isinstance(whole, Encoded) and goes_on(prompt, whole) else None
-                ending = after(whole, len(prompt)) if whole else self._behind(prompt, given, ending)
+                if isinstance(spelled, Encoded) and goes_on(prompt, spelled):
+                    ending = after(spelled, len(prompt))
+                else:
+                    ending = self._behind(prompt, given, ending)
             found.append(self._prepared(source, prompt, ending))
         return found
 

@@ -22,7 +22,7 @@ _COMPANY = (0.4, 1.5, 0.8)  # sizes of the rows beside which a row has to come o
 _LOCAL = ("window", "kernel", "chunk", "block", "local", "stride")  # in the names of such sizes
 
 
-class Layout(NamedTuple):
+class Sharing(NamedTuple):
     """How rows of several texts may share a model call."""
 
     padding_side: str | None  # None: only rows of one length may
@@ -30,10 +30,10 @@ class Layout(NamedTuple):
     in_place: bool = False  # the model writes into its inputs_embeds, so it gets a copy
 
 
-PLAIN = Layout(None, False)
+NOTHING_SHARED = Sharing(None, False)
 
 
-def find_layout(subject: Subject, texts: Iterable[Encoded]) -> Layout | None:
+def find_layout(subject: Subject, texts: Iterable[Encoded]) -> Sharing | None:
     """Tries the model: where may padding stand, and the mask be missing, without changing what it computes?
 
     The texts decide nothing but whether the model computes the same from ids as from embeddings.
@@ -63,7 +63,7 @@ def find_layout(subject: Subject, texts: Iterable[Encoded]) -> Layout | None:
     return layout
 
 
-def _in_little_room(subject: Subject, sizes: Sequence[int]) -> Layout | None:
+def _in_little_room(subject: Subject, sizes: Sequence[int]) -> Sharing | None:
     """Where the trial does not fit into the device's memory: less is tried, on fewer tokens, and rows share less.
 
     It is not remembered for other explainers, as there may be more room by then.
@@ -71,11 +71,11 @@ def _in_little_room(subject: Subject, sizes: Sequence[int]) -> Layout | None:
     for size in sorted(sizes, reverse=True)[1:]:
         with _if_there_is_room():
             found = _layout(subject, [size], _COMPANY[:1])
-            return None if found is None else PLAIN._replace(in_place=found.in_place)
-    return PLAIN
+            return None if found is None else NOTHING_SHARED._replace(in_place=found.in_place)
+    return NOTHING_SHARED
 
 
-def _layout(subject: Subject, sizes: Sequence[int], company: Sequence[float] = _COMPANY) -> Layout | None:
+def _layout(subject: Subject, sizes: Sequence[int], company: Sequence[float] = _COMPANY) -> Sharing | None:
     """How rows may share a call, found with points of so many tokens each, shortest first."""
     extra = subject.extra()
     z = points(subject.model, [*sizes, *[sizes[-1]] * len(company)], subject.ordinary_tokens())
@@ -107,7 +107,7 @@ def _layout(subject: Subject, sizes: Sequence[int], company: Sequence[float] = _
     if not judge.spread:
         return None
     maskless = _maskless(subject, forward, torch.cat([z[-1], *others]), together, judge)
-    return Layout(_side(subject, forward, z, alone, judge), maskless, in_place)
+    return Sharing(_side(subject, forward, z, alone, judge), maskless, in_place)
 
 
 def _side(subject: Subject, forward: ToLogits, z: Sequence[Tensor], alone: Sequence[Ran], judge: Judge) -> str | None:

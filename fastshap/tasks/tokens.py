@@ -9,12 +9,11 @@ from typing import Any
 
 from fastshap.errors import FastshapError, InvalidArgumentError
 from fastshap.tasks.subject import Subject, takes, unwrapped
-from fastshap.text import encode as tokenised
-from fastshap.text.encode import Encoded
+from fastshap.text.encode import Encoded, encode
 from fastshap.text.inputs import Tokens
 
 
-def encode(subject: Subject, sources: Sequence[Any], **options: Any) -> list[Encoded | FastshapError]:
+def encode_for(subject: Subject, sources: Sequence[Any], **options: Any) -> list[Encoded | FastshapError]:
     """Tokenised texts; what is wrong with a text stands in its place, token ids unknown to the model too.
 
     Args:
@@ -23,7 +22,7 @@ def encode(subject: Subject, sources: Sequence[Any], **options: Any) -> list[Enc
     checked = [_fit(subject, source) if isinstance(source, Tokens) else source for source in sources]
     return [
         unknown(subject, one.input_ids) or _without_foreign(subject, one) if isinstance(one, Encoded) else one
-        for one in tokenised.encode(subject.tokenizer, checked, **options)
+        for one in encode(subject.tokenizer, checked, **options)
     ]
 
 

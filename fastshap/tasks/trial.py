@@ -41,8 +41,8 @@ class Ran(NamedTuple):
 
     def tells(self) -> bool:
         """Whether anything can be compared with this: finite, and hanging on the text."""
-        whole = bool(self.gradients.isfinite().all()) and not bool(self.logits.isnan().any())
-        return whole and bool((self.gradients != 0).any())
+        finite = bool(self.gradients.isfinite().all()) and not bool(self.logits.isnan().any())
+        return finite and bool((self.gradients != 0).any())
 
 
 def ran(forward: ToLogits, z: Tensor, inputs: Mapping[str, Tensor], real: Tensor | None = None) -> Ran:

@@ -99,7 +99,7 @@ def _with_content(encoded: Encoded) -> Encoded | FastshapError:
 
 
 def _encode_fast(tokenizer: PreTrainedTokenizerBase, texts: list[str], options: dict[str, Any]) -> list[Encoded]:
-    batch = tokenizer(texts, return_offsets_mapping=True, **options)
+    rows = tokenizer(texts, return_offsets_mapping=True, **options)
     return [
         Encoded(
             text=text,
@@ -109,23 +109,23 @@ def _encode_fast(tokenizer: PreTrainedTokenizerBase, texts: list[str], options: 
             tokens=list(encoding.tokens),
             words=_numbered(encoding.word_ids, encoding.special_tokens_mask),
             truncated=bool(encoding.overflowing),
-            extra=_extra(batch, i),
+            extra=_extra(rows, i),
         )
-        for i, (text, encoding) in enumerate(zip(texts, batch.encodings, strict=True))
+        for i, (text, encoding) in enumerate(zip(texts, rows.encodings, strict=True))
     ]
 
 
 def _encode_slow(tokenizer: PreTrainedTokenizerBase, texts: list[str], options: dict[str, Any]) -> list[Encoded]:
-    batch = tokenizer(texts, **options)
+    rows = tokenizer(texts, **options)
     encoded = []
     for i, text in enumerate(texts):
-        ids = list(batch["input_ids"][i])
-        special = [bool(flag) for flag in batch["special_tokens_mask"][i]]
+        ids = list(rows["input_ids"][i])
+        special = [bool(flag) for flag in rows["special_tokens_mask"][i]]
         truncated = False
         if len(ids) == options.get("max_length"):
-            whole = tokenizer(text, add_special_tokens=options["add_special_tokens"], verbose=False)
-            truncated = len(whole["input_ids"]) > len(ids)
-        one = _from_ids(tokenizer, ids, special, _extra(batch, i), truncated)
+            uncut = tokenizer(text, add_special_tokens=options["add_special_tokens"], verbose=False)
+            truncated = len(uncut["input_ids"]) > len(ids)
+        one = _from_ids(tokenizer, ids, special, _extra(rows, i), truncated)
         aligned = align(text, one.text, [span for span, flag in zip(one.offsets, special, strict=True) if not flag])
         if aligned is not None:
             found = iter(aligned)
@@ -214,8 +214,8 @@ def _numbered(word_ids: Sequence[int | None], special: Sequence[int]) -> list[in
     return numbers
 
 
-def _extra(batch: BatchEncoding, i: int) -> dict[str, list[int]]:
-    return {name: list(batch[name][i]) for name in EXTRA if name in batch}
+def _extra(rows: BatchEncoding, i: int) -> dict[str, list[int]]:
+    return {name: list(rows[name][i]) for name in EXTRA if name in rows}
 
 
 def _replaced(encoded: Encoded, **changes: Any) -> Encoded:

@@ -51,7 +51,7 @@ class Scope:
     own: Sequence[int] | None = None
 
 
-WHOLE = Scope()  # the text as a whole: one row of scores, which depends on all tokens
+TEXT = Scope()  # the text as a whole: one row of scores, which depends on all tokens
 
 
 class Grouping:
@@ -76,7 +76,7 @@ class Grouping:
         backend: str = "auto",
         joins: bool = False,
         given: tuple[list[list[int]], list[str]] | None = None,
-        scope: Scope = WHOLE,
+        scope: Scope = TEXT,
     ) -> None:
         self.encoded = encoded
         self.strategy = strategy.value

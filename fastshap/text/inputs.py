@@ -39,7 +39,7 @@ Source = str | Tokens
 
 def is_one_text(model_inputs: Any) -> bool:
     """Whether it is a single text, not a list of texts."""
-    return isinstance(model_inputs, str) or (_is_ids(model_inputs) and not _is_batch(model_inputs))
+    return isinstance(model_inputs, str) or (_is_ids(model_inputs) and not _has_rows(model_inputs))
 
 
 def sources(model_inputs: Any, or_none: bool = False) -> Iterator[Any]:
@@ -160,7 +160,7 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def _is_batch(value: Any) -> bool:
+def _has_rows(value: Any) -> bool:
     return getattr(value, "ndim", 1) == 2
 
 
