@@ -17,13 +17,14 @@ from fastshap.errors import (
     WorkerDiedError,
 )
 from fastshap.explainer import GradientShap
-from fastshap.jobs.batch import BatchExplainer
+from fastshap.jobs.table import BatchExplainer
 from fastshap.models.default import load_default_model
 from fastshap.models.provenance import Provenance
 from fastshap.one_call import explain
 from fastshap.output.comparison import ComparedColumn, ComparedElement, Comparison, compare
-from fastshap.output.files import read_jsonl, read_parquet, to_arrow, write_csv, write_html, write_jsonl, write_parquet
+from fastshap.output.files import read_jsonl, write_csv, write_html, write_jsonl
 from fastshap.output.output import AttributionOutput, AttributionOutputs
+from fastshap.output.parquet import read_parquet, to_arrow, write_parquet
 from fastshap.output.summary import Lean, Summary, summarize
 from fastshap.reproduction import Reproduction, reproduce
 from fastshap.types import Granularity, GranularityAggregationStrategy, InferenceModes, ModelTask

@@ -9,7 +9,16 @@ import warnings
 
 
 class FastshapError(Exception):
-    """Base class of fastshap's errors."""
+    """Base class of fastshap's errors.
+
+    What a program needs to know stands in the class and in fields; the message is for people.
+
+    Attributes:
+        text_index: the number of the text that the error belongs to, from 0 on, in the order they were passed in; None where
+            it concerns the model, a parameter or the call as a whole.
+    """
+
+    text_index: int | None = None
 
 
 class InvalidArgumentError(FastshapError, ValueError):
@@ -51,11 +60,23 @@ class MissingPackageError(FastshapError, ImportError):
 class JobError(FastshapError, RuntimeError):
     """A batch job cannot begin, continue or end well. The message says what to do.
 
+    Args:
+        message: for people.
+        final: the same job with ``resume=True`` would end the same way, so that more is needed than that.
+
     Attributes:
         begun: whether the job had begun, so that rows may have been written.
+        resumable: whether what was explained is kept and the same job with ``resume=True`` continues.
     """
 
-    begun = False
+    def __init__(self, message: str = "", *, final: bool = False) -> None:
+        super().__init__(message)
+        self.begun = False
+        self._final = final
+
+    @property
+    def resumable(self) -> bool:
+        return self.begun and not self._final
 
 
 class WorkerDiedError(JobError):
@@ -72,6 +93,11 @@ class SharedModelWarning(UserWarning):
 
 class UntrainedHeadWarning(UserWarning):
     """The model's checkpoint lacks weights that the task needs, so they are random: what is explained was never learned."""
+
+
+def recorded(error: Exception) -> str:
+    """An error as outputs and columns hold it: the name of its class, a colon, and its message."""
+    return f"{type(error).__name__}: {error}"
 
 
 def warn(message: str, category: type[Warning], again: bool = False) -> None:

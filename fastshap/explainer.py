@@ -467,15 +467,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
         )
 
     def _failed(self, error: FastshapError, text: str) -> AttributionOutput:
-        return AttributionOutput(
-            attributions=torch.zeros(0, 0, device="cpu"),
-            elements=[],
-            model_inputs_to_explain=_model_inputs(None),
-            targets=torch.zeros(0, dtype=torch.int64, device="cpu"),
-            error=f"{type(error).__name__}: {error}",
-            text=text,
-            **self._common(),
-        )
+        return AttributionOutput.failed(error, text, **self._common())
 
     def _common(self) -> dict[str, Any]:
         return {"model_task": self.task.model_task, "settings": self.settings, "provenance": self._provenance}
@@ -497,7 +489,9 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer):
             return
         for i, result in enumerate(results):
             if isinstance(result, FastshapError):
-                raise type(result)(f"Text {first + i}: {result}") from result.__cause__
+                error = type(result)(f"Text {first + i}: {result}")
+                error.text_index = first + i
+                raise error from result.__cause__
 
     def _warn_of_truncation(self, prepared: Sequence[Prepared]) -> None:
         if not self._truncation_warned and any(one.encoded.truncated for one in prepared):
@@ -610,13 +604,11 @@ def _item(encoded: Encoded, targets: Tensor, positions: Tensor | None, joined: T
     )
 
 
-def _model_inputs(encoded: Encoded | None, positions: Tensor | None = None) -> BatchEncoding:
+def _model_inputs(encoded: Encoded, positions: Tensor | None = None) -> BatchEncoding:
     from transformers import (
         BatchEncoding,
     )  # here, so that importing fastshap loads no more of transformers than it must
 
-    if encoded is None:
-        return BatchEncoding({})
     data = {
         "input_ids": torch.tensor([encoded.input_ids], device="cpu"),
         "attention_mask": torch.ones(1, len(encoded), dtype=torch.int64, device="cpu"),

@@ -147,8 +147,7 @@ def explain(
             else:
                 _write_page(results(), html)
         except FastshapError as error:
-            # A text's own error names the text; any other concerns the model or the options.
-            _fail(str(error), 1 if str(error).startswith("Text ") else 2)
+            _fail(str(error), 2 if error.text_index is None else 1)
         except OSError as error:
             if error.errno == errno.EPIPE:  # the reader has seen enough
                 raise

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -90,48 +89,31 @@ def verify(
 
     Exit code: 0 if every row is there exactly once, 1 if not, 2 if there is nothing to compare.
     """
+    from fastshap import jobs
     from fastshap.errors import FastshapError
-    from fastshap.jobs.verify import verify as compare
 
     try:
-        verdict = compare(output, source)
+        verdict = jobs.verify(output, source)
     except FastshapError as error:
-        _fail(error, 2)
+        _fail(str(error), 2)
     _say(verdict.lines())
     if not verdict.good:
         raise typer.Exit(1)
 
 
 def _run(settings: dict[str, Any], local: bool, **given: Any) -> None:
+    from fastshap import jobs
     from fastshap.errors import FastshapError, JobError
     from fastshap.jobs.stopping import Terminated
 
-    settings["targets"] = settings.pop("target")
-    if (tokens := settings.pop("max_new_tokens")) is not None:
-        settings["generation_kwargs"] = {"max_new_tokens": tokens}
-    for name in ("device", "batch_size"):
-        if settings[name] in (None, "auto"):
-            del settings[name]
-        elif settings[name].isdecimal():
-            settings[name] = int(settings[name])
-    on_ray = ("address", "workers", "cpus_per_worker", "gpus_per_worker", "rows_per_batch")
-    if local or find_spec("ray") is None:
-        if not local and given["address"] is not None:
-            typer.echo("fastshap: --address needs Ray: pip install 'fastshap-text[ray]'", err=True)
-            raise typer.Exit(2)
-        from fastshap.jobs.local import explain_files as explain
-
-        given = {name: value for name, value in given.items() if name not in on_ray}
-    else:
-        from fastshap.integrations.ray import explain_dataset as explain  # type: ignore[assignment]
     output = given["output"]
     try:
-        summary = explain(**given, progress=True, **settings)
+        summary = jobs.run(**given, runner="local" if local else "auto", progress=True, **_as_python(settings))
     except FastshapError as error:
         if not isinstance(error, JobError) or not error.begun:
-            _fail(error, 2)
-        further = "" if "--" in str(error) else f" What was explained is in {output}; --resume continues the job."
-        _fail(JobError(f"{error}{further}"), 1)
+            _fail(str(error), 2)
+        further = f" What was explained is in {output}; --resume continues the job." if error.resumable else ""
+        _fail(f"{error}{further}", 1)
     except KeyboardInterrupt as stop:
         count = f": {stop}" if str(stop) else ""
         what = f"fastshap: stopped; what was explained is in {output}{count}. --resume continues the job."
@@ -140,12 +122,26 @@ def _run(settings: dict[str, Any], local: bool, **given: Any) -> None:
     _say([f"{output} is complete.", *summary.lines()])
 
 
+def _as_python(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of the command line, as :func:`fastshap.jobs.run` takes them."""
+    settings = {name: value for name, value in options.items() if name not in ("target", "max_new_tokens")}
+    settings["targets"] = options["target"]
+    if options["max_new_tokens"] is not None:
+        settings["generation_kwargs"] = {"max_new_tokens": options["max_new_tokens"]}
+    for name in ("device", "batch_size"):
+        if settings[name] in (None, "auto"):
+            del settings[name]
+        elif settings[name].isdecimal():
+            settings[name] = int(settings[name])
+    return settings
+
+
 def _say(lines: list[str]) -> None:
     """Names of files and kinds of errors come from strangers: they must not steer the terminal."""
     typer.echo("\n".join(map(printable, lines)))
 
 
-def _fail(error: Exception, code: int) -> NoReturn:
-    typer.echo(f"fastshap: {printable(str(error))}", err=True)
+def _fail(message: str, code: int) -> NoReturn:
+    typer.echo(f"fastshap: {printable(message)}", err=True)
     sys.stderr.flush()
     raise typer.Exit(code)

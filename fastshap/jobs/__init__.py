@@ -1,1 +1,10 @@
-"""Batch jobs: texts in files, explained into a directory of Parquet files, each id exactly once."""
+"""Batch jobs: texts in files, explained into a directory of Parquet files, each id exactly once.
+
+:func:`run` explains, :func:`verify` compares the output with its input, and :func:`read` gives the outputs.
+"""
+
+from fastshap.jobs.outputs import read
+from fastshap.jobs.runners import run
+from fastshap.jobs.verdict import verify
+
+__all__ = ["read", "run", "verify"]

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastshap.extras import needed
+from fastshap.output.parquet import ABOUT
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 DIGEST = "digest"
-ABOUT = b"fastshap"  # key of the metadata of a part; those of earlier versions have neither metadata nor digests
 _BYTES = 8
 
 
@@ -30,7 +30,9 @@ def with_digests(table: pa.Table) -> pa.Table:
 
 
 def wrong(table: pa.Table) -> np.ndarray:
-    """(N,) whether a row's digest is gone or that of other values; never in a part of an earlier version, which kept none."""
+    """(N,) whether a row's digest is gone or that of other values; never in a part of format 1, which has neither metadata nor
+    digests.
+    """
     then = table.column(DIGEST)
     if then.null_count == len(table) and ABOUT not in (table.schema.metadata or {}):
         return np.zeros(len(table), bool)
@@ -54,19 +56,24 @@ def _digests(table: pa.Table) -> list[str]:
         heads = np.concatenate(fixed, axis=1).tobytes()
         rows = zip(*(_slices(offsets, data) for offsets, data in ragged), strict=True)
         for i, row in enumerate(rows):
-            whole = b"".join((names, heads[i * width : (i + 1) * width], *row))
-            found.append(hashlib.blake2b(whole, digest_size=_BYTES).hexdigest())
+            content = b"".join((names, heads[i * width : (i + 1) * width], *row))
+            found.append(hashlib.blake2b(content, digest_size=_BYTES).hexdigest())
     return found
 
 
-def _parts(column: pa.Array) -> tuple[list[np.ndarray], list[tuple[np.ndarray, bytes]]]:
-    """What a column holds: (N, bytes) where all rows are of a size, or else bytes with the (N + 1,) offsets of the rows."""
+def _parts(column: pa.Array, within: bool = False) -> tuple[list[np.ndarray], list[tuple[np.ndarray, bytes]]]:
+    """What a column holds: (N, bytes) where all rows are of a size, or else bytes with the (N + 1,) offsets of the rows.
+
+    Args:
+        within: whether it is the content of another column's lists, whose own lengths are told too then.
+    """
     kind = str(column.type)
     if kind.startswith("list<"):
         offsets = column.offsets.to_numpy().astype(np.int64)
-        fixed, ragged = _parts(column.values)
+        fixed, ragged = _parts(column.values, within=True)
         inner = [(offsets * one.shape[1], one.tobytes()) for one in fixed]
-        return [], inner + [(there[offsets], data) for there, data in ragged]
+        lengths = [np.diff(offsets)[:, None].view(np.uint8)] if within else []
+        return lengths, inner + [(there[offsets], data) for there, data in ragged]
     if kind == "string":
         _, places, data = column.buffers()
         there = np.frombuffer(places, np.int32)[column.offset : column.offset + len(column) + 1].astype(np.int64)

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from fastshap.errors import JobError
 from fastshap.extras import needed
-from fastshap.jobs.batch import MOST_FAILED, BatchExplainer, all_failed, failed, schema, text_hash
 from fastshap.jobs.digests import with_digests
-from fastshap.jobs.ids import Known, Sorted, found, keys, missing, short
-from fastshap.jobs.progress import Progress, Summary
-from fastshap.jobs.reading import Columns, Files
+from fastshap.jobs.ids import Known, Sorted, keys, missing, short
+from fastshap.jobs.inputs import InputRows
+from fastshap.jobs.progress import JobProgress
+from fastshap.jobs.reading import Columns
+from fastshap.jobs.recorded import MOST_FAILED, all_failed, failed
 from fastshap.jobs.store import FORMAT, Store, with_about
+from fastshap.jobs.summary import JobSummary
+from fastshap.jobs.table import BatchExplainer
 from fastshap.models.provenance import Provenance
 
 if TYPE_CHECKING:
@@ -29,75 +29,7 @@ if TYPE_CHECKING:
 
 # A part is written when it has so many rows, or so many seconds after the one before: what a killed run loses at most.
 _ROWS, _SECONDS = 8192, 10.0
-_SHOWN = 5  # examples in a message
 _ABOUT = ("job", "id_type", "identity", "versions")  # what each part says of its job
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows of an input: how many, their ids, and what these are."""
-
-    ids: Known
-    id_type: str  # "int64" or "string"
-    described: dict[str, Any]
-
-
-def rows_of(tables: Iterable[pa.Table], described: Mapping[str, Any]) -> Rows:
-    """Reads all ids.
-
-    Raises:
-        JobError: an id is there twice, ids are of two types, or there are no rows.
-    """
-    ids, kind = Known(), ""
-    for table in tables:
-        column = table.column("id")
-        kind = kind or str(column.type)
-        if str(column.type) != kind:
-            raise JobError(f"Ids are {kind} in one file and {column.type} in another; make them one or the other.")
-        ids.add(keys(column))
-    if not len(ids):
-        raise JobError("The input has no rows; there is nothing to explain.")
-    return Rows(ids, kind, {**described, "rows": len(ids)})
-
-
-def rows_of_files(files: Files) -> Rows:
-    """Likewise, of files; duplicate ids are named.
-
-    Raises:
-        JobError: as for :func:`rows_of`, and a file that does not read.
-        InvalidArgumentError: a column that is not there.
-    """
-    rows = rows_of(files.tables(texts=False), files.described())
-    refuse_duplicates(rows, files.tables(texts=False))
-    return rows
-
-
-def refuse_duplicates(rows: Rows, tables: Iterable[pa.Table]) -> None:
-    """Reads the ids once more where some are duplicates, to name them.
-
-    Raises:
-        JobError: there are duplicates.
-    """
-    twice = rows.ids.twice()
-    if not len(twice):
-        return
-    named: dict[Any, None] = {}
-    for table in tables:
-        there, _ = found(keys(table.column("id")), (twice, np.zeros(len(twice), np.uint64)))
-        named |= dict.fromkeys(table.column("id").filter(there).to_pylist())
-        if len(named) >= _SHOWN:
-            break
-    few = ", ".join(map(repr, list(named)[:_SHOWN])) + (", …" if len(twice) > _SHOWN else "")
-    raise JobError(
-        f"{len(twice):,} {'id is' if len(twice) == 1 else 'ids are'} in the input more than once: {few}. Every row needs an id "
-        "of its own, since a row is known to be done by its id; drop the duplicates, or name another id column."
-    )
-
-
-def part_schema(id_type: str) -> pa.Schema:
-    """Of the output's files."""
-    arrow = needed("pyarrow", "tables")
-    return arrow.schema([("id", id_type), *schema()])
 
 
 def identity(batch: BatchExplainer, columns: Columns) -> dict[str, Any]:
@@ -134,10 +66,10 @@ class Job:
         root: Store,
         store: Store,
         manifest: dict[str, Any],
-        rows: Rows,
+        rows: InputRows,
         known: Known,
-        summary: Summary,
-        progress: Progress,
+        summary: JobSummary,
+        progress: JobProgress,
         started: float,
     ) -> None:
         self._root, self._store, self._manifest, self._rows, self._known = root, store, manifest, rows, known
@@ -206,7 +138,7 @@ class Job:
             table = with_digests(needed("pyarrow", "tables").concat_tables(self._waiting))
             there = self._store.manifest()
             if there is None or (there["job"], there["run"]) != (self._manifest["job"], self._manifest["run"]):
-                raise JobError(f"Another run has taken over {self._store.location}; this one stops.")
+                raise JobError(f"Another run has taken over {self._store.location}; this one stops.", final=True)
             about = {"format": FORMAT} | {name: self._manifest[name] for name in _ABOUT}
             name = f"part-{self._manifest['job']}-{self._manifest['run']}-{self._written:05d}.parquet"
             table = with_about(table, about)
@@ -218,7 +150,7 @@ class Job:
             self.summary.add(table)
         self._since = time.monotonic()
 
-    def finish(self, padding: tuple[int, int] | None = None) -> Summary:
+    def finish(self, padding: tuple[int, int] | None = None) -> JobSummary:
         """Writes the rest, and says that the output is complete if it is. An overwrite takes the place of the old output then.
 
         Args:
@@ -239,30 +171,11 @@ class Job:
         lost, twice = missing(self._rows.ids, self._known), len(self._known.twice())
         if lost or twice:
             raise JobError(
-                f"{lost:,} rows are missing from {self._store.location}, and {twice:,} are there twice. Run it again with "
-                "--resume, which computes what is missing; fastshap verify shows the state."
+                f"{lost:,} rows are missing from {self._store.location}, and {twice:,} are there twice; fastshap verify shows "
+                "the state.",
+                final=twice > 0,
             )
         self._manifest |= {"state": "complete", "summary": self.summary.plain()}
         self._store.write_manifest(self._manifest)
         self._root.take_next()
         return self.summary
-
-
-def rest(table: pa.Table, done: Sorted) -> pa.Table:
-    """The rows of a table of id, text and problem that are not done yet.
-
-    Raises:
-        JobError: the text of a row that is done has changed.
-    """
-    there, then = found(keys(table.column("id")), done)
-    if not there.any():
-        return table
-    now = short(map(text_hash, table.column("text").to_pylist()))
-    changed = there & (then != now)
-    if changed.any():
-        few = ", ".join(map(repr, table.column("id").filter(changed).to_pylist()[:_SHOWN]))
-        raise JobError(
-            f"The texts of rows that are done have changed ({few}): their scores in the output are of other texts. Resume with "
-            "--redo-changed to explain these rows again, or --overwrite the output."
-        )
-    return table.filter(~there)

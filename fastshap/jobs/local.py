@@ -9,13 +9,15 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from fastshap.errors import FastshapError, TruncationWarning
+from fastshap.errors import FastshapError, InvalidTypeError, TruncationWarning
 from fastshap.extras import needed
-from fastshap.jobs.batch import BatchExplainer, to_table
-from fastshap.jobs.job import Job, identity, rest, rows_of_files
+from fastshap.jobs.inputs import rest, rows_of_files
+from fastshap.jobs.job import Job, identity
 from fastshap.jobs.opening import opened
-from fastshap.jobs.progress import Summary
+from fastshap.jobs.parts import part_rows
 from fastshap.jobs.reading import Columns, Files, texts_of
+from fastshap.jobs.summary import JobSummary
+from fastshap.jobs.table import BatchExplainer
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,12 +41,12 @@ def explain_files(
     redo_changed: bool = False,
     progress: bool = False,
     **settings: Any,
-) -> Summary:
+) -> JobSummary:
     """Explains the rows of files, in this process, into a directory of Parquet files.
 
     Args:
         source: a Parquet, CSV or JSON-lines file, or a directory of these; a path, or a URI that pyarrow opens.
-        output: a directory; a row's columns are its ``id`` and those of :class:`fastshap.BatchExplainer`.
+        output: a directory; a row's columns are ``id``, ``text_hash``, those of :func:`fastshap.to_arrow`, and ``digest``.
         model: a directory or hub id; None is the model inside the package.
         text_column: the column of texts.
         id_column: the column of ids, whole numbers or strings, all different.
@@ -59,6 +61,8 @@ def explain_files(
         InvalidArgumentError, InvalidTypeError, UnsupportedModelError: a column, a setting or a model that cannot be used.
     """
     started = time.monotonic()
+    if not isinstance(source, str | os.PathLike):
+        raise InvalidTypeError(f"A job in this process reads files, by their path; got {type(source).__name__}.")
     batch = BatchExplainer(model, text_column=text_column, keep=(), **settings)
     columns = Columns(id_column, text_column)
     files = Files(source, columns)
@@ -91,13 +95,13 @@ def _of_size(files: Files, job: Job, size: list[int]) -> Iterator[pa.Table]:
     concat = needed("pyarrow", "tables").concat_tables
     held: list[pa.Table] = []
     done = job.done  # once: what this run writes it does not read again
-    for piece in files.pieces():
-        for table in files.read(piece):
+    for shard in files.shards():
+        for table in files.read(shard):
             held.append(rest(table, done))
             while sum(map(len, held)) >= size[0]:
-                whole, count = concat(held), size[0]
-                held = [whole.slice(count)]
-                yield whole.slice(0, count)
+                together, count = concat(held), size[0]
+                held = [together.slice(count)]
+                yield together.slice(0, count)
     if sum(map(len, held)):
         yield concat(held)
 
@@ -120,8 +124,8 @@ def _explain(batch: BatchExplainer, table: pa.Table, job: Job) -> None:
         done, waiting = state
         if not waiting:
             return
-        made = to_table(texts[done : done + len(waiting)], waiting)
-        made = made.add_column(0, "id", ids.slice(done, len(waiting)))
+        rows = slice(done, done + len(waiting))
+        made = part_rows(ids[rows], texts[rows], waiting)
         # First: what the job has taken must not be given to it again, whatever goes wrong there.
         state = (done + len(waiting), [])
         job.add(made)
@@ -130,9 +134,7 @@ def _explain(batch: BatchExplainer, table: pa.Table, job: Job) -> None:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", TruncationWarning)  # each row says so itself
-                for output in batch.explainer.iter_explain(
-                    texts, batch.targets_of(len(texts)), generation_kwargs=batch.generation_kwargs, progress=False
-                ):
+                for output in batch.stream(texts):
                     state[1].append(output)
                     if len(state[1]) >= together():
                         hand_on()

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastshap.errors import InvalidArgumentError, JobError
-from fastshap.jobs.batch import text_hash
 from fastshap.jobs.digests import wrong
 from fastshap.jobs.ids import Known, found, keys, missing, short
-from fastshap.jobs.job import Job, Rows
-from fastshap.jobs.progress import Progress, Summary
+from fastshap.jobs.inputs import InputRows
+from fastshap.jobs.job import Job
+from fastshap.jobs.progress import JobProgress
 from fastshap.jobs.stopping import stoppable
 from fastshap.jobs.store import FORMAT, Store, in_use
+from fastshap.jobs.summary import JobSummary
+from fastshap.jobs.texts import text_hash
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,7 +31,7 @@ _LATER = ("configuration", "labels_fingerprint")  # what manifests of format 1 d
 @contextlib.contextmanager
 def opened(
     output: Any,
-    rows: Rows,
+    rows: InputRows,
     same: dict[str, Any],
     versions: dict[str, str],
     *,
@@ -78,7 +80,7 @@ def opened(
         left = len(known) - len(changed) < len(rows.ids)
         if left or manifest.get("state") != "complete":
             manifest |= {"format": FORMAT, "state": "running", "run": manifest["run"] + 1, "identity": same}
-            manifest |= {"versions": versions, "input": rows.described}
+            manifest |= {"versions": versions, "input": rows.about}
             manifest.pop("summary", None)
             store.write_manifest(manifest)
         for name in [*store.stray(manifest["job"]), *damaged]:
@@ -87,7 +89,7 @@ def opened(
             _take_out(store, manifest["job"], changed)
             known, summary, _ = _done(store, manifest["job"])
         summary.damaged, summary.redone = len(damaged), len(changed)
-        progress = Progress(len(rows.ids), summary.before, shown)
+        progress = JobProgress(len(rows.ids), summary.before, shown)
         job = Job(root, store, manifest, rows, known, summary, progress, started)
         try:
             yield job
@@ -158,9 +160,9 @@ def _place(root: Store, overwrite: bool) -> Store:
     return root if inner.manifest() is None else inner
 
 
-def _done(store: Store, job: str) -> tuple[Known, Summary, list[str]]:
+def _done(store: Store, job: str) -> tuple[Known, JobSummary, list[str]]:
     """What earlier runs wrote, and the names of parts that do not read or hold other scores than were written."""
-    known, summary, damaged = Known(), Summary(), []
+    known, summary, damaged = Known(), JobSummary(), []
     for name in store.parts(job):
         table = store.read(name)
         if table is None or wrong(table).any():

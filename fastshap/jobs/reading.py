@@ -12,18 +12,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fastshap.errors import FastshapError, InvalidArgumentError, JobError
+from fastshap.errors import FastshapError, InvalidArgumentError, JobError, recorded
 from fastshap.extras import needed
-from fastshap.jobs.batch import checked_text, decoded, read_error, spelled, strings
 from fastshap.jobs.lines import csv_rows, lines
 from fastshap.jobs.listing import checked, listed
+from fastshap.jobs.recorded import error_of
+from fastshap.jobs.texts import checked_text, decoded, strings
 from fastshap.output.checked import short
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _ROWS = 4096  # of a table
-_ROWS_OF_PIECE = 65_536  # at least, where a Parquet file is read in several pieces
+_ROWS_OF_SHARD = 65_536  # at least, where a Parquet file is read in several
 _SHOWN = 20  # names in a message
 _KINDS = {
     ".parquet": "parquet",
@@ -45,7 +46,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Piece:
+class Shard:
     """What one reader reads: a file, or some row groups of it."""
 
     path: str
@@ -93,20 +94,20 @@ class Files:
         if not self.paths:
             raise InvalidArgumentError(f"The directory {self.location} holds no files.")
 
-    def described(self) -> dict[str, Any]:
+    def about(self) -> dict[str, Any]:
         """For the manifest."""
         return {"location": self.location, "files": [posixpath.basename(path) for path in self.paths]}
 
-    def pieces(self) -> list[Piece]:
+    def shards(self) -> list[Shard]:
         """All there is to read; columns are looked at.
 
         Raises:
             JobError: a file that does not open; the message names it.
             InvalidArgumentError: a column that is not there, or of a type that cannot be used.
         """
-        return [piece for path in self.paths for piece in self._pieces(path, self._kinds[path])]
+        return [shard for path in self.paths for shard in self._shards(path, self._kinds[path])]
 
-    def read(self, piece: Piece, texts: bool = True) -> Iterator[pa.Table]:
+    def read(self, shard: Shard, texts: bool = True) -> Iterator[pa.Table]:
         """Tables of id (int64 or string), text (string) and problem (string); the latter two only if ``texts``.
 
         Raises:
@@ -114,21 +115,21 @@ class Files:
         """
         arrow = needed("pyarrow", "tables")
         try:
-            yield from getattr(self, f"_{piece.kind}")(piece, texts)
+            yield from getattr(self, f"_{shard.kind}")(shard, texts)
         except FastshapError:
             raise
         except (OSError, arrow.ArrowException, UnicodeDecodeError, EOFError) as error:
-            raise _unreadable(piece.path, error) from None
+            raise _unreadable(shard.path, error) from None
 
     def tables(self, texts: bool = True) -> Iterator[pa.Table]:
-        """All pieces, one after the other."""
-        for piece in self.pieces():
-            yield from self.read(piece, texts)
+        """All shards, one after the other."""
+        for shard in self.shards():
+            yield from self.read(shard, texts)
 
-    def _pieces(self, path: str, kind: str) -> Iterator[Piece]:
+    def _shards(self, path: str, kind: str) -> Iterator[Shard]:
         arrow = needed("pyarrow", "tables")
         if kind != "parquet":
-            yield Piece(path, kind)
+            yield Shard(path, kind)
             return
         try:
             parquet = needed("pyarrow.parquet", "tables")
@@ -148,11 +149,11 @@ class Files:
         groups: list[int] = []
         for i, _ in enumerate(sizes):
             groups.append(i)
-            if sum(sizes[j] for j in groups) >= _ROWS_OF_PIECE:
-                yield Piece(path, kind, tuple(groups))
+            if sum(sizes[j] for j in groups) >= _ROWS_OF_SHARD:
+                yield Shard(path, kind, tuple(groups))
                 groups = []
         if groups:
-            yield Piece(path, kind, tuple(groups))
+            yield Shard(path, kind, tuple(groups))
 
     def _check(self, path: str, names: list[str]) -> None:
         for option, name in (("id_column", self.columns.id), ("text_column", self.columns.text)):
@@ -166,59 +167,59 @@ class Files:
                     f"{posixpath.basename(path)} has {names.count(name)} columns named {name!r}; rename all but one."
                 )
 
-    def _parquet(self, piece: Piece, texts: bool) -> Iterator[pa.Table]:
+    def _parquet(self, shard: Shard, texts: bool) -> Iterator[pa.Table]:
         parquet = needed("pyarrow.parquet", "tables")
         names = [self.columns.id, self.columns.text] if texts else [self.columns.id]
-        with self._fs.open_input_file(piece.path) as file:
+        with self._fs.open_input_file(shard.path) as file:
             opened = parquet.ParquetFile(file, page_checksum_verification=True)
-            left = sum(opened.metadata.row_group(i).num_rows for i in piece.groups or ())
-            for batch in opened.iter_batches(_ROWS, row_groups=piece.groups, columns=names):
+            left = sum(opened.metadata.row_group(i).num_rows for i in shard.groups or ())
+            for batch in opened.iter_batches(_ROWS, row_groups=shard.groups, columns=names):
                 left -= len(batch)
                 column = strings(batch.column(self.columns.text)) if texts else None
-                yield rows(piece.path, batch.column(self.columns.id), column)
+                yield checked_rows(shard.path, batch.column(self.columns.id), column)
             if left:
                 raise OSError(f"{abs(left):,} rows are {'missing' if left > 0 else 'too many'}")
 
-    def _csv(self, piece: Piece, texts: bool) -> Iterator[pa.Table]:
+    def _csv(self, shard: Shard, texts: bool) -> Iterator[pa.Table]:
         """Every value as it is written: "NA" is a text, and 007 an id. Other columns are not looked at."""
-        with self._open(piece.path) as stream:
-            found = csv_rows(stream, piece.path)
+        with self._open(shard.path) as stream:
+            found = csv_rows(stream, shard.path)
             _, names = next(found, (0, []))
-            self._check(piece.path, names)
+            self._check(shard.path, names)
             id_, text = names.index(self.columns.id), names.index(self.columns.text)
             ids: list[Any] = []
             values: list[Any] = []
             for number, row in found:
                 if len(row) != len(names):
                     raise JobError(
-                        f"{piece.path}, line {number}, has {len(row)} values, and the first line names {len(names)} columns. "
+                        f"{shard.path}, line {number}, has {len(row)} values, and the first line names {len(names)} columns. "
                         "Repair the file; nothing was skipped."
                     )
                 ids.append(row[id_])
                 values.append(_of_csv(row[text]))
                 if len(ids) == _ROWS:
-                    yield rows(piece.path, _json_ids(piece.path, ids), values if texts else None)
+                    yield checked_rows(shard.path, _json_ids(shard.path, ids), values if texts else None)
                     ids, values = [], []
             if ids:
-                yield rows(piece.path, _json_ids(piece.path, ids), values if texts else None)
+                yield checked_rows(shard.path, _json_ids(shard.path, ids), values if texts else None)
 
     def _open(self, path: str) -> Any:
         """A stream of the file, unpacked as its name says."""
         return self._fs.open_input_stream(path, compression=_PACKED.get(posixpath.splitext(path.lower())[1]))
 
-    def _jsonl(self, piece: Piece, texts: bool) -> Iterator[pa.Table]:
-        with self._open(piece.path) as stream:
+    def _jsonl(self, shard: Shard, texts: bool) -> Iterator[pa.Table]:
+        with self._open(shard.path) as stream:
             ids: list[Any] = []
             found: list[Any] = []
             checked = False
-            for number, line in enumerate(lines(stream, piece.path), 1):
+            for number, line in enumerate(lines(stream, shard.path), 1):
                 if not line.strip():
                     continue
-                row = _json_row(piece.path, number, line)
+                row = _json_row(shard.path, number, line)
                 if not checked:
-                    self._check(piece.path, list(row))
+                    self._check(shard.path, list(row))
                     checked = True
-                ids.append(_json_id(piece.path, number, row.get(self.columns.id)))
+                ids.append(_json_id(shard.path, number, row.get(self.columns.id)))
                 if texts:
                     found.append(
                         row[self.columns.text]
@@ -226,13 +227,13 @@ class Files:
                         else InvalidArgumentError(f"The row has no {self.columns.text!r}.")
                     )
                 if len(ids) == _ROWS:
-                    yield rows(piece.path, _json_ids(piece.path, ids), found if texts else None)
+                    yield checked_rows(shard.path, _json_ids(shard.path, ids), found if texts else None)
                     ids, found = [], []
             if ids:
-                yield rows(piece.path, _json_ids(piece.path, ids), found if texts else None)
+                yield checked_rows(shard.path, _json_ids(shard.path, ids), found if texts else None)
 
 
-def rows(path: str, ids: Any, texts: list[Any] | None) -> pa.Table:
+def checked_rows(path: str, ids: Any, texts: list[Any] | None) -> pa.Table:
     """A table as :meth:`Files.read` gives it, from an Arrow array of ids and, where wanted, one value for each text.
 
     Raises:
@@ -253,14 +254,14 @@ def rows(path: str, ids: Any, texts: list[Any] | None) -> pa.Table:
     good: list[str | None] = []
     problems: list[str | None] = []
     for text in texts:
-        checked = _whole(checked_text(text))
+        checked = _encodable_text(checked_text(text))
         good.append(checked if isinstance(checked, str) else None)
-        problems.append(None if isinstance(checked, str) else spelled(checked))
+        problems.append(None if isinstance(checked, str) else recorded(checked))
     strings_ = arrow.string()
     return arrow.table({"id": ids, "text": arrow.array(good, strings_), "problem": arrow.array(problems, strings_)})
 
 
-def plain(column: Any) -> Any:
+def plain_ids(column: Any) -> Any:
     """A column of ids that another engine keeps as Python objects, as an Arrow array."""
     arrow = needed("pyarrow", "tables")
     if not isinstance(column.type, arrow.BaseExtensionType):
@@ -269,9 +270,9 @@ def plain(column: Any) -> Any:
 
 
 def texts_of(table: pa.Table) -> list[str | FastshapError]:
-    """The texts of a table of :func:`rows`, with the error in the place of each that is none."""
+    """The texts of a table of :func:`checked_rows`, with the error in the place of each that is none."""
     pairs = zip(table.column("text").to_pylist(), table.column("problem").to_pylist(), strict=True)
-    return [text if problem is None else read_error(problem) for text, problem in pairs]
+    return [text if problem is None else error_of(problem) for text, problem in pairs]
 
 
 def _few(names: list[str]) -> str:
@@ -279,7 +280,7 @@ def _few(names: list[str]) -> str:
     return (", ".join(repr(name) if len(name) < 100 else short(name) for name in names[:_SHOWN]) or "none") + more
 
 
-def _whole(text: str | FastshapError) -> str | FastshapError:
+def _encodable_text(text: str | FastshapError) -> str | FastshapError:
     if isinstance(text, str):
         try:
             text.encode()

@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 from fastshap.errors import JobError
 from fastshap.extras import needed
-from fastshap.jobs.batch import schema
-from fastshap.jobs.digests import ABOUT, DIGEST
+from fastshap.jobs.digests import DIGEST
 from fastshap.jobs.listing import MANIFEST
 from fastshap.jobs.reading import place
+from fastshap.output.parquet import ABOUT, OPTIONS, schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT = 2  # of the manifest; 1 had parts without digests and metadata
+FORMAT = 3  # of the manifest; 1 had parts without digests and metadata, and up to 2 they held less of each output
 NEXT = "_fastshap_next"  # a directory in the output: what an overwrite has written so far
-_KNOWN = (1, FORMAT)
-_OURS = re.compile(rf"\.?(part-([0-9a-f]{{8}})-(\d+)-\d+\.parquet|{re.escape(MANIFEST)})(\.tmp)?")
+_KNOWN = range(1, FORMAT + 1)
+_OURS = re.compile(rf"\.?(part-([0-9a-f]{{8}})-(\d+)-(\d+)\.parquet|{re.escape(MANIFEST)})(\.tmp)?")
 _JOB = re.compile("[0-9a-f]{8}")
 _STATES = ("running", "complete", "switching")
 _NEEDED = {"id", "text_hash", "attributions", "n_perturbations", "truncated", "error"}  # columns of a part
@@ -68,6 +68,11 @@ class Store:
         """Names of the committed parts, of a job or of all."""
         return [name for name in self.names() if name.startswith(f"part-{job}") and name.endswith(".parquet")]
 
+    def places(self, manifest: dict[str, Any]) -> list[tuple[Store, str]]:
+        """The parts of this output, in the order in which they were written, each with the directory where it is."""
+        stores = [self, self.next()] if manifest["state"] == "switching" else [self]
+        return [(store, name) for store in stores for name in sorted(store.parts(manifest["job"]), key=_written)]
+
     def holds_job(self) -> bool:
         """Whether there is anything of a job here, also where nothing says of which."""
         return MANIFEST in self.names() or bool(self.parts())
@@ -99,7 +104,7 @@ class Store:
         raise JobError(f"{self.location}/{MANIFEST} {what}. Take another directory, or --overwrite this one.")
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
-        with self._told("written"), self._whole(MANIFEST) as file:
+        with self._told("written"), self._appearing(MANIFEST) as file:
             file.write(json.dumps(manifest, indent=2, ensure_ascii=False).encode() + b"\n")
 
     def _from_parts(self) -> dict[str, Any] | None:
@@ -117,11 +122,11 @@ class Store:
     def write(self, name: str, table: pa.Table) -> None:
         """A part, which appears when it is whole; its pages carry checksums."""
         parquet = needed("pyarrow.parquet", "tables")
-        with self._told("written"), self._whole(name) as file:
-            parquet.write_table(table, file, compression="zstd", write_page_checksum=True)
+        with self._told("written"), self._appearing(name) as file:
+            parquet.write_table(table, file, **OPTIONS)
 
     def read(self, name: str) -> pa.Table | None:
-        """A part, all of it, with its checksums; None where it is damaged. An older one has digests that are null."""
+        """A part, all of it, with its checksums; None where it is damaged. One of format 1 has digests that are null."""
         arrow, parquet = needed("pyarrow", "tables"), needed("pyarrow.parquet", "tables")
         try:
             with self._fs.open_input_file(self._path(name)) as file:
@@ -134,6 +139,12 @@ class Store:
             return table.cast(arrow.schema([ours.get(one.name, one) for one in table.schema], table.schema.metadata))
         except (OSError, ValueError, arrow.ArrowException):
             return None
+
+    @contextlib.contextmanager
+    def opened(self, name: str) -> Iterator[Any]:
+        """A part as a file."""
+        with self._told("read"), self._fs.open_input_file(self._path(name)) as file:
+            yield file
 
     def move_out(self, name: str, to: Store) -> None:
         """Moves a part to another directory of the same file system."""
@@ -224,7 +235,7 @@ class Store:
         return False
 
     @contextlib.contextmanager
-    def _whole(self, name: str) -> Iterator[Any]:
+    def _appearing(self, name: str) -> Iterator[Any]:
         self._fs.create_dir(self.root, recursive=True)
         beside = self._path(f".{name}.tmp")
         try:
@@ -264,6 +275,12 @@ class Store:
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"
+
+
+def _written(name: str) -> tuple[int, int]:
+    """The run that wrote a part, and the part's number in it."""
+    match = _OURS.fullmatch(name)
+    return (int(match[3]), int(match[4])) if match else (0, 0)
 
 
 def in_use(location: str) -> JobError:

@@ -8,13 +8,18 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, SupportsIndex, overload
 
+import torch
+
 from fastshap import checks
-from fastshap.errors import InvalidArgumentError, InvalidTypeError
+from fastshap.errors import InvalidArgumentError, InvalidTypeError, recorded
 from fastshap.extras import needed
+from fastshap.models.provenance import Provenance
 from fastshap.output import interop, plain
 from fastshap.output.disk import whole
 from fastshap.output.record import Record
 from fastshap.output.visible import printable
+from fastshap.settings import Settings
+from fastshap.types import ModelTask
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,6 +51,47 @@ class Row(NamedTuple):
 class AttributionOutput(Record):
     __slots__ = ()
     __doc__ = Record.__doc__
+
+    @classmethod
+    def failed(
+        cls,
+        error: Exception,
+        text: str = "",
+        *,
+        model_task: ModelTask,
+        settings: Settings | None = None,
+        provenance: Provenance | None = None,
+    ) -> AttributionOutput:
+        """The output of a text that was not explained: without targets and elements, ``error`` says why.
+
+        ``on_error="record"`` gives such outputs.
+
+        Args:
+            error: what was wrong; the output's ``error`` is the name of its class, a colon, and its message.
+            text: the text, as far as there was one.
+            model_task: what was to be explained.
+            settings: the parameters that it was to be explained with; by default those of an explainer.
+            provenance: the model that was to explain it.
+
+        Example:
+            >>> from fastshap import AttributionOutput, InvalidArgumentError, ModelTask
+            >>> error = InvalidArgumentError("The text is empty.")
+            >>> AttributionOutput.failed(error, model_task=ModelTask.CLASSIFICATION).error
+            'InvalidArgumentError: The text is empty.'
+        """
+        from transformers import BatchEncoding  # here, so that importing fastshap loads no more of it than it must
+
+        return cls(
+            attributions=torch.zeros(0, 0, device="cpu"),
+            elements=[],
+            model_inputs_to_explain=BatchEncoding({}),
+            targets=torch.zeros(0, dtype=torch.int64, device="cpu"),
+            model_task=model_task,
+            error=recorded(error),
+            text=text,
+            settings=settings or Settings(),
+            provenance=provenance or Provenance(),
+        )
 
     def __str__(self) -> str:
         """What :meth:`show` prints, without colour."""

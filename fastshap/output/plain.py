@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, fields
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ def to_plain(record: Record) -> dict[str, Any]:
         "target_probabilities": None if record.target_probabilities is None else record.target_probabilities.tolist(),
         "model_inputs": {name: value.tolist() for name, value in record.model_inputs_to_explain.items()},
         "settings": record.settings.to_plain() | {"n_perturbations": record.n_perturbations, "rounds": record.rounds},
-        "provenance": asdict(record.provenance),
+        "provenance": vars(record.provenance) | {"versions": dict(record.provenance.versions)},
     }
 
 

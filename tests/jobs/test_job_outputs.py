@@ -19,13 +19,14 @@ from fastshap import BatchExplainer, JobError
 from fastshap.cli import app
 from fastshap.jobs import opening
 from fastshap.jobs.digests import with_digests, wrong
-from fastshap.jobs.job import Job, identity, rows_of_files
+from fastshap.jobs.inputs import rows_of_files
+from fastshap.jobs.job import Job, identity
 from fastshap.jobs.local import explain_files
-from fastshap.jobs.progress import Progress
+from fastshap.jobs.progress import JobProgress
 from fastshap.jobs.reading import Columns, Files
 from fastshap.jobs.stopping import Terminated
 from fastshap.jobs.store import MANIFEST, NEXT, Store
-from fastshap.jobs.verify import verify
+from fastshap.jobs.verdict import verify
 from helpers.damage import mutated, scratched
 from helpers.jobs import COMMAND, QUICK, SETTINGS, make_texts, refused, rows, run, same_numbers, write
 
@@ -359,7 +360,7 @@ def test_a_running_job_is_told_from_an_interrupted_one(done, monkeypatch):
 @pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
 def test_what_is_computed_is_written_when_a_run_is_stopped(tmp_path, monkeypatch, stop, code):
     path, out = write(tmp_path / "a.parquet", make_texts(200)), tmp_path / "out"
-    add, counts = Progress.add, []
+    add, counts = JobProgress.add, []
 
     def stopped(self, count):
         add(self, count)
@@ -370,7 +371,7 @@ def test_what_is_computed_is_written_when_a_run_is_stopped(tmp_path, monkeypatch
             else:
                 raise stop
 
-    monkeypatch.setattr(Progress, "add", stopped)
+    monkeypatch.setattr(JobProgress, "add", stopped)
     before = signal.getsignal(signal.SIGTERM)
     assert "--resume continues" in run(path, out, *QUICK, code=code).stderr
     assert signal.getsignal(signal.SIGTERM) is before

@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from fastshap import BatchExplainer, JobError
-from fastshap.integrations.ray import _Worker
+from fastshap.integrations.ray.workers import Worker
 from fastshap.jobs.job import identity
 from fastshap.jobs.local import explain_files
 from fastshap.jobs.reading import Columns
 from fastshap.jobs.store import MANIFEST
-from fastshap.jobs.verify import verify
+from fastshap.jobs.verdict import verify
 from fastshap.models.provenance import library_versions
 from helpers import namespace
 from helpers.jobs import damaged_page, make_texts, rows, same_numbers, write
@@ -95,7 +95,7 @@ import importlib.abc, importlib.util, os, sys
 
 class Deadly(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "fastshap.jobs.batch":
+        if name != "fastshap.jobs.table":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
@@ -298,9 +298,9 @@ def test_a_worker_with_another_model_stops():
         "configuration": same["configuration"] | {"hidden_act": "relu"},
     }.items():
         with pytest.raises(JobError, match=f"{name}.* was .* and is .*led to another model"):
-            _Worker(BatchExplainer(), same | {name: other}, None, 1, library_versions())(table)
+            Worker(BatchExplainer(), same | {name: other}, None, 1, library_versions())(table)
     with pytest.raises(JobError, match=r"has torch .* and the driver 0.0.0; install one everywhere"):
-        _Worker(BatchExplainer(), {}, None, 1, {"torch": "0.0.0"})(table)
+        Worker(BatchExplainer(), {}, None, 1, {"torch": "0.0.0"})(table)
 
 
 @pytest.mark.slow

@@ -5,18 +5,22 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastshap.errors import JobError
-from fastshap.jobs.batch import text_hash
+from fastshap.extras import needed
 from fastshap.jobs.digests import DIGEST, wrong
 from fastshap.jobs.ids import Known, found, keys, short
-from fastshap.jobs.job import rows_of
-from fastshap.jobs.progress import Summary
+from fastshap.jobs.inputs import rows_of
 from fastshap.jobs.reading import Columns, Files
 from fastshap.jobs.store import Store
+from fastshap.jobs.summary import JobSummary
+from fastshap.jobs.texts import text_hash
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _STATES = {
     "running": "is still running",
@@ -45,7 +49,7 @@ class Verdict:
 
     state: str
     expected: int
-    summary: Summary
+    summary: JobSummary
     missing: int = 0
     twice: int = 0
     surplus: int = 0
@@ -95,16 +99,26 @@ class Verdict:
 
 
 def verify(output: str | os.PathLike[str], source: str | os.PathLike[str]) -> Verdict:
-    """Compares an output with its input: ids, texts, scores, and whether all parts are whole. Reads both from end to end.
+    """Compares a job's output with its input: ids, texts, scores, and whether all parts are complete. Reads both to the end.
 
     Scores are compared with the digest that was written beside them. That detects damage, not forgery.
 
     Args:
-        source: the files the output was made from.
+        output: the directory that :func:`fastshap.jobs.run` or ``fastshap run`` wrote.
+        source: the files that it was made from.
 
     Raises:
         JobError: there is no output, or the input does not read.
         InvalidArgumentError: the input lacks a column.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     source = pathlib.Path(place, "reviews.jsonl")
+        ...     _ = source.write_text('{"id": 1, "text": "A gorgeous film."}')
+        ...     summary = fastshap.jobs.run(source, f"{place}/scores", runner="local", n_perturbations=4)
+        ...     fastshap.jobs.verify(f"{place}/scores", source).good
+        True
     """
     store = Store(output)
     manifest = store.manifest()
@@ -112,7 +126,7 @@ def verify(output: str | os.PathLike[str], source: str | os.PathLike[str]) -> Ve
         raise JobError(f"{store.location} holds no output of fastshap run.")
     files = Files(source, Columns(**manifest["identity"]["columns"]))
     expected = rows_of(files.tables(texts=False), {})
-    verdict = Verdict(_state(store, manifest), len(expected.ids), Summary(), replacing=_replacing(store, manifest))
+    verdict = Verdict(_state(store, manifest), len(expected.ids), JobSummary(), replacing=_replacing(store, manifest))
     there = _looked_at(store, manifest, verdict)
     verdict.twice = len(there.twice())
     if expected.id_type == manifest["id_type"]:
@@ -131,20 +145,24 @@ def verify(output: str | os.PathLike[str], source: str | os.PathLike[str]) -> Ve
 def _looked_at(store: Store, manifest: dict[str, Any], verdict: Verdict) -> Known:
     """The ids in the output's parts; what is wrong with its rows goes to the verdict."""
     there = Known()
-    places = [store, store.next()] if manifest["state"] == "switching" else [store]
-    for where, name in [(one, name) for one in places for name in one.parts(manifest["job"])]:
+    for where, name in store.places(manifest):
         part = where.read(name)
         if part is None:
             verdict.damaged.append(name)
             continue
         verdict.summary.add(part)
         there.add(keys(part.column("id")), short(part.column("text_hash").to_pylist()))
-        nothing = np.asarray(part.column("attributions").is_null()) & np.asarray(part.column("error").is_null())
-        verdict.empty += int(nothing.sum())
+        verdict.empty += int((_without_scores(part) & np.asarray(part.column("error").is_null())).sum())
         damaged = wrong(part)
         verdict.wrong += int(damaged.sum())
         verdict.unchecked += int((np.asarray(part.column(DIGEST).is_null()) & ~damaged).sum())
     return there
+
+
+def _without_scores(part: pa.Table) -> np.ndarray:
+    """(N,) whether a row has no attributions."""
+    lengths = needed("pyarrow.compute", "tables").list_value_length(part.column("attributions"))
+    return np.asarray(lengths.fill_null(0)) == 0
 
 
 def _state(store: Store, manifest: dict[str, Any]) -> str:

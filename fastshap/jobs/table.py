@@ -5,11 +5,10 @@ A row is explained by itself: what is wrong with one is recorded in its own ``er
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastshap.engine.run import device_of
@@ -17,41 +16,21 @@ from fastshap.errors import (
     FastshapError,
     InvalidArgumentError,
     InvalidTypeError,
-    JobError,
     ModelFailedError,
-    NonFiniteError,
     TruncationWarning,
-    UnsupportedModelError,
-    WorkerDiedError,
 )
 from fastshap.explainer import GradientShap
 from fastshap.extras import needed
+from fastshap.jobs.recorded import MOST_FAILED, all_failed, failed, tried
+from fastshap.jobs.texts import checked_text, strings, text_hash
 from fastshap.models.provenance import Provenance, provenance_of
 from fastshap.output.output import AttributionOutput
+from fastshap.output.plain import encodable
 from fastshap.tasks.loading import load_pair
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# A longer text is refused before it is tokenised, which would take memory and minutes for what a model cuts away anyway.
-MOST_CHARACTERS = 1_000_000
-
-# So many texts one after the other on which the model failed say that the model or its device is broken, not the texts.
-MOST_FAILED = 64
-_FAILED = "The model failed on this text: "
-_BROKEN = tuple(f"{kind.__name__}:" for kind in (ModelFailedError, NonFiniteError))
-
-_KINDS: dict[str, type[FastshapError]] = {
-    kind.__name__: kind
-    for kind in (
-        InvalidArgumentError,
-        InvalidTypeError,
-        ModelFailedError,
-        NonFiniteError,
-        UnsupportedModelError,
-        WorkerDiedError,
-    )
-}
 _OURS = ("model", "tokenizer", "on_error", "return_convergence_delta")  # not for the caller of a batch
 
 
@@ -178,89 +157,54 @@ class BatchExplainer:
             FastshapError: the model cannot be explained at all.
             JobError: the model failed on every one of ``MOST_FAILED`` texts or more, for instance on a broken device.
         """
-        if not texts:
-            return []
-        try:
-            outputs = self._explain(texts)
-        except FastshapError:
-            raise
-        except Exception:
-            outputs = [output for text in texts for output in self._alone(text)]
+        good = [text for text in texts if isinstance(text, str)]
+        explained = iter(self._together(good))
+        outputs = [self.failed(text) if isinstance(text, FastshapError) else next(explained) for text in texts]
         errors = [output.error for output in outputs]
         if failed(errors) == tried(errors) >= MOST_FAILED:
             raise all_failed(errors)
         return outputs
 
-    def _alone(self, text: str | FastshapError) -> list[AttributionOutput]:
+    def stream(self, texts: Sequence[str | FastshapError]) -> Iterator[AttributionOutput]:
+        """One output a text, as they come; what is no error of fastshap's ends it."""
+        good = [text for text in texts if isinstance(text, str)]
+        explained = self.explainer.iter_explain(good, **self._call(len(good))) if good else iter(())
+        for text in texts:
+            yield self.failed(text) if isinstance(text, FastshapError) else next(explained)
+
+    def failed(self, error: FastshapError, text: str = "") -> AttributionOutput:
+        """The output of a row that was not explained."""
+        output = self.explainer._failed(error, text)
+        output.provenance = self.provenance
+        return output
+
+    def _together(self, texts: list[str]) -> list[AttributionOutput]:
         try:
-            return self._explain([text])
+            return self._explain(texts)
+        except FastshapError:
+            raise
+        except Exception:
+            return [self._alone(text) for text in texts]
+
+    def _alone(self, text: str) -> AttributionOutput:
+        try:
+            return self._explain([text])[0]
         except FastshapError:
             raise
         except Exception as error:
-            return self._explain([ModelFailedError.caused_by(error)])
+            return self.failed(ModelFailedError.caused_by(error), text)
 
-    def _explain(self, texts: Sequence[Any]) -> list[AttributionOutput]:
+    def _explain(self, texts: list[str]) -> list[AttributionOutput]:
+        if not texts:
+            return []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TruncationWarning)  # each row says so itself
-            return self.explainer.explain(
-                list(texts), self.targets_of(len(texts)), generation_kwargs=self.generation_kwargs, progress=False
-            )
+            return self.explainer.explain(texts, **self._call(len(texts)))
 
-    def targets_of(self, count: int) -> Any:
-        """What an explainer takes as the targets of ``count`` texts."""
-        return self.explainer.task.spelled_targets(self.targets, count)
-
-
-def checked_text(text: Any) -> str | FastshapError:
-    """A text, or what is wrong with it."""
-    if isinstance(text, FastshapError):
-        return text
-    if not isinstance(text, str):
-        return InvalidTypeError(f"A text must be a string; got {'null' if text is None else type(text).__name__}.")
-    if len(text) > MOST_CHARACTERS:
-        return InvalidArgumentError(
-            f"The text has {len(text):,} characters; at most {MOST_CHARACTERS:,} are read. Split it."
-        )
-    return text
-
-
-def tried(errors: Sequence[str | None]) -> int:
-    """How many rows a model was run on, by their errors."""
-    return failed(errors) + sum(error is None for error in errors)
-
-
-def failed(errors: Sequence[str | None]) -> int:
-    """On how many of them the model failed."""
-    return sum(error is not None and error.startswith(_BROKEN) for error in errors)
-
-
-def all_failed(errors: Sequence[str | None]) -> JobError:
-    """What is said where the model failed on all of them."""
-    first = next(error for error in errors if error is not None and error.startswith(_BROKEN))
-    count, said = failed(errors), first.split(": ", 1)[1].removeprefix(_FAILED).rstrip(".")
-    where = "the only text" if count == 1 else f"each of {count:,} texts, one after the other"
-    return JobError(
-        f"The model failed on {where}: {said}. Something is wrong with the model or its device, not with the "
-        "texts; none of these was recorded."
-    )
-
-
-def spelled(error: FastshapError) -> str:
-    """An error in a column."""
-    return f"{type(error).__name__}: {error}"
-
-
-def read_error(spelling: str) -> FastshapError:
-    """The error that :func:`spelled` wrote."""
-    kind, message = spelling.split(": ", 1)
-    return _KINDS[kind](message)
-
-
-def text_hash(text: Any) -> str | None:
-    """The first 32 hex digits of the SHA-256 of the UTF-8; None where there is no text."""
-    if not isinstance(text, str):
-        return None
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    def _call(self, count: int) -> dict[str, Any]:
+        """What ``count`` texts are explained with."""
+        targets = self.explainer.task.spelled_targets(self.targets, count)
+        return {"targets": targets, "generation_kwargs": self.generation_kwargs, "progress": False}
 
 
 def schema() -> pa.Schema:
@@ -293,23 +237,18 @@ def to_table(texts: Sequence[Any], outputs: Sequence[AttributionOutput]) -> pa.T
 
 def _row(text: Any, output: AttributionOutput) -> tuple[Any, ...]:
     if output.error is not None:
-        return text_hash(text), None, None, None, None, None, 0, output.truncated, _encodable(output.error)
+        return text_hash(text), None, None, None, None, None, 0, output.truncated, encodable(output.error)
     return (
         text_hash(text),
-        [_encodable(element) for element in output.elements],
+        [encodable(element) for element in output.elements],
         output.attributions.flatten().numpy(),
         output.standard_error.flatten().numpy(),
         output.targets.tolist(),
-        [_encodable(name) for name in output.target_names],
+        [encodable(name) for name in output.target_names],
         output.n_perturbations,
         output.truncated,
         None,
     )
-
-
-def _encodable(text: str) -> str:
-    """Halves of surrogate pairs, which Arrow's UTF-8 has not, replaced."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _columns(batch: Any) -> tuple[list[str], Callable[[str], Any]]:
@@ -333,24 +272,6 @@ def _values(column: Any) -> list[Any]:
     return list(column.tolist() if hasattr(column, "tolist") else column)
 
 
-def strings(column: Any) -> list[Any]:
-    """An Arrow column as Python values. Files may hold as strings what is no UTF-8: an error stands in its place."""
-    arrow = needed("pyarrow", "tables")
-    try:
-        values: list[Any] = column.to_pylist()
-        return values
-    except UnicodeDecodeError:
-        return [decoded(value) for value in column.cast(arrow.large_binary()).to_pylist()]
-
-
-def decoded(value: bytes | None) -> str | FastshapError | None:
-    """The text of some UTF-8, or what is wrong with it."""
-    try:
-        return None if value is None else value.decode()
-    except UnicodeDecodeError as error:
-        return InvalidArgumentError(f"The text is not UTF-8 ({error.reason} at byte {error.start}).")
-
-
 def _array(arrow: Any, column: Any, name: str, text: bool) -> Any:
     """A kept column for Arrow; a text column keeps what is text."""
     if isinstance(column, arrow.Array | arrow.ChunkedArray):
@@ -361,7 +282,7 @@ def _array(arrow: Any, column: Any, name: str, text: bool) -> Any:
         return arrow.array(_values(column) if getattr(column, "ndim", 1) > 1 else column)
     except (arrow.ArrowException, UnicodeEncodeError, TypeError, ValueError) as error:
         if text:
-            return arrow.array([_encodable(v) if isinstance(v, str) else None for v in _values(column)], arrow.string())
+            return arrow.array([encodable(v) if isinstance(v, str) else None for v in _values(column)], arrow.string())
         raise InvalidTypeError(
             f"Arrow has no type for the column {name!r} ({error}); leave it out with keep."
         ) from None

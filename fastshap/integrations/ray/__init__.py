@@ -1,0 +1,5 @@
+"""Batch jobs on Ray."""
+
+from fastshap.integrations.ray.dataset import explain_dataset
+
+__all__ = ["explain_dataset"]

@@ -1,0 +1,111 @@
+"""The processes that explain, and what is noted of them in case they die."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fastshap.errors import JobError, WorkerDiedError
+from fastshap.extras import needed
+from fastshap.integrations.ray.lost import RETRIES, often
+from fastshap.jobs.job import model_identity
+from fastshap.jobs.opening import differences
+from fastshap.jobs.parts import part_rows
+from fastshap.jobs.reading import texts_of
+from fastshap.jobs.table import BatchExplainer
+from fastshap.models.provenance import library_versions
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# A batch that killed its worker so often is explained row by row; a row that did so by itself is recorded as an error.
+_DEATHS = 2
+
+
+class Ledger:
+    """What workers have begun and not ended: which batch, or which row, was at hand when one died."""
+
+    def __init__(self) -> None:
+        self._begun: Counter[str] = Counter()
+        self._first: float | None = None
+        self._padding = [0, 0]
+
+    def begin(self, key: str) -> int:
+        """Notes that this is begun, and returns how often it was before, without an end."""
+        self._first = self._first or time.time()
+        self._begun[key] += 1
+        return self._begun[key] - 1
+
+    def end(self, keys: list[str], padding: int = 0, positions: int = 0) -> None:
+        """Notes that these ended, and the positions of the model calls that it took."""
+        for key in keys:
+            self._begun.pop(key, None)
+        self._padding = [self._padding[0] + padding, self._padding[1] + positions]
+
+    def first(self) -> float:
+        """When the first batch was begun, in seconds since the epoch."""
+        return self._first or time.time()
+
+    def padding(self) -> tuple[int, int]:
+        """Positions that were padding, and all of them."""
+        return self._padding[0], self._padding[1]
+
+
+class Worker:
+    """Explains blocks of rows in a process of its own.
+
+    A block whose worker died over it is explained row by row, and a row that its worker died over is not tried for ever.
+    """
+
+    def __init__(
+        self, batch: BatchExplainer, model: dict[str, Any], ledger: Any, threads: float, versions: dict[str, str]
+    ) -> None:
+        torch.set_num_threads(max(1, int(threads)))
+        self._batch, self._model, self._ledger, self._versions = batch, model, ledger, versions
+        self._loaded = False
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        ray = needed("ray", "ray")
+        if not self._loaded:
+            self._check()
+        ids, texts = table.column("id"), texts_of(table)
+        before = self._batch.explainer.padding
+        key = hashlib.blake2b(repr(ids.to_pylist()).encode(), digest_size=16).hexdigest()
+        deaths = ray.get(self._ledger.begin.remote(key))
+        if deaths > RETRIES:
+            raise WorkerDiedError(often(f"{deaths} times over the same {len(ids)} rows, from id {ids[0].as_py()!r}"))
+        ended = [key]
+        if deaths < _DEATHS:
+            outputs = self._batch.outputs(texts)
+        else:
+            outputs = []
+            for i, text in enumerate(texts):
+                ended.append(f"{key} {i}")
+                if ray.get(self._ledger.begin.remote(ended[-1])) >= _DEATHS:
+                    text = WorkerDiedError(f"The process that explained this text died {_DEATHS} times over it alone.")
+                outputs += self._batch.outputs([text])
+                ray.get(self._ledger.end.remote([ended.pop()]))
+        after = self._batch.explainer.padding
+        ray.get(self._ledger.end.remote(ended, after[0] - before[0], after[1] - before[1]))
+        return part_rows(ids, texts, outputs)
+
+    def _check(self) -> None:
+        """Loads the model, and compares it and the libraries with the driver's."""
+        here = library_versions()
+        for name in self._versions:
+            if name != "python" and here.get(name) != self._versions[name]:
+                raise JobError(
+                    f"A worker has {name} {here.get(name)}, and the driver {self._versions[name]}; install one everywhere."
+                )
+        about = model_identity(self._batch.provenance)
+        for name in ("model_fingerprint", "tokenizer_fingerprint", "configuration", "labels_fingerprint"):
+            if differing := differences(self._model[name], about[name], name):
+                raise JobError(
+                    f"A worker's model is another than the driver's ({'; '.join(differing)}): the same name led to another "
+                    "model there. Put the same files on every node."
+                )
+        self._loaded = True

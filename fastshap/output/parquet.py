@@ -1,0 +1,273 @@
+"""Outputs in Parquet, a row for each: one form for the files of the library and for the parts of batch jobs.
+
+Jobs add columns of their own (:mod:`fastshap.jobs.parts`), which readers of outputs leave alone. The parts of earlier versions
+held less; what they hold is read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fastshap.errors import InvalidArgumentError
+from fastshap.extras import needed
+from fastshap.output.disk import StrPath, whole
+from fastshap.output.output import AttributionOutput
+from fastshap.output.plain import encodable, number
+from fastshap.output.visible import printable
+from fastshap.tasks import ClassificationTask
+from fastshap.types import ModelTask
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ABOUT = b"fastshap"  # key of the metadata of a job's part
+# Statistics would hold the least and the greatest of all texts and settings, several times.
+OPTIONS = {"compression": "zstd", "write_page_checksum": True, "write_statistics": False}
+
+_ROWS = 1024  # of a row group
+_READ = 64  # rows at a time
+_SECOND = {"predicted_label", "target_probabilities"}  # columns that files of schema version 1 lack
+_JSON = ("settings", "provenance", "model_inputs")
+_OF_EARLIER_JOBS = {"text_hash", "elements", "attributions", "targets", "target_names", "n_perturbations", "error"}
+
+
+def schema() -> pa.Schema:
+    """Of the columns that hold an output."""
+    arrow = needed("pyarrow", "tables")
+    strings, floats, longs = arrow.list_(arrow.string()), arrow.list_(arrow.float32()), arrow.list_(arrow.int64())
+    return arrow.schema(
+        [
+            ("schema_version", arrow.int32()),
+            ("task", arrow.string()),
+            ("text", arrow.string()),
+            ("elements", strings),
+            ("element_spans", arrow.list_(longs)),
+            ("element_tokens", arrow.list_(longs)),
+            ("targets", longs),
+            ("target_names", strings),
+            ("attributions", floats),
+            ("standard_error", floats),
+            ("degrees_of_freedom", arrow.int32()),
+            ("unassigned", floats),
+            ("convergence_delta", floats),
+            ("predicted_label", arrow.string()),
+            ("probability", arrow.float64()),
+            ("target_probabilities", floats),
+            ("error", arrow.string()),
+            ("truncated", arrow.bool_()),
+            ("converged", arrow.bool_()),
+            ("n_perturbations", arrow.int64()),
+            ("rounds", arrow.int64()),
+            ("settings", arrow.string()),
+            ("provenance", arrow.string()),
+            ("model_inputs", arrow.string()),
+        ]
+    )
+
+
+def to_arrow(outputs: Iterable[AttributionOutput]) -> pa.Table:
+    """A row for each output.
+
+    ``attributions`` and ``standard_error`` are ``list<float>``, row after row of (t, G), with NaN as it is: ``elements`` has G
+    entries and ``target_names`` t. ``settings``, ``provenance`` and ``model_inputs`` are JSON.
+
+    Raises:
+        MissingPackageError: pyarrow is not installed.
+    """
+    arrow = needed("pyarrow", "tables")
+    provenances: dict[int, str] = {}  # most outputs share one
+    held = list(outputs)  # so that no two of them have the same address
+    return arrow.Table.from_pylist([_row(output, provenances) for output in held], schema=schema())
+
+
+def write_parquet(outputs: Iterable[AttributionOutput], path: StrPath) -> int:
+    """Writes a row for each output, and returns how many; columns are those of :func:`to_arrow`.
+
+    Raises:
+        MissingPackageError: pyarrow is not installed.
+    """
+    parquet = needed("pyarrow.parquet", "tables")
+    rest, count = iter(outputs), 0
+    with whole(path) as beside, parquet.ParquetWriter(beside, schema(), **OPTIONS) as writer:
+        while group := list(islice(rest, _ROWS)):
+            writer.write_table(to_arrow(group))
+            count += len(group)
+    return count
+
+
+def read_parquet(path: StrPath) -> Iterator[AttributionOutput]:
+    """The outputs of a file that ``write_parquet`` or a batch job wrote, one after the other.
+
+    Of a part that a job of version 0.1 wrote, texts, places in them and model inputs are not known.
+
+    Raises:
+        InvalidArgumentError: the file was written by something else, or is damaged; the message names the row and the field.
+        MissingPackageError: pyarrow is not installed.
+    """
+    return (output for _, output in rows_in(path, printable(os.fspath(path))))
+
+
+def rows_in(
+    file: Any, name: str, about: dict[str, Any] | None = None
+) -> Iterator[tuple[dict[str, Any], AttributionOutput]]:
+    """Each row of a file as a dictionary, and the output that it holds; a few rows at a time.
+
+    Args:
+        file: what ``pyarrow.parquet.ParquetFile`` takes.
+        name: of the file, for messages.
+        about: what is known of the job, where a part of an earlier version does not say so itself: ``identity`` and
+            ``versions``.
+
+    Raises:
+        InvalidArgumentError: the file holds no outputs, or is damaged; the message names the row and the field.
+    """
+    arrow, parquet = needed("pyarrow", "tables"), needed("pyarrow.parquet", "tables")
+    try:
+        with parquet.ParquetFile(file, page_checksum_verification=True) as opened:
+            names, metadata = set(opened.schema_arrow.names), opened.schema_arrow.metadata or {}
+            earlier = None
+            if missing := set(schema().names) - _SECOND - names:
+                earlier = _job_of(metadata.get(ABOUT), about) if names >= _OF_EARLIER_JOBS else None
+                if earlier is None:
+                    raise InvalidArgumentError(
+                        f"{name} holds no outputs: it lacks the columns {', '.join(sorted(missing))}."
+                    )
+            batches = opened.iter_batches(batch_size=_READ)
+            for count, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
+                yield row, _output_of(row, earlier, f"{name}, row {count}")
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # there is no such file, say
+            raise
+        raise InvalidArgumentError(f"{name} is no Parquet that can be read: {error}") from None
+
+
+def _output_of(row: dict[str, Any], earlier: dict[str, Any] | None, place: str) -> AttributionOutput:
+    try:
+        return AttributionOutput.from_dict(_from_row(row)) if earlier is None else _from_earlier(row, earlier)
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f"{place}: {error}") from None
+
+
+def _row(output: AttributionOutput, provenances: dict[int, str]) -> dict[str, Any]:
+    row = output.to_dict()
+    settings = row["settings"]
+    # What differs from text to text has columns of its own, so that the settings are the same text in every row.
+    varying = {name: settings.pop(name) for name in ("n_perturbations", "rounds")}
+    delta, key = output.convergence_delta, id(output.provenance)
+    if key not in provenances:
+        provenances[key] = _json(row["provenance"])
+    texts = {
+        "text": encodable(row["text"]),
+        "target_names": [encodable(name) for name in row["target_names"]],
+        "error": None if row["error"] is None else encodable(row["error"]),
+        "settings": _json(settings),
+        "provenance": provenances[key],
+        "model_inputs": _json(row["model_inputs"]),
+    }
+    numbers = {
+        "attributions": output.attributions.flatten().numpy(),
+        "standard_error": output.standard_error.flatten().numpy(),
+        "unassigned": output.unassigned.numpy(),
+        "convergence_delta": None if delta is None else delta.numpy(),
+    }
+    return row | varying | texts | numbers
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, allow_nan=False)
+
+
+def _from_row(row: dict[str, Any]) -> dict[str, Any]:
+    """What ``from_dict`` takes."""
+    plain = {name: _plain(value) for name, value in row.items()}
+    for name in _JSON:
+        try:
+            plain[name] = json.loads(row[name])
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidArgumentError(f"{name} is no JSON: {error}.") from None
+    if isinstance(plain["settings"], dict):
+        plain["settings"] |= {name: row[name] for name in ("n_perturbations", "rounds")}
+    for name in ("attributions", "standard_error"):
+        plain[name] = _matrix(name, plain[name], row["target_names"], row["elements"])
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    """NaN and infinities, which Parquet has, as JSON has them."""
+    if isinstance(value, list):
+        return [number(one) if isinstance(one, float) else one for one in value]
+    return number(value) if isinstance(value, float) else value
+
+
+def _matrix(name: str, values: Any, targets: Any, elements: Any) -> list[Any]:
+    """(t, G) as lists."""
+    if not all(isinstance(one, list) for one in (values, targets, elements)):
+        raise InvalidArgumentError(f"{name}, target_names and elements must be lists.")
+    height, width = len(targets), len(elements)
+    if len(values) != height * width:
+        raise InvalidArgumentError(f"{name} must hold {height} x {width} entries; it holds {len(values)}.")
+    return [values[t * width : (t + 1) * width] for t in range(height)]
+
+
+# Parts of jobs of version 0.1
+
+
+def _job_of(said: bytes | None, about: dict[str, Any] | None) -> dict[str, Any] | None:
+    """An output without a text, in its plain form, of the job that a part says it is of; None where nobody knows the job."""
+    try:
+        about = about if said is None else json.loads(said)
+        if about is None:
+            return None
+        model = dict(about["identity"]["model"])
+        settings = about["identity"]["settings"]
+        model["configuration"] = json.dumps(model.get("configuration", {}), sort_keys=True, separators=(",", ":"))
+        classifies = model["model_class"].endswith(ClassificationTask.class_endings)
+        versions = about.get("versions", {})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return {
+        "schema_version": 2,
+        "task": (ModelTask.CLASSIFICATION if classifies else ModelTask.GENERATION).value,
+        **dict.fromkeys(("text", "error"), ""),
+        **dict.fromkeys(("predicted_label", "probability", "target_probabilities", "converged", "convergence_delta")),
+        **{
+            name: []
+            for name in ("elements", "element_spans", "element_tokens", "targets", "target_names", "unassigned")
+        },
+        **{name: [] for name in ("attributions", "standard_error")},
+        "degrees_of_freedom": 0,
+        "truncated": False,
+        "model_inputs": {},
+        "settings": settings | {"rounds": 1},
+        "provenance": model | {"device": "", "configuration_fingerprint": "", "versions": versions},
+    }
+
+
+def _from_earlier(row: dict[str, Any], job: dict[str, Any]) -> AttributionOutput:
+    """What such a row holds; its text, spans and model inputs are not known."""
+    settings = job["settings"]
+    samples = row["n_perturbations"] or settings["n_perturbations"]
+    varying = {"n_perturbations": samples, "rounds": max(1, samples // settings["n_perturbations"])}
+    said = {"error": row["error"] or "", "truncated": bool(row["truncated"]), "settings": settings | varying}
+    output = AttributionOutput.from_dict(job | said)
+    if row["error"] is not None:
+        return output
+    output.error = None
+    output.elements, output.target_names = row["elements"], row["target_names"]
+    for name in ("attributions", "standard_error"):
+        scores = _matrix(name, row[name], output.target_names, output.elements)
+        setattr(output, name, _tensor(scores))
+    output.targets = torch.tensor(row["targets"], dtype=torch.int64, device="cpu")
+    output.unassigned = torch.full((len(output.target_names),), torch.nan, device="cpu")
+    output.classes = output.targets if output.model_task is ModelTask.CLASSIFICATION else None
+    return output
+
+
+def _tensor(rows: Sequence[Sequence[float]]) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.float32, device="cpu")
