@@ -48,7 +48,7 @@ def read(
         ...     for name, found in fastshap.jobs.read(f"{place}/scores", ids=True):
         ...         print(name, found.elements, found.error)
         first ['A', 'gorgeous', 'film', '.'] None
-        second [] InvalidArgumentError: The text is empty.
+        second [] InvalidArgumentError: The text is empty or only white space; there is nothing to explain.
     """
     store = Store(output)
     manifest = store.manifest()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -251,23 +251,26 @@ def _job_of(said: bytes | None, about: dict[str, Any] | None) -> dict[str, Any] 
 
 def _from_earlier(row: dict[str, Any], job: dict[str, Any]) -> AttributionOutput:
     """What such a row holds; its text, spans and model inputs are not known."""
-    settings = job["settings"]
-    samples = row["n_perturbations"] or settings["n_perturbations"]
-    varying = {"n_perturbations": samples, "rounds": max(1, samples // settings["n_perturbations"])}
-    said = {"error": row["error"] or "", "truncated": bool(row["truncated"]), "settings": settings | varying}
-    output = AttributionOutput.from_dict(job | said)
-    if row["error"] is not None:
-        return output
+    try:
+        settings = job["settings"]
+        samples = row["n_perturbations"] or settings["n_perturbations"]
+        varying = {"n_perturbations": samples, "rounds": max(1, samples // settings["n_perturbations"])}
+        said = {"error": row["error"] or "", "truncated": bool(row["truncated"]), "settings": settings | varying}
+        output = AttributionOutput.from_dict(job | said)
+        return output if row["error"] is not None else _with_scores(output, row)
+    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        if isinstance(error, InvalidArgumentError):
+            raise
+        raise InvalidArgumentError(f"this is no row of a job ({type(error).__name__}: {error}).") from None
+
+
+def _with_scores(output: AttributionOutput, row: dict[str, Any]) -> AttributionOutput:
     output.error = None
-    output.elements, output.target_names = row["elements"], row["target_names"]
+    output.elements, output.target_names = list(map(str, row["elements"])), list(map(str, row["target_names"]))
     for name in ("attributions", "standard_error"):
         scores = _matrix(name, row[name], output.target_names, output.elements)
-        setattr(output, name, _tensor(scores))
+        setattr(output, name, torch.tensor(scores, dtype=torch.float32, device="cpu"))
     output.targets = torch.tensor(row["targets"], dtype=torch.int64, device="cpu")
     output.unassigned = torch.full((len(output.target_names),), torch.nan, device="cpu")
     output.classes = output.targets if output.model_task is ModelTask.CLASSIFICATION else None
     return output
-
-
-def _tensor(rows: Sequence[Sequence[float]]) -> torch.Tensor:
-    return torch.tensor(rows, dtype=torch.float32, device="cpu")

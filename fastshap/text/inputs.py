@@ -71,7 +71,7 @@ def sources(model_inputs: Any, or_none: bool = False) -> Iterator[Any]:
 
 def _entry(entry: Any) -> Iterator[Any]:
     try:
-        if isinstance(entry, str | Tokens | FastshapError):
+        if isinstance(entry, str | Tokens):
             yield entry
         elif isinstance(entry, Mapping):
             yield from _from_mapping(entry)

@@ -55,8 +55,9 @@ def killed_after(monkeypatch):
 
 
 @pytest.fixture
-def done(tmp_path):
-    """An input of 300 texts and its finished output."""
+def done(tmp_path, monkeypatch):
+    """An input of 300 texts and its finished output, in one part however slow the machine is."""
+    monkeypatch.setattr("fastshap.jobs.job._SECONDS", 1e9)
     path, out = write(tmp_path / "a.parquet", make_texts(300)), tmp_path / "out"
     explain_files(path, out, **SETTINGS)
     return path, out
