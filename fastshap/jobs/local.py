@@ -63,16 +63,16 @@ def explain_files(
     started = time.monotonic()
     if not isinstance(source, str | os.PathLike):
         raise InvalidTypeError(f"A job in this process reads files, by their path; got {type(source).__name__}.")
-    batch = BatchExplainer(model, text_column=text_column, keep=(), **settings)
+    rows_explainer = BatchExplainer(model, text_column=text_column, keep=(), **settings)
     columns = Columns(id_column, text_column)
     files = Files(source, columns)
     rows = rows_of_files(files)
-    same = identity(batch, columns)
+    same = identity(rows_explainer, columns)
     with opened(
         output,
         rows,
         same,
-        batch.provenance.versions,
+        rows_explainer.provenance.versions,
         resume=resume,
         overwrite=overwrite,
         redo=files.tables if redo_changed else None,
@@ -84,10 +84,10 @@ def explain_files(
         size = [_FEWEST]
         for table in _of_size(files, job, size):
             start = time.monotonic()
-            _explain(batch, table, job)
+            _explain(rows_explainer, table, job)
             fitting = round(len(table) * _SECONDS / max(time.monotonic() - start, 1e-3))
             size[0] = min(max(fitting, _FEWEST), _MOST)
-        return job.finish(batch.explainer.padding)
+        return job.finish(rows_explainer.explainer.padding)
 
 
 def _of_size(files: Files, job: Job, size: list[int]) -> Iterator[pa.Table]:
@@ -106,7 +106,7 @@ def _of_size(files: Files, job: Job, size: list[int]) -> Iterator[pa.Table]:
         yield concat(held)
 
 
-def _explain(batch: BatchExplainer, table: pa.Table, job: Job) -> None:
+def _explain(rows_explainer: BatchExplainer, table: pa.Table, job: Job) -> None:
     """Explains a table, handing rows on as they come; what breaks the stream is found row by row."""
     texts, ids = texts_of(table), table.column("id")
     start = time.monotonic()
@@ -134,7 +134,7 @@ def _explain(batch: BatchExplainer, table: pa.Table, job: Job) -> None:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", TruncationWarning)  # each row says so itself
-                for output in batch.stream(texts):
+                for output in rows_explainer.stream(texts):
                     state[1].append(output)
                     if len(state[1]) >= together():
                         hand_on()
@@ -143,7 +143,7 @@ def _explain(batch: BatchExplainer, table: pa.Table, job: Job) -> None:
         except Exception:
             hand_on()
             while state[0] < len(texts):
-                state[1].extend(batch.outputs(texts[state[0] : state[0] + together()]))
+                state[1].extend(rows_explainer.outputs(texts[state[0] : state[0] + together()]))
                 hand_on()
         hand_on()
     except KeyboardInterrupt:

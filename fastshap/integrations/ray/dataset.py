@@ -80,7 +80,7 @@ def explain_dataset(
     ray = imported(address)
     started = time.monotonic()
     columns = Columns(id_column, text_column)
-    batch = BatchExplainer(model, text_column=text_column, keep=(), **settings)
+    rows_explainer = BatchExplainer(model, text_column=text_column, keep=(), **settings)
     block_rows = checks.whole(rows_per_batch, "rows_per_batch", least=1)
     files = Files(source, columns) if isinstance(source, str | os.PathLike) else None
     found = None if files is None else rows_of_files(files)
@@ -121,7 +121,7 @@ def explain_dataset(
             explained = read.repartition(target_num_rows_per_block=block_rows).map_batches(
                 Worker,
                 fn_constructor_kwargs={
-                    "batch": batch,
+                    "explainer": rows_explainer,
                     "model": same["model"],
                     "ledger": ledger,
                     "threads": pool["num_cpus"],

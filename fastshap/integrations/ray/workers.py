@@ -62,10 +62,10 @@ class Worker:
     """
 
     def __init__(
-        self, batch: BatchExplainer, model: dict[str, Any], ledger: Any, threads: float, versions: dict[str, str]
+        self, explainer: BatchExplainer, model: dict[str, Any], ledger: Any, threads: float, versions: dict[str, str]
     ) -> None:
         torch.set_num_threads(max(1, int(threads)))
-        self._batch, self._model, self._ledger, self._versions = batch, model, ledger, versions
+        self._explainer, self._model, self._ledger, self._versions = explainer, model, ledger, versions
         self._loaded = False
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -73,23 +73,23 @@ class Worker:
         if not self._loaded:
             self._check()
         ids, texts = table.column("id"), texts_of(table)
-        before = self._batch.explainer.padding
+        before = self._explainer.explainer.padding
         key = hashlib.blake2b(repr(ids.to_pylist()).encode(), digest_size=16).hexdigest()
         deaths = ray.get(self._ledger.begin.remote(key))
         if deaths > RETRIES:
             raise WorkerDiedError(often(f"{deaths} times over the same {len(ids)} rows, from id {ids[0].as_py()!r}"))
         ended = [key]
         if deaths < _DEATHS:
-            outputs = self._batch.outputs(texts)
+            outputs = self._explainer.outputs(texts)
         else:
             outputs = []
             for i, text in enumerate(texts):
                 ended.append(f"{key} {i}")
                 if ray.get(self._ledger.begin.remote(ended[-1])) >= _DEATHS:
                     text = WorkerDiedError(f"The process that explained this text died {_DEATHS} times over it alone.")
-                outputs += self._batch.outputs([text])
+                outputs += self._explainer.outputs([text])
                 ray.get(self._ledger.end.remote([ended.pop()]))
-        after = self._batch.explainer.padding
+        after = self._explainer.explainer.padding
         ray.get(self._ledger.end.remote(ended, after[0] - before[0], after[1] - before[1]))
         return part_rows(ids, texts, outputs)
 
@@ -101,7 +101,7 @@ class Worker:
                 raise JobError(
                     f"A worker has {name} {here.get(name)}, and the driver {self._versions[name]}; install one everywhere."
                 )
-        about = model_identity(self._batch.provenance)
+        about = model_identity(self._explainer.provenance)
         for name in ("model_fingerprint", "tokenizer_fingerprint", "configuration", "labels_fingerprint"):
             if differing := differences(self._model[name], about[name], name):
                 raise JobError(
