@@ -91,6 +91,10 @@ def reproduce(
         raise InvalidArgumentError(
             f"This text was not explained, so there is nothing to compute again: {printable(output.error)}"
         )
+    if "input_ids" not in output.model_inputs_to_explain:
+        raise InvalidArgumentError(
+            "This output holds no tokens: a job of an earlier version did not store them. Explain its text."
+        )
     settings = output.settings.named()
     if inference_mode is not None:
         settings["inference_mode"] = inference_mode

@@ -216,7 +216,7 @@ def known_of_earlier_rows(output, other):
 
 @pytest.mark.parametrize("form", [1, 2])
 def test_a_job_of_an_earlier_version_is_read_and_verified(tmp_path, default_pair, form):
-    """Written by version 0.1: format 2, and the same without what format 1 had not."""
+    """Written in manifest format 2, and the same without what format 1 had not."""
     out, source = tmp_path / "out", DATA / "job-2.jsonl"
     shutil.copytree(DATA / "job-2", out)
     (part,) = out.glob("part-*")
@@ -243,6 +243,11 @@ def test_a_job_of_an_earlier_version_is_read_and_verified(tmp_path, default_pair
     for output in (first, empty):  # what can be done without a text
         assert len(str(output)) > 10
         assert math.isfinite(sum(row.attribution for row in output.rows()))
+    assert fastshap.write_html([first, empty], tmp_path / "page.html") == 2
+    assert "gorgeous" in (tmp_path / "page.html").read_text()
+    assert len(first.to_pandas()) == 2 * len(first.elements)
+    with pytest.raises(InvalidArgumentError, match="holds no tokens"):
+        fastshap.reproduce(first, *default_pair)
 
 
 def test_a_damaged_part_of_an_earlier_version_says_so(tmp_path):
@@ -259,6 +264,9 @@ def test_a_damaged_part_of_an_earlier_version_says_so(tmp_path):
         pq.write_table(replaced(table, name, values), part)
         with pytest.raises(JobError, match="row 1"):
             list(fastshap.jobs.read(out))
-    pq.write_table(table.replace_schema_metadata({"fastshap": "{}"}), part)
-    with pytest.raises(JobError, match="lacks the columns"):
-        list(fastshap.jobs.read(out))
+    about = json.loads(table.schema.metadata[b"fastshap"])
+    for identity in ({}, {"settings": [], "model": about["identity"]["model"]}, {"settings": {}, "model": []}):
+        said = json.dumps(about | {"identity": identity})
+        pq.write_table(table.replace_schema_metadata({"fastshap": said}), part)
+        with pytest.raises(JobError, match="lacks the columns"):
+            list(fastshap.jobs.read(out))

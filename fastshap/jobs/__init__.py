@@ -5,6 +5,7 @@
 
 from fastshap.jobs.outputs import read
 from fastshap.jobs.runners import run
-from fastshap.jobs.verdict import verify
+from fastshap.jobs.summary import JobSummary
+from fastshap.jobs.verdict import Verdict, verify
 
-__all__ = ["read", "run", "verify"]
+__all__ = ["JobSummary", "Verdict", "read", "run", "verify"]

@@ -18,7 +18,7 @@ from fastshap.jobs.ids import Known, Sorted, keys, missing, short
 from fastshap.jobs.inputs import InputRows
 from fastshap.jobs.progress import JobProgress
 from fastshap.jobs.reading import Columns
-from fastshap.jobs.recorded import MOST_FAILED, all_failed, failed
+from fastshap.jobs.recorded import MOST_FAILED, all_failed, count_failed
 from fastshap.jobs.store import FORMAT, Store, with_about
 from fastshap.jobs.summary import JobSummary
 from fastshap.jobs.table import BatchExplainer
@@ -114,8 +114,8 @@ class Job:
             self._admit()
             self._waiting.append(table.slice(0, known))
         if known < len(table):
-            (self._failing if failed(errors[known:]) else self._waiting).append(table.slice(known))
-        if failed(self._errors()) >= MOST_FAILED:
+            (self._failing if count_failed(errors[known:]) else self._waiting).append(table.slice(known))
+        if count_failed(self._errors()) >= MOST_FAILED:
             raise all_failed(self._errors())
         self._progress.add(len(table))
         if sum(map(len, self._waiting)) >= _ROWS or time.monotonic() - self._since >= _SECONDS:

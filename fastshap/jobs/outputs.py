@@ -30,7 +30,7 @@ def read(
     there; :func:`fastshap.jobs.verify` tells whether all are.
 
     Outputs are those that explaining the texts would have returned, with ``error`` set where a row could not be explained. Rows
-    that version 0.1 wrote have no texts, spans and model inputs, since it did not store them.
+    of earlier versions (manifest formats 1 and 2) have no texts, spans and model inputs, since these were not stored.
 
     Args:
         output: the directory that :func:`fastshap.jobs.run` or ``fastshap run`` wrote.
@@ -59,7 +59,7 @@ def read(
 
 def _read(store: Store, manifest: dict[str, Any], ids: bool) -> Iterator[Any]:
     for where, name in store.places(manifest):
-        with where.opened(name) as file:
+        with where.part_file(name) as file:
             try:
                 for row, output in rows_in(file, f"{store.location}/{name}", manifest):
                     yield (row["id"], output) if ids else output

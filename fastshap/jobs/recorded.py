@@ -43,19 +43,19 @@ def kind_of(record: str) -> str:
     return record.split(":", 1)[0]
 
 
-def failed(errors: Sequence[str | None]) -> int:
+def count_failed(errors: Sequence[str | None]) -> int:
     """On how many of these rows the model failed."""
     return sum(map(_model_failed, errors))
 
 
-def tried(errors: Sequence[str | None]) -> int:
+def count_tried(errors: Sequence[str | None]) -> int:
     """On how many of these rows the model was run."""
-    return failed(errors) + sum(error is None for error in errors)
+    return count_failed(errors) + sum(error is None for error in errors)
 
 
 def all_failed(errors: Sequence[str | None]) -> JobError:
     """What is said where the model failed on all that it was run on."""
-    count, first = failed(errors), next(error for error in errors if error is not None and _model_failed(error))
+    count, first = count_failed(errors), next(error for error in errors if error is not None and _model_failed(error))
     where = "the only text" if count == 1 else f"each of {count:,} texts, one after the other"
     return JobError(
         f"The model failed on {where}. The first error is: {first.rstrip('.')}. Something is wrong with the model or its "

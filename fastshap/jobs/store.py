@@ -141,7 +141,7 @@ class Store:
             return None
 
     @contextlib.contextmanager
-    def opened(self, name: str) -> Iterator[Any]:
+    def part_file(self, name: str) -> Iterator[Any]:
         """A part as a file."""
         with self._told("read"), self._fs.open_input_file(self._path(name)) as file:
             yield file

@@ -21,7 +21,7 @@ from fastshap.errors import (
 )
 from fastshap.explainer import GradientShap
 from fastshap.extras import needed
-from fastshap.jobs.recorded import MOST_FAILED, all_failed, failed, tried
+from fastshap.jobs.recorded import MOST_FAILED, all_failed, count_failed, count_tried
 from fastshap.jobs.texts import checked_text, strings, text_hash
 from fastshap.models.provenance import Provenance, provenance_of
 from fastshap.output.output import AttributionOutput
@@ -159,9 +159,9 @@ class BatchExplainer:
         """
         good = [text for text in texts if isinstance(text, str)]
         explained = iter(self._together(good))
-        outputs = [self.failed(text) if isinstance(text, FastshapError) else next(explained) for text in texts]
+        outputs = [self.failed_output(text) if isinstance(text, FastshapError) else next(explained) for text in texts]
         errors = [output.error for output in outputs]
-        if failed(errors) == tried(errors) >= MOST_FAILED:
+        if count_failed(errors) == count_tried(errors) >= MOST_FAILED:
             raise all_failed(errors)
         return outputs
 
@@ -170,9 +170,9 @@ class BatchExplainer:
         good = [text for text in texts if isinstance(text, str)]
         explained = self.explainer.iter_explain(good, **self._call(len(good))) if good else iter(())
         for text in texts:
-            yield self.failed(text) if isinstance(text, FastshapError) else next(explained)
+            yield self.failed_output(text) if isinstance(text, FastshapError) else next(explained)
 
-    def failed(self, error: FastshapError, text: str = "") -> AttributionOutput:
+    def failed_output(self, error: FastshapError, text: str = "") -> AttributionOutput:
         """The output of a row that was not explained."""
         output = self.explainer._failed(error, text)
         output.provenance = self.provenance
@@ -192,7 +192,7 @@ class BatchExplainer:
         except FastshapError:
             raise
         except Exception as error:
-            return self.failed(ModelFailedError.caused_by(error), text)
+            return self.failed_output(ModelFailedError.caused_by(error), text)
 
     def _explain(self, texts: list[str]) -> list[AttributionOutput]:
         if not texts:

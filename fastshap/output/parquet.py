@@ -104,7 +104,7 @@ def write_parquet(outputs: Iterable[AttributionOutput], path: StrPath) -> int:
 def read_parquet(path: StrPath) -> Iterator[AttributionOutput]:
     """The outputs of a file that ``write_parquet`` or a batch job wrote, one after the other.
 
-    Of a part that a job of version 0.1 wrote, texts, places in them and model inputs are not known.
+    Of a part that a job of an earlier version wrote (manifest format 1 or 2), texts, spans and model inputs are not known.
 
     Raises:
         InvalidArgumentError: the file was written by something else, or is damaged; the message names the row and the field.
@@ -215,7 +215,7 @@ def _matrix(name: str, values: Any, targets: Any, elements: Any) -> list[Any]:
     return [values[t * width : (t + 1) * width] for t in range(height)]
 
 
-# Parts of jobs of version 0.1
+# Parts of jobs of earlier versions: manifest formats 1 and 2
 
 
 def _job_of(said: bytes | None, about: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -225,8 +225,9 @@ def _job_of(said: bytes | None, about: dict[str, Any] | None) -> dict[str, Any] 
         if about is None:
             return None
         model = dict(about["identity"]["model"])
-        settings = about["identity"]["settings"]
-        model["configuration"] = json.dumps(model.get("configuration", {}), sort_keys=True, separators=(",", ":"))
+        settings = about["identity"]["settings"] | {"rounds": 1}
+        configuration = model.get("configuration")
+        written = "" if configuration is None else json.dumps(configuration, sort_keys=True, separators=(",", ":"))
         classifies = model["model_class"].endswith(ClassificationTask.class_endings)
         versions = about.get("versions", {})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -244,8 +245,9 @@ def _job_of(said: bytes | None, about: dict[str, Any] | None) -> dict[str, Any] 
         "degrees_of_freedom": 0,
         "truncated": False,
         "model_inputs": {},
-        "settings": settings | {"rounds": 1},
-        "provenance": model | {"device": "", "configuration_fingerprint": "", "versions": versions},
+        "settings": settings,
+        "provenance": model
+        | {"configuration": written, "device": "", "configuration_fingerprint": "", "versions": versions},
     }
 
 
