@@ -189,9 +189,9 @@ def test_a_failed_output(default_pair):
     explainer = fastshap.GradientShap(*default_pair, on_error="record", seed=5)
     (recorded,) = explainer([" "])
     error = InvalidArgumentError(recorded.error.split(": ", 1)[1])
-    made = fastshap.AttributionOutput.failed(
-        error, " ", model_task=recorded.model_task, seed=5, baseline=0.0, provenance=recorded.provenance
-    )
+    given = {name: getattr(recorded, name) for name in ("model_task", "settings", "provenance")}
+    made = fastshap.AttributionOutput.failed(error, " ", **given)
+    assert made.seed == 5
     assert_identical(made, recorded)
     assert_identical(fastshap.AttributionOutput.from_json(made.to_json()), made)
     with pytest.raises(InvalidArgumentError, match="not explained"):

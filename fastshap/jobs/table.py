@@ -157,9 +157,14 @@ class BatchExplainer:
             FastshapError: the model cannot be explained at all.
             JobError: the model failed on every one of ``MOST_FAILED`` texts or more, for instance on a broken device.
         """
-        good = [text for text in texts if isinstance(text, str)]
-        explained = iter(self._together(good))
-        outputs = [self.failed_output(text) if isinstance(text, FastshapError) else next(explained) for text in texts]
+        if not texts:
+            return []
+        try:
+            outputs = self._together(texts)
+        except FastshapError:
+            raise
+        except Exception:
+            outputs = [self._alone(text) for text in texts]
         errors = [output.error for output in outputs]
         if count_failed(errors) == count_tried(errors) >= MOST_FAILED:
             raise all_failed(errors)
@@ -167,10 +172,7 @@ class BatchExplainer:
 
     def stream(self, texts: Sequence[str | FastshapError]) -> Iterator[AttributionOutput]:
         """One output a text, as they come; what is no error of fastshap's ends it."""
-        good = [text for text in texts if isinstance(text, str)]
-        explained = self.explainer.iter_explain(good, **self._call(len(good))) if good else iter(())
-        for text in texts:
-            yield self.failed_output(text) if isinstance(text, FastshapError) else next(explained)
+        return map(self._output, texts, self.explainer.iter_explain(_strings(texts), **self._call(len(texts))))
 
     def failed_output(self, error: FastshapError, text: str = "") -> AttributionOutput:
         """The output of a row that was not explained."""
@@ -178,33 +180,34 @@ class BatchExplainer:
         output.provenance = self.provenance
         return output
 
-    def _together(self, texts: list[str]) -> list[AttributionOutput]:
-        try:
-            return self._explain(texts)
-        except FastshapError:
-            raise
-        except Exception:
-            return [self._alone(text) for text in texts]
+    def _together(self, texts: Sequence[str | FastshapError]) -> list[AttributionOutput]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TruncationWarning)  # each row says so itself
+            explained = self.explainer.explain(_strings(texts), **self._call(len(texts)))
+        return list(map(self._output, texts, explained))
 
-    def _alone(self, text: str) -> AttributionOutput:
+    def _alone(self, text: str | FastshapError) -> AttributionOutput:
+        if isinstance(text, FastshapError):
+            return self.failed_output(text)
         try:
-            return self._explain([text])[0]
+            return self._together([text])[0]
         except FastshapError:
             raise
         except Exception as error:
             return self.failed_output(ModelFailedError.caused_by(error), text)
 
-    def _explain(self, texts: list[str]) -> list[AttributionOutput]:
-        if not texts:
-            return []
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", TruncationWarning)  # each row says so itself
-            return self.explainer.explain(texts, **self._call(len(texts)))
+    def _output(self, text: str | FastshapError, explained: AttributionOutput) -> AttributionOutput:
+        return self.failed_output(text) if isinstance(text, FastshapError) else explained
 
     def _call(self, count: int) -> dict[str, Any]:
         """What ``count`` texts are explained with."""
         targets = self.explainer.task.spelled_targets(self.targets, count)
         return {"targets": targets, "generation_kwargs": self.generation_kwargs, "progress": False}
+
+
+def _strings(texts: Sequence[str | FastshapError]) -> list[str]:
+    """The texts, with an empty one for each error: which rows share a model call does not depend on what is wrong with some."""
+    return [text if isinstance(text, str) else "" for text in texts]
 
 
 def schema() -> pa.Schema:
