@@ -32,15 +32,15 @@ _KINDS: dict[str, type[FastshapError]] = {
 _MODEL_FAILED = (ModelFailedError, NonFiniteError)
 
 
-def error_of(record: str) -> FastshapError:
+def error_of(entry: str) -> FastshapError:
     """The error that :func:`fastshap.errors.recorded` wrote."""
-    kind, message = record.split(": ", 1)
+    kind, message = entry.split(": ", 1)
     return _KINDS[kind](message)
 
 
-def kind_of(record: str) -> str:
+def kind_of(entry: str) -> str:
     """The name of the error's class."""
-    return record.split(":", 1)[0]
+    return entry.split(":", 1)[0]
 
 
 def count_failed(errors: Sequence[str | None]) -> int:
@@ -63,6 +63,6 @@ def all_failed(errors: Sequence[str | None]) -> JobError:
     )
 
 
-def _model_failed(record: str | None) -> bool:
-    kind = None if record is None else _KINDS.get(kind_of(record))
+def _model_failed(entry: str | None) -> bool:
+    kind = None if entry is None else _KINDS.get(kind_of(entry))
     return kind is not None and issubclass(kind, _MODEL_FAILED)
