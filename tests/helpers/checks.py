@@ -2,9 +2,13 @@
 
 import gc
 import random
+from dataclasses import fields
 
 import numpy as np
 import torch
+
+import fastshap
+from fastshap.output.record import Record
 
 FIELDS = ("attributions", "standard_error", "unassigned", "convergence_delta")
 
@@ -74,3 +78,20 @@ def large_tensors(elements):
             if storage.nbytes() >= elements * thing.element_size():
                 found[storage.data_ptr()] = tuple(thing.shape)
     return found
+
+
+def assert_identical(one, other):
+    """Every field, tensors to the bit."""
+    assert type(one) is type(other) is fastshap.AttributionOutput
+    for field in fields(Record):
+        a, b = getattr(one, field.name), getattr(other, field.name)
+        if field.name == "model_inputs_to_explain":
+            assert a.keys() == b.keys()
+            a, b = list(a.values()), list(b.values())
+        for x, y in zip(a, b, strict=True) if isinstance(a, list) else [(a, b)]:
+            if isinstance(x, torch.Tensor):
+                assert (x.dtype, x.shape) == (y.dtype, y.shape), field.name
+                assert torch.equal(x.nan_to_num(-7), y.nan_to_num(-7)), field.name
+                assert torch.equal(x.isnan(), y.isnan()) if x.is_floating_point() else True
+            else:
+                assert x == y, field.name

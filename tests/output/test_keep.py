@@ -4,7 +4,6 @@ import itertools
 import json
 import math
 import tracemalloc
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -16,28 +15,11 @@ from jsonschema import Draft202012Validator
 
 import fastshap
 from fastshap.output.plain import SCHEMA_PATH
-from fastshap.output.record import Record
 from fastshap.types import CustomMode
+from helpers.checks import assert_identical
 
 DATA = Path(__file__).parents[1] / "data"
 TEXTS = ["A gorgeous, witty film, but the ending is dull.", "not good at all", "naïve 東京 🙂‍↔️ \u202ereversed\x07"]
-
-
-def assert_identical(one, other):
-    """Every field, tensors to the bit."""
-    assert type(one) is type(other) is fastshap.AttributionOutput
-    for field in fields(Record):
-        a, b = getattr(one, field.name), getattr(other, field.name)
-        if field.name == "model_inputs_to_explain":
-            assert a.keys() == b.keys()
-            a, b = list(a.values()), list(b.values())
-        for x, y in zip(a, b, strict=True) if isinstance(a, list) else [(a, b)]:
-            if isinstance(x, torch.Tensor):
-                assert (x.dtype, x.shape) == (y.dtype, y.shape), field.name
-                assert torch.equal(x.nan_to_num(-7), y.nan_to_num(-7)), field.name
-                assert torch.equal(x.isnan(), y.isnan()) if x.is_floating_point() else True
-            else:
-                assert x == y, field.name
 
 
 @pytest.fixture(scope="module")

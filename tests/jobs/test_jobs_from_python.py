@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from test_jobs import SETTINGS, damaged_page, make_texts, replaced, write
-from test_keep import assert_identical
 
 import fastshap
 from fastshap import InvalidArgumentError, JobError
 from fastshap.jobs.store import MANIFEST, Store
+from helpers.checks import assert_identical
+from helpers.jobs import SETTINGS, damaged_page, make_texts, replaced, write
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 HERE = SETTINGS | {"runner": "local"}
 
 
