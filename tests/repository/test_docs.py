@@ -5,6 +5,7 @@ import doctest
 import importlib
 import io
 import pkgutil
+import re
 import shlex
 from pathlib import Path
 
@@ -73,3 +74,24 @@ def test_the_reference_lists_every_public_name():
     }
     listed = {name for name in listed if "." not in name}  # the others are of modules
     assert listed == set(fastshap.__all__) - {"__version__"}
+
+
+def test_what_one_might_guess_wrongly_is_said():
+    """Numbers and names whose meaning elsewhere is another one."""
+    said = " ".join(fastshap.GradientShap.__doc__.split())
+    for words in (
+        "Expected gradients are Erion et al.'s",
+        "the SHAP values that Lundberg and Lee define",
+        "a number (a constant for all dimensions, never a token id)",
+        "0.1 is more than the spread of the packaged model's own embeddings, 0.063",
+        "the largest score comes out too large, by at most about ``rtol`` squared",
+    ):
+        assert words in said
+
+
+def test_first_examples_take_the_fast_way():
+    """The default of ``batch_size`` is the one that interpreto documents; who copies an example need not wait."""
+    first = [re.findall(r"GradientShap\(.*\)", (ROOT / page).read_text())[0] for page in ("README.md", "docs/index.md")]
+    first += re.findall(r"GradientShap\(.*\)", fastshap.load_default_model.__doc__)
+    assert len(first) == 3
+    assert all('batch_size="auto"' in example for example in first)
