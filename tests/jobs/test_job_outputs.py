@@ -56,10 +56,11 @@ def killed_after(monkeypatch):
 
 @pytest.fixture
 def done(tmp_path, monkeypatch):
-    """An input of 300 texts and its finished output, in one part however slow the machine is."""
-    monkeypatch.setattr("fastshap.jobs.job._SECONDS", 1e9)
+    """An input of 300 texts and its finished output, of one part however slow the machine is."""
     path, out = write(tmp_path / "a.parquet", make_texts(300)), tmp_path / "out"
-    explain_files(path, out, **SETTINGS)
+    with monkeypatch.context() as patched:
+        patched.setattr("fastshap.jobs.job._SECONDS", 1e9)
+        explain_files(path, out, **SETTINGS)
     return path, out
 
 
