@@ -66,7 +66,8 @@ def test_errors_of_groups_against_the_spread_of_many_runs(bert_pair, llama_pair,
     pair, targets = (bert_pair, 1) if task == "classification" else (llama_pair, "It is dull.")
     options = {"n_perturbations": 8, "sampling": "iid", "granularity": "sentence", "batch_size": 256}
     options |= {"granularity_aggregation_strategy": strategy, "noise_std": 0.3}
-    runs = [GradientShap(*pair, seed=seed, **options)("Nobody answered me.", targets)[0] for seed in range(150)]
+    explainer = GradientShap(*pair, **options)
+    runs = [explainer("Nobody answered me.", targets, seed=seed)[0] for seed in range(150)]
     scores = torch.stack([run.attributions for run in runs])
     variances = torch.stack([run.standard_error for run in runs]).square().mean(0)
     assert runs[0].standard_error.shape == runs[0].attributions.shape

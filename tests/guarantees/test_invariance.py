@@ -48,7 +48,7 @@ def test_company_order_and_batch_size(job, noise_seen, batch_size):
     (alone,) = fastshap.GradientShap(*pair)(*with_targets([TEXT]))
     own = dict(noise_seen)
     noise_seen.clear()
-    others = company()
+    others = company(20)
     for place in (0, len(others) // 2, len(others)):
         texts = [*others[:place], TEXT, *others[place:]]
         outputs = fastshap.GradientShap(*pair, batch_size=batch_size)(*with_targets(texts))

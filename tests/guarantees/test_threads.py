@@ -18,7 +18,7 @@ FORKS = """
     import torch, fastshap
     torch.set_num_threads(2)
     pair = fastshap.load_default_model()
-    explainer = fastshap.GradientShap(*pair, batch_size="auto", n_perturbations=60)
+    explainer = fastshap.GradientShap(*pair, batch_size="auto", n_perturbations=40)
     texts = [f"a gorgeous and witty film, number {i}, but the ending is dull" for i in range(8)]
     before = explainer(texts)
 
@@ -30,7 +30,7 @@ FORKS = """
     if child == 0:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            good = same(explainer(texts)) and same(fastshap.GradientShap(*pair, n_perturbations=60)(texts))
+            good = same(explainer(texts)) and same(fastshap.GradientShap(*pair, n_perturbations=40)(texts))
         told = [str(one.message) for one in said if "forked" in str(one.message)]
         os._exit(0 if good and len(told) == 1 and torch.get_num_threads() == 1 else 1)
     _, status = os.waitpid(child, 0)
@@ -185,7 +185,7 @@ def test_an_interrupt_while_threads_start(default_pair, two_threads, monkeypatch
 @pytest.mark.parametrize("who", ["caller", "worker"])
 def test_an_interrupt_while_models_run(default_pair, two_threads, monkeypatch, devices, who):
     """Ctrl-C reaches the caller, who waits for results; a worker's comes out as it is. The next call is right."""
-    explainer = fastshap.GradientShap(*default_pair, n_perturbations=60, batch_size="auto", device=devices)
+    explainer = fastshap.GradientShap(*default_pair, n_perturbations=40, batch_size="auto", device=devices)
     texts = [f"a gorgeous and witty film, number {i}, but the ending is dull" for i in range(8)]
     right, running = explainer(texts, 1), threading.active_count()
     if who == "worker":
@@ -237,7 +237,7 @@ def test_an_interrupt_while_models_run(default_pair, two_threads, monkeypatch, d
 
 @pytest.mark.parametrize("devices", [None, ["cpu", "cpu"]], ids=["two threads", "replicas"])
 def test_texts_are_explained_where_no_thread_can_start(default_pair, two_threads, monkeypatch, devices):
-    explainer = fastshap.GradientShap(*default_pair, n_perturbations=60, batch_size="auto", device=devices)
+    explainer = fastshap.GradientShap(*default_pair, n_perturbations=40, batch_size="auto", device=devices)
     texts = [f"a gorgeous and witty film, number {i}, but the ending is dull" for i in range(8)]
     right, asked = explainer(texts, 1), []
 
@@ -256,7 +256,7 @@ def test_a_pool_of_forked_processes():
     script = """
         import multiprocessing, torch, fastshap
         torch.set_num_threads(2)
-        explainer = fastshap.GradientShap(*fastshap.load_default_model(), batch_size="auto", n_perturbations=60)
+        explainer = fastshap.GradientShap(*fastshap.load_default_model(), batch_size="auto", n_perturbations=40)
         texts = [f"a gorgeous and witty film, number {i}, but the ending is dull" for i in range(8)]
         right = explainer(texts, 1)
 

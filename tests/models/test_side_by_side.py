@@ -44,7 +44,9 @@ def workers(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"return_convergence_delta": True, "rtol": 0.5}, {"reduction": "abs_mean"}], ids=str
+    "options",
+    [{}, {"return_convergence_delta": True, "rtol": 0.5, "max_perturbations": 36}, {"reduction": "abs_mean"}],
+    ids=str,
 )
 @pytest.mark.parametrize("task", ["classification", "generation"])
 def test_the_same_numbers(bert_pair, llama_pair, monkeypatch, workers, task, options):

@@ -187,8 +187,9 @@ def test_a_file_that_breaks_off_leaves_the_old_one(outputs, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize(("few", "many"), [(1_200, 3_000), pytest.param(2_000, 10_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("write", [fastshap.write_jsonl, fastshap.write_parquet, fastshap.write_html])
-def test_ten_thousand_in_the_memory_of_a_thousand(write, outputs, tmp_path):
+def test_many_in_the_memory_of_few(write, few, many, outputs, tmp_path):
     plain = outputs[0].to_dict()
 
     def peak(count):
@@ -201,7 +202,7 @@ def test_ten_thousand_in_the_memory_of_a_thousand(write, outputs, tmp_path):
             tracemalloc.stop()
 
     peak(10)  # what is imported and cached once
-    assert peak(10_000) < 1.2 * peak(2_000) + 2**20
+    assert peak(many) < 1.2 * peak(few) + 2**20
 
 
 def test_packages_that_are_missing_are_named(outputs, monkeypatch):

@@ -128,6 +128,14 @@ def test_decisions_are_found(source):
     assert list(decisions(source, "fastshap.cli.explain"))
 
 
+def test_the_quick_tests_are_of_every_folder(request):
+    quick = request.config.pluginmanager.get_plugin(str(ROOT / "tests" / "conftest.py")).QUICK
+    folders = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
+    assert quick.keys() == folders
+    for folder, names in quick.items():
+        assert all((ROOT / "tests" / folder / f"test_{name}.py").exists() for name in names), folder
+
+
 def test_kernels_import_nothing_of_fastshap():
     files = sorted((ROOT / "kernels").glob("*.py"))
     assert files, "the kernels are gone"
@@ -207,19 +215,22 @@ assert kernels.__file__ is None  # a bare folder, no package
 """
 
 
+@pytest.mark.starts_python
 def test_transformers_with_hugging_faces_kernels_package():
     out = python(FITTING + USE + "import kernels; print(kernels.__file__)", PYTHONPATH=str(ROOT)).split()
     assert out[0] == "True"
     assert "site-packages" in out[1]
 
 
+@pytest.mark.starts_python
 def test_transformers_without_hugging_faces_kernels_package():
     assert python(HIDDEN + USE, PYTHONPATH=str(ROOT)).split() == ["False"]
 
 
-def test_importing_touches_no_gpu_and_takes_no_longer_than_torch_and_transformers():
+@pytest.mark.starts_python
+def test_importing_touches_no_gpu_loads_no_peer_and_takes_no_longer_than_torch_and_transformers():
     code = """
-import time
+import sys, time
 start = time.perf_counter()
 import torch, transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -227,16 +238,12 @@ middle = time.perf_counter()
 import fastshap
 end = time.perf_counter()
 assert not torch.cuda.is_initialized()
+loaded = {"typer", "rich", "captum", "interpreto", "ray", "pyarrow"} & set(sys.modules)
+assert not loaded, loaded
 print(middle - start, end - middle)
 """
     theirs, ours = map(float, python(code).split())
     assert ours < 0.1 * theirs + 0.1, f"{ours:.2f} s on top of {theirs:.2f} s"
-
-
-def test_importing_loads_no_command_line_and_no_peer():
-    names = ("typer", "rich", "captum", "interpreto", "ray", "pyarrow")
-    code = f"import sys, fastshap; print([m for m in {names} if m in sys.modules])"
-    assert python(code).strip() == "[]"
 
 
 def test_the_wheel_carries_everything(tmp_path):
