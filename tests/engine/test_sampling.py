@@ -82,9 +82,9 @@ def test_small_n_has_the_expectation_of_large_n(bert_pair, reduction):
             scores = [scores.mean(1) for _, scores in sorted(itertools.chain(*scored), key=lambda pair: pair[0])]
         return torch.cat(scores).double()  # (count, L)
 
-    reference = runs("iid", 1, 6000)
+    reference = runs("iid", 1, 4000)
     for n, path_density, sampling in itertools.product((1, 2, 3), (None, 0.3), ("antithetic", "iid")):
-        scores = runs(sampling, n, 1000, path_density)
+        scores = runs(sampling, n, 800, path_density)
         error = scores.mean(0) - reference.mean(0)
         variance = scores.var(0) / len(scores) + reference.var(0) / len(reference)
         assert (error.abs() < 5 * variance.sqrt()).all(), (n, path_density, sampling)

@@ -178,8 +178,7 @@ def test_views(view, dim, dtype, poisoned):
 
 
 @pytest.mark.interpret
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("dim", [7, 100])
+@pytest.mark.parametrize(("dim", "dtype"), [*((7, dtype) for dtype in DTYPES), (100, torch.float32)], ids=str)
 def test_repeats_and_neighbours_do_not_show(dim, dtype):
     """Bitwise: the same call twice, and a text on its own, with other padding on the other side."""
     x, rows = make([1, 0, 3], [2, 1, 3], dim, dtype=dtype, baseline="(L, D)", held=True, padding=0)
