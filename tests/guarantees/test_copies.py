@@ -152,7 +152,7 @@ def test_an_explainer_for_a_spawned_process(bert_pair):
     right = explainer(TEXTS)
     process = context.Process(target=explained, args=(queue, explainer))
     process.start()
-    found = queue.get(timeout=120)
+    found = queue.get(timeout=600)
     process.join()
     for ours, other in zip(found, right, strict=True):
         assert torch.allclose(torch.tensor(ours), other.attributions, atol=1e-5)

@@ -86,7 +86,7 @@ def test_spawned_processes_explain():
     texts = ["not good at all", "a gorgeous film"]
     process = context.Process(target=explained, args=(queue, texts))
     process.start()
-    found = queue.get(timeout=120)
+    found = queue.get(timeout=600)
     process.join()
     expected = [one.attributions for one in fastshap.GradientShap(*fastshap.load_default_model())(texts)]
     assert all(torch.allclose(torch.tensor(a), b, atol=1e-6) for a, b in zip(found, expected, strict=True))
