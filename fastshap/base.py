@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from torch import Tensor
 
 from fastshap.engine import memory
+from fastshap.engine.seen import Seen
 from fastshap.errors import InvalidArgumentError
 from fastshap.output.output import AttributionOutput, AttributionOutputs
 from fastshap.output.progress import Progress, Wanted, checked
@@ -150,7 +151,7 @@ class AttributionExplainer(HasSettings):
         self, read: Iterator[_Window], options: Mapping[str, Any], progress: Progress
     ) -> Iterator[AttributionOutput]:
         """While the model runs on one window, the next is tokenised."""
-        seen: dict[Any, Any] = {}
+        seen = Seen()
         waiting: list[Future[Any]] = []
         with progress, ThreadPoolExecutor(1, "fastshap-tokeniser") as pool:
 
@@ -217,7 +218,7 @@ class AttributionExplainer(HasSettings):
         targets: Sequence[Any] | None,
         first: int,
         options: Mapping[str, Any],
-        seen: dict[Any, Any],
+        seen: Seen,
         progress: Progress,
     ) -> list[AttributionOutput]:
         """One output a text. ``texts`` are as they came in, ``tokenised`` is the task's.

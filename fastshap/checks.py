@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import numbers
 import operator
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastshap.errors import InvalidArgumentError, InvalidTypeError, UnsupportedModelError
 
@@ -141,3 +142,75 @@ def finite(value: Any, name: str, also: str = "") -> float:
     if not abs(number) <= _LARGEST:
         raise InvalidArgumentError(f"{name} must be finite; got {value}.")
     return number
+
+
+def baseline(value: Any, name: str) -> float | Tensor:
+    """A reference embedding as a number, or a tensor of its own, which nobody else writes to."""
+    if value is None:
+        return 0.0
+    if not isinstance(value, Tensor):
+        if isinstance(value, bool) or not hasattr(value, "__float__"):
+            raise InvalidTypeError(f"The {name} must be None, a number or a Tensor; got {type(value).__name__}.")
+        return finite(value, name, "None, a Tensor")
+    if not value.is_floating_point():
+        raise InvalidArgumentError(
+            f"The {name} must have a floating-point dtype like the embeddings; got {value.dtype}."
+        )
+    if value.ndim not in (1, 2):
+        raise InvalidArgumentError(
+            f"The {name} has shape {tuple(value.shape)}: pass a number, or a tensor of shape (D,) or (L, D), where D is the "
+            "model's embedding dimension and L the number of the text's tokens."
+        )
+    if not bool(value.isfinite().all()):
+        raise InvalidArgumentError(f"The {name} holds NaN or infinite values.")
+    return value.detach().clone()
+
+
+def baseline_width(value: float | Tensor, width: int) -> None:
+    """Nothing, if a baseline fits embeddings of that dimension."""
+    if isinstance(value, Tensor) and value.shape[-1] != width:
+        raise InvalidArgumentError(
+            f"The baseline has shape {tuple(value.shape)}, but the model's embeddings have shape (L, {width}): pass a "
+            f"number, a tensor of shape ({width},), or one of the text's shape (L, {width})."
+        )
+
+
+def baseline_length(value: float | Tensor, length: int) -> InvalidArgumentError | None:
+    """What is wrong with a baseline for a text of so many tokens."""
+    if not isinstance(value, Tensor) or value.ndim == 1 or len(value) == length:
+        return None
+    rows, width = value.shape
+    return InvalidArgumentError(
+        f"The baseline has shape {(rows, width)}, but this text has embeddings of shape {(length, width)}. Pass a "
+        f"baseline of that shape, or one of shape ({width},) that fits every text."
+    )
+
+
+def refuse_unknown(
+    options: Mapping[str, Any], known: Collection[str], who: str, further: str, beside: Sequence[str] = ()
+) -> None:
+    """Names of options that there are not are an error, which says what may have been meant.
+
+    Args:
+        beside: what may have been meant as well, though it is no such option.
+
+    Raises:
+        InvalidArgumentError: there are such names.
+    """
+    if unknown := sorted(options.keys() - set(known)):
+        named = ", ".join(name + meant(name, options[name], [*beside, *known]) for name in unknown)
+        raise InvalidArgumentError(f"{who} has no option {named}; there are {', '.join(sorted(known))}. {further}")
+
+
+def signature(places: Sequence[str], defaults: Mapping[str, Any]) -> inspect.Signature:
+    """A function's: parameters that can be given by their places, and those of ``defaults`` beside them by name alone."""
+    return inspect.Signature(
+        [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD if name in places else inspect.Parameter.KEYWORD_ONLY,
+                default=defaults.get(name, inspect.Parameter.empty),
+            )
+            for name in dict.fromkeys((*places, *defaults))
+        ]
+    )

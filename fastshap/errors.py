@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 
 class FastshapError(Exception):
@@ -114,3 +116,12 @@ def warn(message: str, category: type[Warning], again: bool = False) -> None:
         warnings.warn_explicit(message, category, *where)  # without a registry of what was said
     else:
         warnings.warn(message, category, stacklevel=level)
+
+
+def raise_first(results: Sequence[Any], first: int) -> None:
+    """Raises the first error among the results of texts, the first of which has the index ``first``."""
+    for i, result in enumerate(results):
+        if isinstance(result, FastshapError):
+            error = type(result)(f"Text {first + i}: {result}")
+            error.text_index = first + i
+            raise error from result.__cause__

@@ -11,7 +11,7 @@ import torch
 
 from fastshap import checks
 from fastshap.errors import InvalidTypeError
-from fastshap.explainer import GradientShap, refuse_unknown
+from fastshap.explainer import BESIDE, OPTIONS, GradientShap
 from fastshap.output.output import AttributionOutputs
 from fastshap.output.progress import Wanted
 from fastshap.tasks.loading import load_pair
@@ -55,7 +55,7 @@ def explain(
     if checks.is_tokenizer(targets):
         raise InvalidTypeError("You passed a tokenizer as targets; write tokenizer=...")
     devices = tuple(checks.devices(settings.pop("device", None)))
-    refuse_unknown(settings, "fastshap.explain", "It takes model, tokenizer and device too.")
+    checks.refuse_unknown(settings, OPTIONS, "fastshap.explain", "It takes model, tokenizer and device too.", BESIDE)
     if model is None or isinstance(model, str | os.PathLike):
         name = None if model is None else os.fspath(model)
         explainer = _explainer(name, _state(name), devices)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from fastshap import ops
-from fastshap.checks import finite, flag, one_of, whole
-from fastshap.errors import InvalidArgumentError, InvalidTypeError
+from fastshap.checks import baseline, finite, flag, one_of, whole
+from fastshap.errors import InvalidArgumentError
 from fastshap.sampling import SAMPLINGS
 from fastshap.types import (
     Granularity,
@@ -105,28 +105,6 @@ def _density(value: Any, name: str) -> float | None:
     return number
 
 
-def _baseline(value: Any, name: str) -> float | Tensor:
-    """As a number, or a tensor of its own, which nobody else writes to."""
-    if value is None:
-        return 0.0
-    if not isinstance(value, Tensor):
-        if isinstance(value, bool) or not hasattr(value, "__float__"):
-            raise InvalidTypeError(f"The {name} must be None, a number or a Tensor; got {type(value).__name__}.")
-        return finite(value, name, "None, a Tensor")
-    if not value.is_floating_point():
-        raise InvalidArgumentError(
-            f"The {name} must have a floating-point dtype like the embeddings; got {value.dtype}."
-        )
-    if value.ndim not in (1, 2):
-        raise InvalidArgumentError(
-            f"The {name} has shape {tuple(value.shape)}: pass a number, or a tensor of shape (D,) or (L, D), where D is the "
-            "model's embedding dimension and L the number of the text's tokens."
-        )
-    if not bool(value.isfinite().all()):
-        raise InvalidArgumentError(f"The {name} holds NaN or infinite values.")
-    return value.detach().clone()
-
-
 def _plain_baseline(value: float | Tensor) -> Any:
     if not isinstance(value, Tensor):
         return value
@@ -202,7 +180,7 @@ class Settings:
     )
     baseline: float | Tensor = parameter(
         None,
-        check=_baseline,
+        check=baseline,
         option=float,
         help="The embedding to compare with: one number for all dimensions; zero by default.",
         doc="the reference embedding: None (zero), a number (a constant for all dimensions, never a token id), a Tensor (D,) "

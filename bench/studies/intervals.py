@@ -22,8 +22,8 @@ from bench.paths import RESULTS
 from fastshap.engine import estimate
 from fastshap.engine import run as engine
 from fastshap.engine.estimate import LEAST_ROUNDS, RoundMoments, Running, error_between, student_quantile, summaries
+from fastshap.engine.packing import Item
 from fastshap.engine.rounds import Rounds
-from fastshap.explainer import _item
 from fastshap.text.groups import Grouping
 
 RESULT = RESULTS / "intervals.json"
@@ -41,15 +41,15 @@ STOPPED = (
 class OfOneText(fastshap.GradientShap):
     """As many rounds of one text as are wanted."""
 
-    def _computed(self, texts: Any, progress: Any, rounds: Any, alone: bool = False) -> Any:
-        self.texts = texts
-        return super()._computed(texts, progress, rounds, alone)
+    def _score(self, prepared: Any, groupings: Any, *rest: Any) -> Any:
+        self.texts = list(zip(prepared, groupings, strict=True))
+        return super()._score(prepared, groupings, *rest)
 
     def of(self, text: str, target: Any, count: int) -> tuple[Grouping, Tensor]:
         """The text's elements, and the token scores (count, T, n, L) of independent rounds."""
         self([text], [target])
         ((one, grouping),) = self.texts
-        item = _item(one.encoded, one.targets, one.scope.positions, grouping.joined)
+        item = Item.of(one.encoded, one.targets, one.scope.positions, grouping.joined)
         rounds = Rounds(self._execution, self.task.scores)
         samples = [rounds.samples([item], round_)[0] for round_ in range(count)]
         items = [item] * count

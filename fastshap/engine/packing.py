@@ -20,6 +20,7 @@ from fastshap.ops import MOST_TEXTS, Rows
 from fastshap.ops.transfer import to_device
 from fastshap.sampling import Samples
 from fastshap.settings import Settings
+from fastshap.text.encode import Encoded
 
 # Kernels read fastest from addresses that are multiples of 16 bytes, and are compiled once where all are.
 _ALIGNMENT = 16
@@ -35,6 +36,22 @@ class Item:
     extra: dict[str, Tensor]  # (L,) each: further inputs of the model
     joined: Tensor | None = None  # (t, T) float32: the scores as sums over targets; None: one a target, t = T
     positions: Tensor | None = None  # (T,) int64: the token at whose place each target's score is; None: one row a text
+
+    @classmethod
+    def of(
+        cls, encoded: Encoded, targets: Tensor | None, positions: Tensor | None, joined: Tensor | None = None
+    ) -> Item:
+        """A tokenised text; without ``targets`` one for each of the rows that are asked for."""
+        if targets is None:
+            targets = torch.zeros(1 if positions is None else len(positions), dtype=torch.int64, device="cpu")
+        return cls(
+            input_ids=torch.tensor(encoded.input_ids, device="cpu"),
+            targets=targets,
+            special=torch.tensor(encoded.special, device="cpu"),
+            extra={name: torch.tensor(values, device="cpu") for name, values in encoded.extra.items()},
+            joined=joined,
+            positions=positions,
+        )
 
     @property
     def n_scores(self) -> int:

@@ -20,8 +20,8 @@ from fastshap.output.disk import StrPath, whole
 from fastshap.output.output import AttributionOutput
 from fastshap.output.plain import encodable, number
 from fastshap.output.visible import printable
-from fastshap.tasks import ClassificationTask
-from fastshap.types import ModelTask
+from fastshap.tasks import has_classes, task_of_class
+from fastshap.types import name_of_task
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -228,13 +228,13 @@ def _job_of(said: bytes | None, about: dict[str, Any] | None) -> dict[str, Any] 
         settings = about["identity"]["settings"] | {"rounds": 1}
         configuration = model.get("configuration")
         written = "" if configuration is None else json.dumps(configuration, sort_keys=True, separators=(",", ":"))
-        classifies = model["model_class"].endswith(ClassificationTask.class_endings)
+        task = task_of_class(model["model_class"])
         versions = about.get("versions", {})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return {
         "schema_version": 2,
-        "task": (ModelTask.CLASSIFICATION if classifies else ModelTask.GENERATION).value,
+        "task": task,
         **dict.fromkeys(("text", "error"), ""),
         **dict.fromkeys(("predicted_label", "probability", "target_probabilities", "converged", "convergence_delta")),
         **{
@@ -274,5 +274,5 @@ def _with_scores(output: AttributionOutput, row: dict[str, Any]) -> AttributionO
         setattr(output, name, torch.tensor(scores, dtype=torch.float32, device="cpu"))
     output.targets = torch.tensor(row["targets"], dtype=torch.int64, device="cpu")
     output.unassigned = torch.full((len(output.target_names),), torch.nan, device="cpu")
-    output.classes = output.targets if output.model_task is ModelTask.CLASSIFICATION else None
+    output.classes = output.targets if has_classes(name_of_task(output.model_task)) else None
     return output

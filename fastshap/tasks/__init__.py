@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastshap.tasks.base import NO_PREDICTION, Predict, Prediction, Prepared, Shown, Task
-from fastshap.tasks.registry import has_classes, register, shown, task_for, task_named
+from fastshap.tasks.registry import has_classes, register, shown, task_for, task_named, task_of_class
 from fastshap.tasks.subject import takes, unwrapped
 from fastshap.text.encode import Encoded
 from fastshap.text.groups import Scope
@@ -23,5 +23,6 @@ __all__ = [
     "takes",
     "task_for",
     "task_named",
+    "task_of_class",
     "unwrapped",
 ]

@@ -49,6 +49,12 @@ class Prepared:
     prediction: Prediction = NO_PREDICTION
     scope: Scope = TEXT
 
+    def key(self, members: Sequence[Sequence[int]]) -> tuple[Any, ...]:
+        """What decides a text's scores, beside the model and the settings. ``members``: the tokens of each element."""
+        special, parts = tuple(self.encoded.special), self.encoded.parts
+        input_ = self.encoded.key(self.scope.positions)
+        return input_, special, parts, tuple(self.targets.tolist()), tuple(map(tuple, members))
+
 
 @dataclass(frozen=True)
 class Shown:

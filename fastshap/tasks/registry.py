@@ -73,6 +73,11 @@ def task_named(name: str) -> type[Task] | None:
     return next((task for task in all_tasks() if task.name == name), None)
 
 
+def task_of_class(name: str) -> str:
+    """The built-in task that a class of models had where tasks were told by the ending of its name."""
+    return (ClassificationTask if name.endswith(ClassificationTask.class_endings) else GenerationTask).name
+
+
 def shown(model_task: ModelTask | str) -> Shown:
     """How outputs of a task are shown; those of a task that is not registered, as any."""
     task = task_named(name_of_task(model_task))

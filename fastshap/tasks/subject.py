@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastshap.engine.packing import Call
 from fastshap.engine.run import device_of
+from fastshap.errors import UnsupportedModelError
 from fastshap.models.provenance import version_of
 from fastshap.models.replicas import hooks_of
 from fastshap.tasks.first_token import structure_of
@@ -160,3 +161,22 @@ def _positions(model: nn.Module) -> int | None:
     config: Any = model.config
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     return getattr(config, "max_position_embeddings", None)
+
+
+def table_shape(model: Any) -> tuple[int, int]:
+    """(tokens, D) of the model's input embeddings.
+
+    Raises:
+        UnsupportedModelError: it takes none, or has no table of them.
+    """
+    if not takes(model, "inputs_embeds"):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} takes no inputs_embeds, so there is no gradient with respect to its embeddings."
+        )
+    try:
+        rows, width = next(model.get_input_embeddings().parameters()).shape
+    except (NotImplementedError, AttributeError, StopIteration, ValueError):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no table of input embeddings, so there is nothing to perturb."
+        ) from None
+    return rows, width

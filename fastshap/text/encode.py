@@ -15,6 +15,7 @@ from fastshap.text.inputs import Tokens
 from fastshap.text.spelling import align, read, scheme, spell, words
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 # Further inputs of the model that have one value for each token.
@@ -41,6 +42,11 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    def key(self, positions: Tensor | None) -> tuple[Any, ...]:
+        """What decides what a model makes of the text, where the rows at ``positions`` (P,) are asked for."""
+        extra = tuple((name, *values) for name, values in self.extra.items())
+        return tuple(self.input_ids), extra, None if positions is None else tuple(positions.tolist())
 
 
 def encode(

@@ -630,7 +630,7 @@ def test_duplicates_in_other_windows(bert_pair, rows, monkeypatch, window):
 
 def test_more_texts_than_are_remembered(bert_pair, rows, monkeypatch):
     monkeypatch.setattr("fastshap.base._WINDOW", 1)
-    monkeypatch.setattr("fastshap.explainer._REMEMBERED", 2)
+    monkeypatch.setattr("fastshap.engine.seen.MOST", 2)
     explainer = fastshap.GradientShap(*bert_pair, batch_size=64, n_perturbations=4)
     order = [0, 1, 0, 2, 1, 0, 0]  # 0 is the more recent one when 2 comes; then 1 is gone, and then 0
     ours = list(explainer.iter_explain([INPUTS[i] for i in order], 1))

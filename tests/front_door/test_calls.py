@@ -187,8 +187,8 @@ def test_an_output_comes_when_its_text_is_done(default_pair, rows):
 
 
 def test_larger_models_have_fewer_texts_under_way(default_pair, monkeypatch, rows):
-    monkeypatch.setattr("fastshap.explainer._WORK", {"cpu": 0})
-    monkeypatch.setattr("fastshap.explainer._ENOUGH_TOKENS", 40)  # two short texts of four rows
+    monkeypatch.setattr("fastshap.engine.work._WORK", {"cpu": 0})
+    monkeypatch.setattr("fastshap.engine.work.ENOUGH_TOKENS", 40)  # two short texts of four rows
     explainer = GradientShap(*default_pair, **FEW)
     explainer("fine", 1)
     rows.clear()

@@ -25,7 +25,7 @@ def two_cores():
 @pytest.fixture
 def enough(monkeypatch):
     """Every text is."""
-    monkeypatch.setattr("fastshap.explainer._ENOUGH_TOKENS", 0)
+    monkeypatch.setattr("fastshap.engine.work.ENOUGH_TOKENS", 0)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_the_same_numbers(bert_pair, llama_pair, monkeypatch, workers, task, opt
     alone = fastshap.GradientShap(*pair, **OPTIONS | options)(INPUTS, targets)
     assert set(workers.values()) == {2}
     workers.clear()
-    monkeypatch.setattr("fastshap.explainer._ENOUGH_TOKENS", 0)
+    monkeypatch.setattr("fastshap.engine.work.ENOUGH_TOKENS", 0)
     both = fastshap.GradientShap(*pair, **OPTIONS | options)(INPUTS, targets)
     assert len(workers) >= 2
     assert threading.get_ident() not in workers

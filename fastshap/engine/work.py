@@ -1,0 +1,132 @@
+"""Texts computed on a model and its copies, so that one on which the model fails spoils no other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fastshap.engine.estimate import Running
+from fastshap.engine.packing import Execution, Item
+from fastshap.engine.rounds import Rounds, Stage, at_texts
+from fastshap.engine.run import Forward, device_of
+from fastshap.errors import FastshapError, ModelFailedError, NonFiniteError
+from fastshap.models.replicas import side_by_side
+from fastshap.text.groups import Grouping
+from fastshap.types import InferenceModes
+
+# Tokens of all rows from which two threads are faster on a CPU than one (docs/adr/0009).
+ENOUGH_TOKENS = 1 << 12
+_ENOUGH_ON_A_GPU = 1 << 15  # that fill one
+# Additions and multiplications of a window of texts, some seconds' work. Measured on a CPU: with 1e11 a long list took 14 %
+# longer with the packaged model, as small windows hold few texts of one length. Not measured on a GPU.
+_WORK = {"cpu": 4e11}
+_WORK_ON_A_GPU = 1e14
+
+_Text = TypeVar("_Text")
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Work:
+    """How texts are computed; an error of ours stands in the place of a text that could not be.
+
+    Args:
+        model: the model itself.
+        models: it and its copies on further devices.
+        stop: after the first text on which the model fails; its error stands in the place of all further ones.
+    """
+
+    model: nn.Module
+    models: Sequence[nn.Module]
+    execution: Execution
+    stop: bool
+
+    def scores(
+        self,
+        items: Sequence[Item],
+        groupings: Sequence[Grouping],
+        forward: Forward,
+        stage: Stage,
+        rounds: int | None,
+        with_delta: bool,
+    ) -> list[tuple[Running, Tensor | None] | FastshapError]:
+        """Scores of every text, and its convergence delta where it is wanted.
+
+        Args:
+            forward: the targets' scores (R, T) of a model's call.
+            rounds: just so many, whatever ``rtol`` asks for.
+        """
+        rounds_of = Rounds(self.execution, forward)
+
+        def computed(some: Sequence[int], alone: bool) -> list[tuple[Running, Tensor | None]]:
+            texts, groups = [items[i] for i in some], [groupings[i] for i in some]
+            models = [self.model] if alone else self._shared_by(texts)
+            running = rounds_of.run(models, texts, groups, stage, rounds)
+            deltas = rounds_of.deltas(models, texts, running) if with_delta else [None] * len(running)
+            return list(zip(running, deltas, strict=True))
+
+        found = self._isolated(range(len(items)), computed)
+        return [one if isinstance(one, FastshapError) else _finite(*one) for one in found]
+
+    def at_texts(self, items: Sequence[Item], forward: Forward) -> list[Tensor | FastshapError]:
+        """What ``forward`` gives for the texts themselves, one row each, on the CPU."""
+
+        def values(some: Sequence[Item], alone: bool) -> list[Tensor]:
+            return at_texts([self.model] if alone else self.models, some, forward, self.execution)
+
+        return self._isolated(items, values)
+
+    def _shared_by(self, items: Sequence[Item]) -> Sequence[nn.Module]:
+        """The models that share the work: one a device, or on a CPU two on half its cores each, where there is enough to do."""
+        settings = self.execution.settings
+        tokens = settings.n_perturbations * sum(len(item.input_ids) for item in items)
+        alone = len(self.models) == 1 and device_of(self.model).type == "cpu"
+        if not alone or tokens < ENOUGH_TOKENS or not isinstance(settings.inference_mode, InferenceModes):
+            return self.models
+        return side_by_side(self.model, min(2, torch.get_num_threads()))
+
+    def _isolated(
+        self, texts: Sequence[_Text], compute: Callable[[Sequence[_Text], bool], Sequence[_Result]]
+    ) -> list[_Result | FastshapError]:
+        """What was computed for each text; where the model fails on a text, found by halving, an error stands in its place.
+
+        ``compute``'s second argument: whether the model itself is to run, without copies and threads, which may be at fault.
+        """
+        if not texts:
+            return []
+        for alone in (False, True) if len(texts) == 1 else (False,):
+            try:
+                return [*compute(texts, alone)]
+            except (FastshapError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:
+                if alone:
+                    return [ModelFailedError.caused_by(error)]
+        middle = len(texts) // 2
+        first = self._isolated(texts[:middle], compute)
+        failed = [one for one in first if isinstance(one, FastshapError)]
+        if failed and self.stop:
+            return [*first, *failed[:1] * (len(texts) - middle)]
+        return [*first, *self._isolated(texts[middle:], compute)]
+
+
+def tokens_of_some_seconds(model: nn.Module, passes: int, n: int) -> float:
+    """Tokens of texts, of n samples each, that make some seconds' work for a model and so many passes."""
+    device = device_of(model).type
+    table = next(model.get_input_embeddings().parameters()).numel()  # type: ignore[operator]
+    weights = sum(one.numel() for one in model.parameters()) - table
+    rows = _WORK.get(device, _WORK_ON_A_GPU) / (2 * max(1, weights) * passes)
+    return max(rows, ENOUGH_TOKENS if device == "cpu" else _ENOUGH_ON_A_GPU) / n
+
+
+def _finite(running: Running, delta: Tensor | None) -> tuple[Running, Tensor | None] | NonFiniteError:
+    if bool(running.tokens.isfinite().all()) and (delta is None or bool(delta.isfinite().all())):
+        return running, delta
+    return NonFiniteError(
+        "The model's scores or gradients are NaN or infinite for this text. Look for damaged weights, for overflow in half "
+        "precision (load the model in float32 or bfloat16), or for a baseline or noise_std of enormous size."
+    )
