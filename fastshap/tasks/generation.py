@@ -336,7 +336,7 @@ class GenerationTask(Task):
 
     def entries(self, targets: Any) -> Iterator[Any]:
         try:
-            return sources(targets, or_none=True)
+            return sources(targets, of_targets=True)
         except InvalidTypeError:
             raise InvalidTypeError(
                 f"Generation targets are None (the model generates them) or, for each input, None, {KINDS}; got "

@@ -20,6 +20,7 @@ _PAIR = (
     "Several strings stand where one text is expected. A pair of texts is one input: pass the tokenizer's result, "
     "tokenizer(first, second). Texts that do not belong together stand in one list."
 )
+_OF_TARGETS = (type(None), FastshapError)
 _HANDLED = ("input_ids", "attention_mask", "special_tokens_mask", "token_type_ids")
 
 
@@ -42,14 +43,14 @@ def is_one_text(model_inputs: Any) -> bool:
     return isinstance(model_inputs, str) or (_is_ids(model_inputs) and not _has_rows(model_inputs))
 
 
-def sources(model_inputs: Any, or_none: bool = False) -> Iterator[Any]:
+def sources(model_inputs: Any, of_targets: bool = False) -> Iterator[Any]:
     """One :class:`str` or :class:`Tokens` for each text, in order; what is none of these stands in its place as an error.
 
     Mappings of several rows and tensors (n, L) give n texts. A tuple of strings is a list of texts when it stands alone, as for
     a tokenizer, and a pair of texts when it stands in a list.
 
     Args:
-        or_none: whether an entry may be None, which then stands for itself.
+        of_targets: whether these are targets: None and what an earlier look found wrong then stand for themselves.
 
     Raises:
         InvalidTypeError: ``model_inputs`` as a whole cannot hold texts.
@@ -64,7 +65,9 @@ def sources(model_inputs: Any, or_none: bool = False) -> Iterator[Any]:
         model_inputs = model_inputs.tolist()
     if isinstance(model_inputs, Iterable) and not isinstance(model_inputs, bytes | Tensor | np.ndarray):
         return (
-            source for entry in model_inputs for source in ((None,) if entry is None and or_none else _entry(entry))
+            source
+            for entry in model_inputs
+            for source in ((entry,) if of_targets and isinstance(entry, _OF_TARGETS) else _entry(entry))
         )
     raise InvalidTypeError(f"model_inputs must be {KINDS}; got {_kind_of(model_inputs)}.")
 
