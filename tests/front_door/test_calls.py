@@ -1,6 +1,7 @@
 """One call: progress, outputs as texts are done, options for this call alone, models by name and as pipelines."""
 
 import copy
+import dataclasses
 import io
 import os
 import select
@@ -306,8 +307,8 @@ def test_a_call_with_options_is_the_explainers(default_pair):
         def __init__(self):
             super().__init__(*default_pair, **FEW)
 
-        def _settings_used(self):
-            return super()._settings_used() | {"seed": 77}
+        def _common(self):
+            return super()._common() | {"settings": dataclasses.replace(self.settings, seed=77)}
 
     explainer = Mine()
     (output,) = explainer(TEXTS[0], 1, n_perturbations=3)

@@ -270,7 +270,7 @@ def test_the_line_below_says_how():
         granularity_aggregation_strategy=GranularityAggregationStrategy.SUM,
         unassigned=torch.tensor([-0.25]),
         convergence_delta=torch.tensor([0.003]),
-        n_perturbations=40,
+        n_perturbations=10,
         rounds=4,
         rtol=0.05,
         converged=True,

@@ -65,6 +65,16 @@ def test_import_chain():
     assert {"errors", "types", "reference", "ops", "engine", "text", "tasks", "explainer", "output", "cli"} <= seen
 
 
+def test_the_house_can_be_held_in_mind():
+    """Modules of one job, few of them beside the rooms, a chain one can name, a README of two screens."""
+    for module, path in modules():
+        if "kernels" not in module:
+            assert len(path.read_text().splitlines()) <= 400, module
+    assert len(list(PACKAGE.glob("*.py"))) <= 12
+    assert len(CHAIN) <= 22
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
 def test_no_test_module_imports_another():
     """What several need is in tests/helpers, which imports no test module either."""
     files = sorted((ROOT / "tests").rglob("*.py"))

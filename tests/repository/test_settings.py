@@ -28,7 +28,7 @@ FIELD = """    warmth: float = parameter(
 EVERYWHERE = """
 import inspect, json, sys
 import fastshap
-from fastshap.jobs.batch import BatchExplainer
+from fastshap import BatchExplainer
 from fastshap.jobs.job import identity
 from fastshap.jobs.reading import Columns
 from fastshap.output.plain import schema
