@@ -32,7 +32,7 @@ from fastshap import BatchExplainer
 from fastshap.jobs.job import identity
 from fastshap.jobs.reading import Columns
 from fastshap.output.plain import schema
-from tools.settings import annotations, copies, signature, table
+from tools.settings import attributes, copies, signature, table
 from typer.testing import CliRunner
 from fastshap.cli import app
 
@@ -88,7 +88,7 @@ assert json.loads(done.stdout)["settings"]["warmth"] == 7
 
 # What is copied for those who read without running.
 assert "| `warmth` | `0.5` | How warm it is. |" in table()
-assert "warmth: float\\n" in annotations() and "warmth: float = 0.5," in signature()
+assert "warmth: float\\n" in attributes() and "warmth: float = 0.5," in signature()
 assert any('"warmth"' in text for text in copies().values())
 """
 
