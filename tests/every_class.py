@@ -35,26 +35,33 @@ TOLERANCE = 1e-4  # of a text's largest score
 
 HEAD = """# Models
 
-fastshap explains text classifiers and causal language models. It decides by what a model does, not by its name: before the
-first explanation the model runs at a few points of its own, and every shortcut (padding, calls without a mask, a shorter last
-layer, fewer logits) is taken only where logits and gradients stay as they are. What cannot be explained rightly is refused.
+fastshap explains text classifiers and causal language models. It decides by what a model does, not by its name. Before the
+first explanation it runs the model at a few points of its own. It takes a shortcut (padding, calls without a mask, a shorter
+last layer, fewer logits) only if logits and gradients stay as they are. It refuses a model that it cannot explain correctly.
 
-A model is accepted if it is a `*ForSequenceClassification`, or if it goes on with a text: it generates, takes `inputs_embeds`,
-gives a row of logits for each token, and no logits depend on later tokens. Encoders with a decoder, and models that fill in,
-mark or classify tokens, are refused; so are models that look tokens up by their ids in further tables, one for each layer
-(Gemma 3n, the small ones of Gemma 4), since a point between two embeddings has no id. If a checkpoint lacks a head,
-transformers makes up a random one; fastshap notices this by the marks that transformers 5 leaves on what it did read, and
-warns with `UntrainedHeadWarning`. A model that was copied carries no marks, so a made-up head goes unnoticed there: look at
-the loading report of transformers.
+fastshap accepts a model if it is a `*ForSequenceClassification`, or if it continues a text: the model generates, takes
+`inputs_embeds`, gives a row of logits for each token, and no logits depend on later tokens. fastshap refuses
+
+- encoders with a decoder;
+- models that fill in, mark or classify tokens;
+- models that look tokens up by their ids in further tables, one for each layer (Gemma 3n, the small ones of Gemma 4), because
+  a point between two embeddings has no id.
+
+If a checkpoint lacks a head, transformers fills it with random weights. transformers 5 marks the weights that it did read, so
+fastshap notices this and warns with `UntrainedHeadWarning`. A copied model carries no marks, so fastshap does not notice a
+random head there: look at the loading report of transformers.
 
 ## Every class
 
-Each of the {classes} classes that transformers maps to sequence classification or causal language modelling was built small
-with large random weights, and six texts of different lengths were explained in one list; a few classes twice, where the
-configuration behind the name decides. "equal": the scores are those of a plain forward and backward pass of each text alone,
-with the same noise, to 1e-4 of the largest; the number is the largest difference, and behind it stands how texts of different
-lengths share a call ("right" or "left" padding, or "alone"). "refused": an error of ours says why. "not built": no small
-model can be made without a further package, so nothing is known.
+transformers maps {classes} classes to sequence classification or causal language modelling. Each was built small, with large
+random weights, and explained six texts of different lengths in one list. A few classes were built twice, because the
+configuration decides.
+
+- "equal": the scores are those of a plain forward and backward pass of each text alone, with the same noise, to 1e-4 of the
+  largest. The number is the largest difference. After it stands how texts of different lengths share a call: with "right" or
+  "left" padding, or "alone", that is, not at all. "masked" means that the model always needs its attention mask.
+- "refused": one of fastshap's errors says why.
+- "not built": no small model can be made without a further package, so nothing is known.
 
 Equal: {equal}, refused: {refused}, not built: {built}, wrong: {wrong}.
 
