@@ -1,9 +1,9 @@
 """The parameters that decide numbers. Each is stated once, as a field of :class:`Settings`.
 
 A field has the parameter's name, type and default, its check, what the shell and the docs say of it, and its form in files.
-Signatures, docstrings, the command line, files and their schema, ``reproduce``, jobs and pages go through the fields, so a new
-parameter is one field here, and what the engine does with it. ``python -m tools.settings`` writes the copies for those who read
-without running: the schema's file, the table in docs/parameters.md, and the annotations for type checkers.
+Signatures, docstrings, the command line, files and their schema, ``reproduce``, jobs and pages go through the fields. So a new
+parameter takes one field here, and the code that uses its value. ``python -m tools.settings`` writes the copies for those who
+read without running the code: the schema's file, the table in docs/parameters.md, and the annotations for type checkers.
 """
 
 from __future__ import annotations
@@ -87,21 +87,21 @@ def _switch(**said: Any) -> dict[str, Any]:
 def _noise(value: Any, name: str) -> float:
     number = finite(value, name)
     if number < 0:
-        raise InvalidArgumentError(f"{name} must be zero or more, and finite; got {value}.")
+        raise InvalidArgumentError(f"{name} must be finite, and zero or more; got {value}.")
     return number
 
 
 def _tolerance(value: Any, name: str) -> float | None:
     number = None if value is None else finite(value, name, "None")
     if number is not None and number <= 0:
-        raise InvalidArgumentError(f"{name} must be more than zero, and finite, 0.05 say; got {value}.")
+        raise InvalidArgumentError(f"{name} must be more than zero and finite, for example 0.05; got {value}.")
     return number
 
 
 def _density(value: Any, name: str) -> float | None:
     number = None if value is None else finite(value, name, "None")
     if number is not None and not 1e-3 <= number <= 1e3:
-        raise InvalidArgumentError(f"{name} must lie between 0.001 and 1000; got {value}.")
+        raise InvalidArgumentError(f"{name} must be between 0.001 and 1000; got {value}.")
     return number
 
 
@@ -130,7 +130,7 @@ class Settings:
     """The parameters that decide an explanation's numbers, checked. Outputs carry them.
 
     Raises:
-        InvalidArgumentError, InvalidTypeError: a value that cannot be used; the message says what would do.
+        InvalidArgumentError, InvalidTypeError: a value cannot be used; the message says what would work.
     """
 
     granularity: Granularity = parameter(
@@ -138,8 +138,8 @@ class Settings:
         **_member(
             Granularity,
             help="What gets a score: all_tokens, token, word, tokenizer_word, part_sentence or sentence.",
-            doc="ALL_TOKENS, TOKEN, WORD (as people read), TOKENIZER_WORD (as the tokenizer splits; what interpreto's WORD "
-            "member gives), PART_SENTENCE or SENTENCE; a member or its name.",
+            doc="ALL_TOKENS, TOKEN, WORD (as people read them), TOKENIZER_WORD (as the tokenizer splits them; interpreto's "
+            "WORD member means this), PART_SENTENCE or SENTENCE; a member or its name.",
         ),
     )
     granularity_aggregation_strategy: GranularityAggregationStrategy = parameter(
@@ -148,7 +148,7 @@ class Settings:
             GranularityAggregationStrategy,
             help="How the scores of a word's tokens become one: mean, max, min, sum, signed_max, first or last.",
             doc="MEAN, MAX, MIN, SUM, SIGNED_MAX, FIRST or LAST of a group's token scores; ignored for ALL_TOKENS and TOKEN. "
-            "SUM keeps the result additive.",
+            "With SUM the scores of words still add up.",
         ),
     )
     inference_mode: Callable[[Tensor], Tensor] = parameter(
@@ -165,9 +165,9 @@ class Settings:
         True,
         **_switch(
             help="Multiply the gradient by the input.",
-            doc='multiply the gradient by the input (minus the baseline, for "sum") before it is aggregated. False with "sum" '
-            "gives zeros but for rounding for models that normalise each embedding first, as BERT's LayerNorm does: such a "
-            'gradient\'s elements add up to nothing; "abs_mean" shows its size.',
+            doc='multiply the gradient by the input (minus the baseline, for "sum") before it is aggregated. If a model '
+            "normalises each embedding first, as BERT does with LayerNorm, the elements of a gradient add up to zero: False "
+            'with "sum" then gives zeros, up to rounding. "abs_mean" shows the size of such a gradient.',
         ),
     )
     n_perturbations: int = parameter(
@@ -175,7 +175,7 @@ class Settings:
         check=lambda value, name: whole(value, name, least=1, most=2**31 - 1),
         option=int,
         help="Samples per text; more samples take longer and give steadier scores.",
-        doc="samples a text (of one round, where rtol is given).",
+        doc="samples per text (per round, if rtol is given).",
         schema={"$ref": "#/$defs/some", "description": "Samples in all rounds together."},
     )
     baseline: float | Tensor = parameter(
@@ -220,7 +220,7 @@ class Settings:
         **_word(
             ops.REDUCTIONS,
             help="sum (signed and additive) or abs_mean (unsigned, as in interpreto).",
-            doc='"sum" is signed and additive, as expected gradients are; "abs_mean" is what interpreto computes, unsigned.',
+            doc='"sum" is signed and additive, as expected gradients are; "abs_mean" is unsigned, as interpreto computes it.',
         ),
     )
     sampling: str = parameter(
@@ -229,17 +229,17 @@ class Settings:
             SAMPLINGS,
             help="How samples are drawn: antithetic (pairs, less noise) or iid (independent).",
             doc='"antithetic" (stratified path positions, pairs of opposite noise: fewer samples for the same error) or "iid" '
-            "(independent draws, what the peers do).",
+            "(independent draws, as in other libraries).",
         ),
     )
     path_density: float | None = parameter(
         None,
         check=_density,
         option=float,
-        help="Density of the path positions, for example 1; uniform by default.",
+        help="Where on the path samples are denser: 1 for the middle, less for nearer the baseline; uniform by default.",
         doc="None draws path positions uniformly. A number w draws them in proportion to ((1 - a)^2 + (w a)^2)^(-3/2), and "
-        "weights the samples so that the expectation stays: 1 puts more in the middle of the path, smaller numbers more near "
-        "the baseline. Which is best depends on model and noise (docs/adr/0007).",
+        "weights the samples so that the expectation stays: 1 puts more in the middle of the path, smaller numbers put more "
+        "near the baseline. Which is best depends on model and noise (docs/adr/0007).",
         schema={"type": ["number", "null"], "minimum": 0.001, "maximum": 1000},
     )
     seed: int = parameter(
@@ -256,11 +256,12 @@ class Settings:
         option=float,
         help="Target accuracy: sample until every standard error is at most this share of the text's largest score, for "
         "example 0.05.",
-        doc="None, or go on in independent rounds of ``n_perturbations`` samples until every standard error is at most this "
-        "fraction of the largest absolute score of the text and target; judged from four rounds, or from 8 degrees of freedom. "
-        "Finished texts leave the batch. Chance makes some scores large and ends these texts sooner: the largest score comes "
-        "out too large, by at most about ``rtol`` squared (1 % of it at 0.1; docs/adr/0014). MAX, MIN and SIGNED_MAX go on "
-        "while it is open which token they select: near ties of opposite sign may never converge.",
+        doc="None, or a target accuracy: sample in independent rounds of ``n_perturbations`` until every standard error is at "
+        "most this fraction of the largest absolute score of the text and target. This is judged after four rounds, or at 8 "
+        "degrees of freedom. Finished texts leave the batch. Chance makes some scores large and ends these texts sooner, so "
+        "the largest score comes out too large, by at most about ``rtol`` squared (1 % of it at 0.1; docs/adr/0014). With MAX, "
+        "MIN and SIGNED_MAX, rounds go on while it is open which token is selected: near ties of opposite sign may never "
+        "converge.",
         schema={"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": _FLOAT32},
     )
     max_perturbations: int | None = parameter(
@@ -268,14 +269,14 @@ class Settings:
         check=lambda value, name: None if value is None else whole(value, name, least=1),
         option=int,
         help=f"The most samples per text, with rtol; by default {_MOST_ROUNDS} times n_perturbations.",
-        doc=f"samples a text at most, where rtol is given; None is {_MOST_ROUNDS} times ``n_perturbations``.",
+        doc=f"the most samples per text, if rtol is given; None is {_MOST_ROUNDS} times ``n_perturbations``.",
         schema={"type": ["integer", "null"], "minimum": 1, "maximum": 9223372036854775807},
     )
     perturb_special_tokens: bool = parameter(
         True,
         **_switch(
             help="Also perturb special tokens such as [CLS] and [SEP].",
-            doc="False keeps [CLS], [SEP] and the like at their own embedding, without noise.",
+            doc="False keeps [CLS], [SEP] and the like at their own embeddings, without noise.",
         ),
     )
 
@@ -303,13 +304,13 @@ class Settings:
 
     @property
     def strategy(self) -> GranularityAggregationStrategy:
-        """How scores are aggregated: single tokens have nothing to aggregate."""
+        """How scores are aggregated. Single tokens have nothing to aggregate."""
         single = self.granularity in (Granularity.TOKEN, Granularity.ALL_TOKENS)
         return GranularityAggregationStrategy.MEAN if single else self.granularity_aggregation_strategy
 
     @property
     def adds_up(self) -> bool:
-        """Whether the scores of all positions add up to a difference of the model's output, but for sampling."""
+        """Whether the scores of all positions add up to a difference of the model's output, apart from the sampling error."""
         return self.reduction == "sum" and self.input_x_gradient
 
     def named(self) -> dict[str, Any]:
@@ -317,7 +318,7 @@ class Settings:
         return {name: getattr(self, name) for name in PARAMETERS}
 
     def changes(self) -> dict[str, Any]:
-        """Those that differ from what they would be if they were not given."""
+        """The parameters whose values differ from what they are by default."""
         usual = DEFAULTS | {"baseline": 0.0}
         if self.rtol is not None:
             usual["max_perturbations"] = _MOST_ROUNDS * self.n_perturbations
@@ -326,12 +327,12 @@ class Settings:
         }
 
     def to_plain(self) -> dict[str, Any]:
-        """Numbers, strings and lists, fit for JSON."""
+        """The parameters as numbers, strings and lists, for JSON."""
         return {name: its.to_plain(getattr(self, name)) for name, its in PARAMETERS.items()}
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Settings:
-        """What :meth:`to_plain` was called on. A parameter that is not there, as in files older than it, has its default."""
+        """The settings that :meth:`to_plain` was called on. A parameter that an older file lacks has its default."""
         return cls(**{name: its.from_plain(plain[name]) for name, its in PARAMETERS.items() if name in plain})
 
 
@@ -340,7 +341,7 @@ DEFAULTS: dict[str, Any] = {one.name: one.default for one in dataclasses.fields(
 
 
 class HasSettings:
-    """What has ``settings`` and gives each of them as an attribute of its own too."""
+    """Has ``settings``, and gives each of them as an attribute too."""
 
     __slots__ = ()
     settings: Settings
@@ -375,7 +376,7 @@ for _name in PARAMETERS:
 
 
 def documented(doc: str | None) -> str | None:
-    """A docstring with what the parameters' docs say in the place of ``{settings}``, which stands in a line of its own."""
+    """A docstring in which the parameters' docs replace the line ``{settings}``."""
     if doc is None:  # Python was started without docstrings
         return None
     (line,) = (line for line in doc.splitlines() if line.strip() == "{settings}")

@@ -1,4 +1,4 @@
-"""The command line: ``fastshap explain TEXT…`` and ``fastshap info``; those for batch jobs are in :mod:`fastshap.cli.run`."""
+"""The command line: ``fastshap explain TEXT…`` and ``fastshap info``. Batch jobs are in :mod:`fastshap.cli.run`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fastshap.version import __version__
 if TYPE_CHECKING:
     from fastshap.output.output import AttributionOutput
 
-# What JSON leaves as it is and a terminal obeys or reorders by.
+# Characters that JSON leaves as they are, and that steer a terminal or reorder its text.
 _STEERING = re.compile("[\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 
 app = typer.Typer(
@@ -79,11 +79,11 @@ def explain(
     return_convergence_delta: Annotated[
         bool, typer.Option("--return-convergence-delta", help="Report how far the scores are from adding up.")
     ] = False,
-    batch_size: Annotated[str, typer.Option(help="The most perturbed rows in one model call, or auto.")] = "auto",
+    batch_size: Annotated[str, typer.Option(help="The most rows (perturbed copies) in one model call, or auto.")] = "auto",
     device: Annotated[str | None, typer.Option(help="Where to run: cpu, cuda:0, or auto for all GPUs.")] = None,
     backend: Annotated[str, typer.Option(help="Compute backend: auto, torch or triton.")] = "auto",
     on_error: Annotated[
-        str, typer.Option(help="When a text cannot be explained: record says so and goes on, raise stops.")
+        str, typer.Option(help="If a text cannot be explained: record says so and goes on, raise stops.")
     ] = "record",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per text and nothing else.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write a page for a browser instead of printing the words.")] = None,
@@ -92,7 +92,7 @@ def explain(
     """Explains texts: a score for each word. Words with a positive score support the predicted label (or --target), words
     with a negative score oppose it.
 
-    Exit code: 0 if all texts were explained, 1 if some could not be, 2 for wrong usage.
+    Exit code: 0 if all texts were explained, 1 if some could not be explained, 2 for wrong usage.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

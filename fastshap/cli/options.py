@@ -1,4 +1,4 @@
-"""Options of commands that are stated elsewhere: those of the settings, from :mod:`fastshap.settings`."""
+"""Options of commands that come from elsewhere: those of the settings, from :mod:`fastshap.settings`."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def _option(name: str, kind: Any, said: str) -> inspect.Parameter:
 def with_options(
     command: Callable[..., Any], options: Iterable[inspect.Parameter], before: str | None = None
 ) -> Callable[..., None]:
-    """``command``, which takes further ``options`` as ``**settings``, as typer reads commands.
+    """``command`` in the form that typer reads, with further ``options``, which ``command`` takes as ``**settings``.
 
     Args:
-        before: the command's own option that the further ones stand before, in the help; by default they come last.
+        before: in the help, the further options come before this one; by default they come last.
     """
     own = list(inspect.signature(command, eval_str=True).parameters.values())
     assert own.pop().kind is inspect.Parameter.VAR_KEYWORD

@@ -32,19 +32,19 @@ def run(
             metavar="INPUT", help="A Parquet, CSV or JSON-lines file, or a directory of these; a path or a URI."
         ),
     ],
-    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="A directory; Parquet files are written there.")],
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="The directory to write Parquet files to.")],
     model: Annotated[
         str | None, typer.Option(help="A directory or hub id; by default the sentiment model in the package.")
     ] = None,
     text_column: Annotated[str, typer.Option(help="The column of texts.")] = "text",
     id_column: Annotated[str, typer.Option(help="The column of ids: whole numbers or strings, all different.")] = "id",
     resume: Annotated[
-        bool, typer.Option("--resume", help="Keep what an earlier run wrote and explain the missing rows.")
+        bool, typer.Option("--resume", help="Keep what an earlier run wrote, and explain the missing rows.")
     ] = False,
     overwrite: Annotated[
         bool,
         typer.Option(
-            "--overwrite", help="Explain everything again; the earlier output stays until the new one is complete."
+            "--overwrite", help="Explain everything again. The earlier output stays until the new one is complete."
         ),
     ] = False,
     redo_changed: Annotated[
@@ -60,17 +60,17 @@ def run(
     ] = None,
     cpus_per_worker: Annotated[float, typer.Option(help="CPUs of each worker.", min=0.01)] = 1,
     gpus_per_worker: Annotated[
-        float | None, typer.Option(help="GPUs of each worker.  [default: 1 where there are any]", min=0)
+        float | None, typer.Option(help="GPUs of each worker.  [default: 1 if there are any]", min=0)
     ] = None,
     rows_per_batch: Annotated[
-        int, typer.Option(help="Texts per worker batch (lost if the worker dies); for Ray only.", min=1)
+        int, typer.Option(help="Texts per batch (computed again if the worker dies); for Ray only.", min=1)
     ] = 256,
     **settings: Any,
 ) -> None:
-    """Explains a table of texts into a directory of Parquet files.
+    """Explains a table of texts and writes a directory of Parquet files.
 
     Each id appears exactly once, even if the job is interrupted and resumed. The job runs on Ray if it is installed
-    (pip install 'fastshap-text[ray]'); otherwise, or with --local, in this process.
+    (pip install 'fastshap-text[ray]'). Otherwise, or with --local, it runs in this process.
 
     Exit code: 0 if every row has attributions or a recorded error, 1 if rows are missing, 2 if the job could not start, 130 if
     Ctrl-C stopped it, 143 if SIGTERM did.
@@ -85,9 +85,9 @@ def verify(
 ) -> None:
     """Compares the output of a job with its input.
 
-    Checks ids and texts, and that the scores are those that were written.
+    Checks ids and texts, and whether the scores are still those that were written.
 
-    Exit code: 0 if every row is there exactly once, 1 if not, 2 if there is nothing to compare.
+    Exit code: 0 if every row is there exactly once, 1 if not, 2 if the two cannot be compared.
     """
     from fastshap import jobs
     from fastshap.errors import FastshapError
@@ -137,7 +137,7 @@ def _as_python(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _say(lines: list[str]) -> None:
-    """Names of files and kinds of errors come from strangers: they must not steer the terminal."""
+    """Prints lines. Names of files and kinds of errors come from strangers, so they must not steer the terminal."""
     typer.echo("\n".join(map(printable, lines)))
 
 
