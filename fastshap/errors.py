@@ -1,5 +1,7 @@
-"""Every error fastshap raises on purpose. All of them are a ValueError or a TypeError as well, or, for what only shows at
-run time, a RuntimeError, so that code which catches the built-in classes keeps working.
+"""Every error that fastshap raises on purpose.
+
+Each is also a ValueError, a TypeError, an ImportError or, if it only shows at run time, a RuntimeError. So code that catches
+the built-in classes keeps working.
 """
 
 from __future__ import annotations
@@ -13,26 +15,26 @@ from typing import Any
 class FastshapError(Exception):
     """Base class of fastshap's errors.
 
-    What a program needs to know stands in the class and in fields; the message is for people.
+    The class and its fields tell a program what it needs to know. The message is for people.
 
     Attributes:
-        text_index: the number of the text that the error belongs to, from 0 on, in the order they were passed in; None where
-            it concerns the model, a parameter or the call as a whole.
+        text_index: the number of the text that the error belongs to, from 0, in the order in which texts were passed. None if
+            the error concerns the model, a parameter or the call as a whole.
     """
 
     text_index: int | None = None
 
 
 class InvalidArgumentError(FastshapError, ValueError):
-    """A parameter, text or target has a value that cannot be used. The message says what would do."""
+    """A parameter, text or target has a value that cannot be used. The message says what would work."""
 
 
 class InvalidTypeError(FastshapError, TypeError):
-    """A parameter, text or target has a type that cannot be used. The message says what would do."""
+    """A parameter, text or target has a type that cannot be used. The message says what would work."""
 
 
 class UnsupportedModelError(FastshapError, TypeError):
-    """The model has no task that fastshap explains, or takes no ``inputs_embeds``."""
+    """fastshap explains no task of this model, or the model does not take ``inputs_embeds``."""
 
 
 class NonFiniteError(FastshapError, ValueError):
@@ -40,11 +42,11 @@ class NonFiniteError(FastshapError, ValueError):
 
 
 class ModelFailedError(FastshapError, RuntimeError):
-    """The model, or a function given as inference mode, failed on a text with an error of its own, which is the cause."""
+    """The model, or a function passed as ``inference_mode``, failed on a text. Its own error is the cause (``__cause__``)."""
 
     @classmethod
     def caused_by(cls, error: Exception) -> ModelFailedError:
-        """What stands in a text's place, of the model's own error."""
+        """The error that takes a text's place, from the model's own error."""
         first = str(error).strip().split("\n")[0]
         failed = cls(f"The model failed on this text: {type(error).__name__}: {first}")
         failed.__cause__ = error
@@ -56,7 +58,7 @@ class BackendUnavailableError(FastshapError, RuntimeError):
 
 
 class MissingPackageError(FastshapError, ImportError):
-    """A package that only some uses need is not installed. The message says how to install it."""
+    """An optional package is needed and not installed. The message says how to install it."""
 
 
 class JobError(FastshapError, RuntimeError):
@@ -64,11 +66,11 @@ class JobError(FastshapError, RuntimeError):
 
     Args:
         message: for people.
-        final: the same job with ``resume=True`` would end the same way, so that more is needed than that.
+        final: the same job with ``resume=True`` would end the same way, so something else must be done first.
 
     Attributes:
-        begun: whether the job had begun, so that rows may have been written.
-        resumable: whether what was explained is kept and the same job with ``resume=True`` continues.
+        begun: whether the job had begun, so rows may have been written.
+        resumable: whether what was explained is kept, and the same job with ``resume=True`` continues.
     """
 
     def __init__(self, message: str = "", *, final: bool = False) -> None:
@@ -82,31 +84,31 @@ class JobError(FastshapError, RuntimeError):
 
 
 class WorkerDiedError(JobError):
-    """The process that explained a text died over it, again and again; recorded for the text, or raised for a whole job."""
+    """The process that explained a text died again and again. Recorded for the text, or raised for the whole job."""
 
 
 class TruncationWarning(UserWarning):
-    """Texts were longer than the model takes and were cut. The outputs concerned have ``truncated=True``."""
+    """Texts were too long for the model and were cut. Their outputs have ``truncated=True``."""
 
 
 class SharedModelWarning(UserWarning):
-    """Another thread changed the model while it was explained. Only models with hooks, compiled or quantised parts can tell."""
+    """Another thread changed the model while it was explained. Noticed only if it has hooks, compiled or quantised parts."""
 
 
 class UntrainedHeadWarning(UserWarning):
-    """The model's checkpoint lacks weights that the task needs, so they are random: what is explained was never learned."""
+    """The model's checkpoint lacks weights that the task needs, so they are random. The scores explain nothing it learned."""
 
 
 def recorded(error: Exception) -> str:
-    """An error as outputs and columns hold it: the name of its class, a colon, and its message."""
+    """An error in the form that outputs and columns hold: the name of its class, a colon, and its message."""
     return f"{type(error).__name__}: {error}"
 
 
 def warn(message: str, category: type[Warning], again: bool = False) -> None:
-    """Warns at the line outside of this package that everything was called from.
+    """Warns, and names the line outside this package that made the call.
 
     Args:
-        again: also where the same was said at that line before, unless the user's filters hide it.
+        again: warn even if that line has had the same warning before, unless the user's filters hide it.
     """
     level, frame = 1, sys._getframe()
     while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] == __name__.split(".")[0]:
@@ -119,7 +121,7 @@ def warn(message: str, category: type[Warning], again: bool = False) -> None:
 
 
 def raise_first(results: Sequence[Any], first: int) -> None:
-    """Raises the first error among the results of texts, the first of which has the index ``first``."""
+    """Raises the first error among the results of texts; ``first`` is the index of the first text."""
     for i, result in enumerate(results):
         if isinstance(result, FastshapError):
             error = type(result)(f"Text {first + i}: {result}")

@@ -79,7 +79,7 @@ def explain(
     return_convergence_delta: Annotated[
         bool, typer.Option("--return-convergence-delta", help="Report how far the scores are from adding up.")
     ] = False,
-    batch_size: Annotated[str, typer.Option(help="The most rows (perturbed copies) in one model call, or auto.")] = "auto",
+    batch_size: Annotated[str, typer.Option(help="The most rows (perturbed copies) per model call, or auto.")] = "auto",
     device: Annotated[str | None, typer.Option(help="Where to run: cpu, cuda:0, or auto for all GPUs.")] = None,
     backend: Annotated[str, typer.Option(help="Compute backend: auto, torch or triton.")] = "auto",
     on_error: Annotated[

@@ -25,19 +25,20 @@ def read(
 ) -> Iterator[AttributionOutput] | Iterator[tuple[int | str, AttributionOutput]]:
     """The outputs in a job's directory, one after the other, in the order in which they were written.
 
-    A job in one process writes rows in the order of its input, those that were explained again last; on Ray, the order is that
-    in which workers finish. A few rows are in memory at a time. Of a job that is incomplete, these are the outputs that are
-    there; :func:`fastshap.jobs.verify` tells whether all are.
+    A job in one process writes rows in the order of its input. Rows that it explained again come last. On Ray, the order is
+    that in which workers finish. A few rows are in memory at a time. If the job is incomplete, you get the outputs that are
+    there; :func:`fastshap.jobs.verify` tells whether there are more to come.
 
-    Outputs are those that explaining the texts would have returned, with ``error`` set where a row could not be explained. Rows
-    of earlier versions (manifest formats 1 and 2) have no texts, spans and model inputs, since these were not stored.
+    The outputs are those that an explainer would have returned for the texts. If a row could not be explained, ``error`` is
+    set. Rows of earlier versions (manifest formats 1 and 2) have no texts, spans and model inputs, because these versions did
+    not store them.
 
     Args:
         output: the directory that :func:`fastshap.jobs.run` or ``fastshap run`` wrote.
         ids: give pairs of each row's id and its output.
 
     Raises:
-        JobError: there is no output, or a part is damaged; the message names it.
+        JobError: there is no output, or a part is damaged; the message names the part.
 
     Example:
         >>> import pathlib, tempfile
@@ -65,5 +66,5 @@ def _read(store: Store, manifest: dict[str, Any], ids: bool) -> Iterator[Any]:
                     yield (row["id"], output) if ids else output
             except InvalidArgumentError as error:
                 raise JobError(
-                    f"A part is damaged: {error} The job with resume=True computes its rows again."
+                    f"A part is damaged: {error} Run the job with resume=True to compute its rows again."
                 ) from None

@@ -1,4 +1,4 @@
-"""The front door of batch jobs: what is to be done, and who does it."""
+"""The front door of batch jobs: what to do, and who does it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastshap.errors import InvalidArgumentError, MissingPackageError
 if TYPE_CHECKING:
     from fastshap.jobs.summary import JobSummary
 
-# By their places, since runners of other packages' stand above this module in the import chain. They are imported when used.
+# Named by their paths and imported when used, because runners on other packages come later in the import chain.
 _RUNNERS = {"local": "fastshap.jobs.local:explain_files", "ray": "fastshap.integrations.ray:explain_dataset"}
 _ON_RAY = {"address": None, "workers": None, "cpus_per_worker": 1, "gpus_per_worker": None, "rows_per_batch": 256}
 
@@ -38,32 +38,32 @@ def run(
     rows_per_batch: int = 256,
     **settings: Any,
 ) -> JobSummary:
-    """Explains a table of texts into a directory of Parquet files, each id exactly once.
+    """Explains a table of texts and writes a directory of Parquet files, with each id exactly once.
 
-    The job can be interrupted at any time; the same call with ``resume=True`` continues it, with any runner.
+    You can interrupt the job at any time. The same call with ``resume=True`` resumes it, with any runner.
 
     Args:
-        source: a Parquet, CSV or JSON-lines file, or a directory of these; a path, or a URI that pyarrow opens. On Ray also a
-            ``ray.data.Dataset``.
+        source: a Parquet, CSV or JSON-lines file, or a directory of these, as a path or as a URI that pyarrow opens. On Ray
+            also a ``ray.data.Dataset``.
         output: a directory. :func:`fastshap.jobs.read` gives the outputs in it.
-        runner: "local" explains in this process, "ray" on Ray: on all cores of this machine, or on a cluster. "auto" is "ray"
-            where Ray is installed, and "local" elsewhere.
+        runner: "local" explains in this process. "ray" explains on Ray: on all cores of this machine, or on a cluster. "auto"
+            is "ray" if Ray is installed, and "local" otherwise.
         model: a directory or hub id; None is the model inside the package.
         text_column: the column of texts.
         id_column: the column of ids, whole numbers or strings, all different.
-        resume: keep what an earlier run wrote and explain the rest; begin where there is nothing.
+        resume: keep what an earlier run wrote, and explain the rest. If there is no earlier run, begin.
         overwrite: explain everything again. An earlier output stays until the new one is complete, and is then removed.
         redo_changed: with ``resume``, explain rows again if their text changed, instead of refusing.
-        progress: show on standard error how far it is.
-        address, workers, cpus_per_worker, gpus_per_worker, rows_per_batch: of the Ray cluster and its workers; see
+        progress: show on standard error how far the job is.
+        address, workers, cpus_per_worker, gpus_per_worker, rows_per_batch: for the Ray cluster and its workers; see
             :func:`fastshap.integrations.ray.explain_dataset`.
         settings: ``targets``, ``generation_kwargs`` and parameters of :class:`fastshap.GradientShap`.
 
     Raises:
-        JobError: the output, the input or the cluster is not fit to begin or to end; the message says what to do, and
-            ``resumable`` whether ``resume=True`` continues.
-        InvalidArgumentError, InvalidTypeError, UnsupportedModelError: a column, a setting or a model that cannot be used.
-        MissingPackageError: pyarrow is not installed, or Ray, which the arguments ask for.
+        JobError: because of the output, the input or the cluster, the job cannot begin or cannot end. The message says what to
+            do, and ``resumable`` says whether ``resume=True`` continues.
+        InvalidArgumentError, InvalidTypeError, UnsupportedModelError: a column, a setting or the model cannot be used.
+        MissingPackageError: pyarrow is not installed, or the arguments need Ray and it is not installed.
 
     Example:
         >>> import pathlib, tempfile
@@ -99,7 +99,7 @@ def run(
 
 
 def _explain(runner: str, for_ray: list[str]) -> tuple[Callable[..., JobSummary], bool]:
-    """The function that does it, and whether it takes what is for Ray alone; ``for_ray`` are the names that were given."""
+    """The function that explains, and whether it takes arguments for Ray; ``for_ray`` names those that were given."""
     names = ", ".join(for_ray)
     if runner == "local" and for_ray:
         raise InvalidArgumentError(

@@ -1,4 +1,4 @@
-"""Whether an output holds what its input asks for."""
+"""Does an output hold what its input asks for?"""
 
 from __future__ import annotations
 
@@ -34,17 +34,19 @@ class Verdict:
     """How an output and its input agree; ``good`` if they do.
 
     Attributes:
-        state: "complete"; "running" or "interrupted" where the job did not end; "switching" where an overwrite is complete and
-            was interrupted before it took the old output's place.
-        expected: rows of the input.
-        summary: of what is in the output.
-        missing, twice, surplus: ids of the input that the output lacks, that it holds more than once, and that it has beyond.
-        changed: rows whose text is another now.
-        empty: rows with neither attributions nor an error.
-        wrong: rows that do not hold what was written, by their digests, or have lost these.
-        unchecked: rows that an earlier version wrote without digests.
-        damaged: names of parts that do not read.
-        replacing: "running" or "interrupted" where an overwrite has begun; the output is still the old one.
+        state: "complete"; "running" or "interrupted" if the job has not ended; "switching" if an overwrite is complete but was
+            interrupted before it took the old output's place.
+        expected: how many rows the input has.
+        summary: a summary of what is in the output.
+        missing: how many ids of the input the output lacks.
+        twice: how many ids the output holds more than once.
+        surplus: how many ids the output holds that are not in the input.
+        changed: how many rows have a text that has changed since.
+        empty: how many rows have neither attributions nor an error.
+        wrong: how many rows no longer hold what was written, by their digests, or have lost their digests.
+        unchecked: how many rows an earlier version wrote without digests.
+        damaged: the names of parts that cannot be read.
+        replacing: "running" or "interrupted" if an overwrite has begun; the output is still the old one.
     """
 
     state: str
@@ -62,12 +64,12 @@ class Verdict:
 
     @property
     def good(self) -> bool:
-        """Every row of the input stands in the output exactly once, with attributions or an error, as it was written."""
+        """Every row of the input is in the output exactly once, with attributions or an error, as it was written."""
         wrong = self.missing or self.twice or self.surplus or self.changed or self.empty or self.wrong or self.damaged
         return self.state == "complete" and not wrong
 
     def lines(self) -> list[str]:
-        """For a terminal."""
+        """What to print on a terminal."""
         said = [f"input rows       {self.expected:,}", *self.summary.lines()]
         for what, count in (
             ("missing", self.missing),
@@ -101,14 +103,14 @@ class Verdict:
 def verify(output: str | os.PathLike[str], source: str | os.PathLike[str]) -> Verdict:
     """Compares a job's output with its input: ids, texts, scores, and whether all parts are complete. Reads both to the end.
 
-    Scores are compared with the digest that was written beside them. That detects damage, not forgery.
+    It compares scores with the digest that was written beside them. That detects damage, not forgery.
 
     Args:
         output: the directory that :func:`fastshap.jobs.run` or ``fastshap run`` wrote.
-        source: the files that it was made from.
+        source: the input of that job.
 
     Raises:
-        JobError: there is no output, or the input does not read.
+        JobError: there is no output, or the input cannot be read.
         InvalidArgumentError: the input lacks a column.
 
     Example:
@@ -143,7 +145,7 @@ def verify(output: str | os.PathLike[str], source: str | os.PathLike[str]) -> Ve
 
 
 def _looked_at(store: Store, manifest: dict[str, Any], verdict: Verdict) -> Known:
-    """The ids in the output's parts; what is wrong with its rows goes to the verdict."""
+    """The ids in the output's parts. What is wrong with its rows is added to the verdict."""
     there = Known()
     for where, name in store.places(manifest):
         part = where.read(name)
@@ -160,7 +162,7 @@ def _looked_at(store: Store, manifest: dict[str, Any], verdict: Verdict) -> Know
 
 
 def _without_scores(part: pa.Table) -> np.ndarray:
-    """(N,) whether a row has no attributions."""
+    """(N,) whether each row has no attributions."""
     lengths = needed("pyarrow.compute", "tables").list_value_length(part.column("attributions"))
     return np.asarray(lengths.fill_null(0)) == 0
 
@@ -171,7 +173,7 @@ def _state(store: Store, manifest: dict[str, Any]) -> str:
 
 
 def _replacing(store: Store, manifest: dict[str, Any]) -> str:
-    """How far an overwrite is that has not taken the output's place."""
+    """How far an overwrite is that has not yet taken the output's place."""
     with contextlib.suppress(JobError):
         inner = store.next().manifest()
         if inner is not None and inner["job"] != manifest["job"]:

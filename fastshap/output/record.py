@@ -1,4 +1,4 @@
-"""The fields of a result. What is done with them stands in :mod:`fastshap.output.output` and what that imports."""
+"""The fields of a result. :mod:`fastshap.output.output`, and what it imports, does something with them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastshap.types import ModelTask
 if TYPE_CHECKING:
     from transformers import BatchEncoding
 
-# The entry of ``model_inputs_to_explain`` with the targets' places in input_ids, (1, T), of tasks that choose them.
+# The entry of ``model_inputs_to_explain`` with the targets' places in input_ids, (1, T), for tasks that choose these places.
 TARGET_POSITIONS = "target_positions"
 
 
@@ -26,41 +26,42 @@ TARGET_POSITIONS = "target_positions"
 class Record(HasSettings):
     """What one text's elements contribute to its targets' scores: the data of an output.
 
-    It has the fields of interpreto's AttributionOutput, and more. Each parameter of ``settings`` is an attribute too:
+    It has the fields of interpreto's AttributionOutput, and more. Each parameter of ``settings`` is also an attribute:
     ``output.seed`` is ``output.settings.seed``.
 
     Attributes:
-        attributions: (t, G) float32: one row a target (classification: a class; generation: a group of target tokens), one
-            column an element. For generation, elements that a causal target cannot see are NaN.
+        attributions: (t, G) float32, with one row per target (classification: a class; generation: a group of target tokens)
+            and one column per element. In generation, elements that a causal target cannot see are NaN.
         elements: the G words, tokens or sentences, as the text shows them.
         model_inputs_to_explain: what the model saw: input_ids and attention_mask (1, L), with special_tokens_mask and
-            offset_mapping. For generation the target's tokens are included. Tasks that explain scores at places of their choice
-            add these, as target_positions (1, T).
-        targets: (classification) the classes, (generation) the target's token ids, int64.
-        model_task: CLASSIFICATION or GENERATION; the name of a task that was registered from outside.
+            offset_mapping. In generation they include the target's tokens. Tasks that choose at which places they explain
+            scores add these places, as target_positions (1, T).
+        targets: int64: the classes (classification), or the target's token ids (generation).
+        model_task: CLASSIFICATION or GENERATION, or the name of a task that was registered from outside.
         classes: the classes again for classification, None for generation.
-        settings: the parameters of the explainer that decide numbers; with them and the same model come the same numbers.
+        settings: the parameters of the explainer that decide numbers. The same settings and model give the same numbers.
         target_names: t names: labels, or the target's groups of tokens.
-        standard_error: (t, G) of each attribution, over the random draws: from one run (conservative; NaN below 4 samples), or
-            from the spread between rounds where there are at least 4. MEAN and SUM groups count what their tokens have in
-            common; FIRST and LAST carry their token's. MAX, MIN and SIGNED_MAX select by noisy scores: theirs counts that
-            another token may be the right one, for SIGNED_MAX on the other side of zero too (docs/adr/0014).
-        degrees_of_freedom: of ``standard_error``; 0 where there is none.
-        unassigned: (t,) total of the positions that no visible element shows. With SUM, the elements plus this are additive.
-        convergence_delta: (t,) sum of all positions' scores minus (F(x) - mean F(b_i)), where asked for.
-        error: what was wrong with the text, where on_error="record"; its attributions are then (0, 0).
-        text: what the elements stand in; for a generation with the target behind the input. For token ids it is their text.
-        element_spans: for each element, where it begins and ends in ``text``; (0, 0) for special tokens, which it lacks.
+        standard_error: (t, G) the standard error of each attribution over the random draws. It comes from one run
+            (conservative; NaN below 4 samples), or from the spread between rounds if there are at least 4. For MEAN and SUM it
+            includes what the tokens of a group have in common. For FIRST and LAST it is that of their token. MAX, MIN and
+            SIGNED_MAX select by noisy scores: it allows for another token being the right one, for SIGNED_MAX also on the
+            other side of zero (docs/adr/0014).
+        degrees_of_freedom: those of ``standard_error``; 0 if there is none.
+        unassigned: (t,) total score of the positions that no visible element shows. With SUM, the elements plus this add up.
+        convergence_delta: (t,) sum of all positions' scores minus (F(x) - mean F(b_i)), if you asked for it.
+        error: what was wrong with the text, with on_error="record". Its attributions are then (0, 0).
+        text: the text that the elements come from. In generation the target follows the input. For token ids it is their text.
+        element_spans: for each element, where it begins and ends in ``text``; (0, 0) for special tokens, which are not in it.
         element_tokens: for each element, its tokens' places in ``input_ids``.
-        predicted_label: the class of the largest logit, for a classifier of two classes or more; otherwise None.
-        probability: of that class, whether or not it is a target.
-        target_probabilities: (t,) of the targets' classes, where ``probability`` is known.
-        truncated: the text was longer than the model takes, and its end (or beginning) is not explained.
-        converged: where rtol was given, whether every standard error came down to it, known from 4 rounds or 8 degrees of
-            freedom at least.
-        rounds: the independent rounds that samples were drawn in; ``n_perturbations`` is the samples of all of them together,
-            ``settings.n_perturbations`` those of one.
-        provenance: the model, tokenizer and libraries it was computed with.
+        predicted_label: the class of the largest logit, for a classifier with two or more classes; otherwise None.
+        probability: the probability of that class, whether or not it is a target.
+        target_probabilities: (t,) the probabilities of the targets' classes, if ``probability`` is known.
+        truncated: the text was too long for the model, and its end (or beginning) is not explained.
+        converged: if rtol was given, whether every standard error came down to it. This is judged from 4 rounds, or from 8
+            degrees of freedom.
+        rounds: the number of independent rounds of samples. ``n_perturbations`` is the number of samples in all rounds
+            together, ``settings.n_perturbations`` in one.
+        provenance: the model, tokenizer and libraries that computed it.
     """
 
     attributions: Tensor
@@ -95,15 +96,16 @@ class Record(HasSettings):
     def interval(self, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
         """The lower and upper ends (t, G) of intervals that hold the expected attribution with this confidence.
 
-        Student's t, with ``degrees_of_freedom``. A single run of antithetic samples is conservative below 50. With independent
-        ones, 95 % intervals of skewed scores may hold as few as 86 %. NaN where there is no standard error.
+        They use Student's t with ``degrees_of_freedom``. A single run of fewer than 50 antithetic samples is conservative. With
+        independent samples, 95 % intervals of skewed scores may hold in as few as 86 % of cases. The ends are NaN if there is
+        no standard error.
         """
         given: Any = confidence
         if isinstance(given, bool) or not isinstance(given, numbers.Real):
-            raise InvalidTypeError(f"confidence must be a number between 0 and 1, 0.95 say; got {confidence!r}.")
+            raise InvalidTypeError(f"confidence must be a number between 0 and 1, for example 0.95; got {confidence!r}.")
         if not 0 < confidence < 1:
             percent = f"; for {confidence:g} % write {confidence / 100:g}" if 1 < confidence < 100 else ""
-            raise InvalidArgumentError(f"confidence must lie between 0 and 1; got {confidence}{percent}.")
+            raise InvalidArgumentError(f"confidence must be between 0 and 1; got {confidence}{percent}.")
         if self.degrees_of_freedom == 0:
             half = torch.full_like(self.attributions, torch.nan)
         else:

@@ -1,7 +1,7 @@
 """What a task is: which scores of a model are explained, for which targets, and what those depend on.
 
-A new task is a subclass of :class:`Task` in one file, registered with :func:`fastshap.tasks.register`. How a model is tried
-stands in :mod:`fastshap.tasks.layout`, what is known of it in :mod:`fastshap.tasks.subject`.
+A new task is a subclass of :class:`Task` in one file, registered with :func:`fastshap.tasks.register`. The trial of a model is
+in :mod:`fastshap.tasks.layout`. What is known of a model is in :mod:`fastshap.tasks.subject`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Prediction(NamedTuple):
-    """What a classifier of two classes or more makes of the text itself."""
+    """What a classifier with two or more classes predicts for the text itself."""
 
     label: str | None  # of the largest logit
     probability: float | None  # of that class
@@ -50,7 +50,7 @@ class Prepared:
     scope: Scope = TEXT
 
     def key(self, members: Sequence[Sequence[int]]) -> tuple[Any, ...]:
-        """What decides a text's scores, beside the model and the settings. ``members``: the tokens of each element."""
+        """What decides a text's scores, apart from the model and the settings. ``members``: the tokens of each element."""
         special, parts = tuple(self.encoded.special), self.encoded.parts
         input_ = self.encoded.key(self.scope.positions)
         return input_, special, parts, tuple(self.targets.tolist()), tuple(map(tuple, members))
@@ -58,11 +58,11 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Shown:
-    """How outputs of a task are shown. A saved output needs no model for it.
+    """How outputs of a task are shown. Showing a saved output needs no model.
 
     Attributes:
-        targets: what the switch between an output's targets is called.
-        map_axes: what the rows and columns of a picture of all targets are called; None: a picture shows one target, as bars.
+        targets: the name of the switch between an output's targets.
+        map_axes: the names of the rows and columns of a picture of all targets. None: a picture shows one target, as bars.
     """
 
     targets: str = "target"
@@ -78,11 +78,11 @@ class Predict(Protocol):
         forward: Forward,
         positions: Sequence[Tensor] | None = None,
     ) -> list[Tensor | FastshapError]:
-        """One row a text of what ``forward`` gives, on the CPU, or an error where the model fails on a text.
+        """For each text, its row of what ``forward`` gives, on the CPU. If the model fails on a text, the error instead.
 
         Args:
-            forward: from a model and a call, as :meth:`Task.scores`, but any result (R, ...).
-            positions: (P,) int64 for each text: what ``call.places`` asks for; None: the call has none.
+            forward: takes a model and a call, as :meth:`Task.scores` does, and gives any result (R, ...).
+            positions: (P,) int64 for each text: the positions for ``call.places``. None: the call has none.
         """
 
 
@@ -90,14 +90,15 @@ class Task(Subject, ABC):
     """Turns texts and targets into what the engine works on, and model outputs into scores (R, T).
 
     Attributes:
-        name: how outputs and files call the task: small letters, digits and underscores.
-        class_endings: of the names of the models' classes.
+        name: the task's name in outputs and files: small letters, digits and underscores.
+        class_endings: how the class names of the task's models end.
         auto_class: the class of transformers that loads such a model.
         explains: what models these are, for messages.
         shown: how outputs are shown.
-        targets_are_classes: whether targets are classes of the text, one for each name, which outputs repeat in ``classes``.
+        targets_are_classes: whether targets are classes of the text, one for each name. Outputs repeat them in ``classes``.
         writes_targets: whether the model can write a target itself, so that ``generation_kwargs`` make sense.
-        keeps_positions: whether outputs hold the positions of targets, as these do not follow from tokens and targets.
+        keeps_positions: whether outputs hold the positions of targets. They must if positions do not follow from tokens and
+            targets.
     """
 
     name: ClassVar[str]
@@ -125,36 +126,36 @@ class Task(Subject, ABC):
 
     @classmethod
     def is_named(cls, architecture: str) -> bool:
-        """Called with the name of a model's class, when a model is loaded from files or chosen: whether it is this task's."""
+        """Called with the name of a model's class when a model is loaded or its task is chosen: is the model this task's?"""
         return architecture.endswith(cls.class_endings)
 
     @classmethod
     def fits(cls, model: Any) -> bool:
-        """Called with a model, not wrapped by torch.compile, before an instance is made: whether it is this task's."""
+        """Called with a model, unwrapped from torch.compile, before an instance is made: is the model this task's?"""
         return cls.is_named(type(model).__name__)
 
     # Targets as users give them
 
     def serves_all(self, targets: Any) -> bool:
-        """Called with a call's ``targets``: whether they are one target for every text, not a list with an entry for each."""
+        """Called with a call's ``targets``: are they one target for every text, and not a list with an entry for each?"""
         return False
 
     def entries(self, targets: Any) -> Iterator[Any]:
-        """Called by ``iter_explain``: the targets of one text after the other, as they are needed."""
+        """Called by ``iter_explain``: yields the targets of one text after the other, as they are needed."""
         try:
             if not isinstance(targets, str | bytes | Mapping):
                 return iter(targets)
         except TypeError:
             pass
         raise InvalidTypeError(
-            f"Targets are None (the task chooses), or a list with those of each text; got {type(targets).__name__}."
+            f"Targets are None (the task chooses), or a list with an entry for each text; got {type(targets).__name__}."
         )
 
     def split_targets(self, targets: Any, count: int) -> list[Any] | None:
-        """Called with the targets of ``count`` texts: one entry for each text; None where the task chooses all of them.
+        """Called with the targets of ``count`` texts: returns one entry for each text, or None if the task chooses them all.
 
         Raises:
-            InvalidArgumentError, InvalidTypeError: they are not what the task takes.
+            InvalidArgumentError, InvalidTypeError: the task does not take such targets.
         """
         if targets is None:
             return None
@@ -166,7 +167,7 @@ class Task(Subject, ABC):
         return each
 
     def spelled_targets(self, words: Sequence[str | int] | None, count: int) -> Any:
-        """Called by the command line and batch jobs, with what people write: targets of ``count`` texts, None for no words.
+        """Called by the command line and batch jobs with the user's words: returns the targets of ``count`` texts.
 
         Raises:
             InvalidArgumentError: no text could have such a target.
@@ -174,7 +175,7 @@ class Task(Subject, ABC):
         return [list(words)] * count if words else None
 
     def check_options(self, options: Mapping[str, Any] | None) -> Mapping[str, Any]:
-        """Called with ``generation_kwargs``, where the model may have to write targets: with the task's defaults filled in."""
+        """Called with ``generation_kwargs`` if the model may have to write targets: returns them with the task's defaults."""
         if options:
             raise InvalidArgumentError(
                 f"generation_kwargs are for causal language models; this model is a {type(unwrapped(self.model)).__name__}."
@@ -182,23 +183,23 @@ class Task(Subject, ABC):
         return {}
 
     def expected_scores(self, options: Mapping[str, Any]) -> int:
-        """Called with checked options, before texts are read: about how many scores a text will have, for windows' sizes."""
+        """Called with checked options before texts are read: about how many scores a text will have. Sets windows' sizes."""
         return 1
 
     # From texts to what is explained, in the order of the calls
 
     def tokenised(self, sources: Sequence[Any], targets: Sequence[Any] | None, options: Mapping[str, Any]) -> Any:
-        """What :meth:`prepare` goes on with. This much does not run the model, and may be done in another thread.
+        """The first step before :meth:`prepare`. It does not run the model, and may run in another thread.
 
         Args:
-            sources: one entry a text, from :func:`fastshap.text.inputs.sources`.
-            targets: one entry a text, from :meth:`split_targets`, or None where the task chooses all of them.
+            sources: one entry per text, from :func:`fastshap.text.inputs.sources`.
+            targets: one entry per text, from :meth:`split_targets`, or None if the task chooses them all.
             options: from :meth:`check_options`.
         """
         return self.encode(sources, max_length=self.max_length())
 
     def readable(self, tokenised: Any) -> Iterator[Encoded]:
-        """What the model is tried on: those of the ``tokenised`` texts that it should be able to read, one by one."""
+        """What the model is tried on: yields those ``tokenised`` texts that the model should be able to read."""
         return (one for one in tokenised if isinstance(one, Encoded))
 
     @abstractmethod
@@ -210,12 +211,12 @@ class Task(Subject, ABC):
         options: Mapping[str, Any],
         generated: Callable[[], None],
     ) -> list[Prepared | FastshapError]:
-        """Tokenised texts with their targets; what is wrong with a text stands in its place. The model has been tried.
+        """Gives tokenised texts their targets. If a text cannot be used, an error takes its place. The model has been tried.
 
         Args:
             tokenised: from :meth:`tokenised`, of the same targets and options.
             predict: runs the model on the texts themselves.
-            generated: to be called after each text that the model has written a target for.
+            generated: call this after each text that the model has written a target for.
         """
 
     def again(
@@ -226,12 +227,12 @@ class Task(Subject, ABC):
         prediction: Prediction,
         positions: Tensor | None,
     ) -> Prepared:
-        """Called by ``reproduce``: what :meth:`prepare` made of a text whose output was saved.
+        """Called by ``reproduce``: makes again what :meth:`prepare` made of a text whose output was saved.
 
         Args:
             encoded: its tokens, as one part.
-            targets, target_names, prediction: as then.
-            positions: (T,) of ``scope.positions`` then; None where the output holds none (see :attr:`keeps_positions`).
+            targets, target_names, prediction: what they were then.
+            positions: (T,) what ``scope.positions`` was then. None if the output holds none (see :attr:`keeps_positions`).
 
         Raises:
             InvalidArgumentError: the model has no such target.
@@ -239,11 +240,11 @@ class Task(Subject, ABC):
         return Prepared(encoded, targets, target_names, prediction, Scope(positions))
 
     def names_now(self, targets: Tensor) -> list[str] | None:
-        """Called by ``reproduce``: what the model calls saved targets (T,); None where their names do not hang on the model."""
+        """Called by ``reproduce``: the model's names for saved targets (T,). None if the names do not depend on the model."""
         return None
 
     def cut_end(self) -> str:
-        """Which end a text loses that is too long."""
+        """The end that a text loses if it is too long."""
         return "beginning" if self.tokenizer.truncation_side == "left" else "end"
 
     # The model at work
@@ -252,18 +253,18 @@ class Task(Subject, ABC):
     def scores(self, model: Any, call: Call) -> Tensor:
         """The targets' scores (R, T) of one call of the model, or of a copy of it, after the inference mode.
 
-        ``call.targets`` (R, T) are the targets. A text with fewer targets than others of its call asks for its last one again.
+        ``call.targets`` (R, T) are the targets. A text with fewer targets than others in its call repeats its last one.
         ``logits[call.places]`` are the rows (R, T, ...) at their positions.
         """
 
     def find_shortcuts(self) -> None:
-        """Called before the first call of a window, if the model has changed: finds what calls can leave out."""
+        """Called before the first call of a window if the model has changed: finds what calls can leave out."""
 
     # What every task has
 
     @property
     def model_task(self) -> ModelTask | str:
-        """How outputs name the task: its member, or for a task from outside its name."""
+        """How outputs name the task: by its member, or by its name if it was registered from outside."""
         return model_task_of(self.name)
 
     def layout(self, texts: Iterable[Encoded]) -> Sharing | None:
@@ -271,7 +272,7 @@ class Task(Subject, ABC):
         return layout.find_layout(self, texts)
 
     def refresh(self) -> None:
-        """Before the first call for a window of texts: finds anew what calls can leave out, where the model has changed."""
+        """Runs before the first call of a window. If the model has changed, finds anew what calls can leave out."""
         if self._refreshed_for != self.state():
             self.find_shortcuts()
             self._refreshed_for = self.state()
@@ -281,7 +282,7 @@ class Task(Subject, ABC):
         return tokens.encode_for(self, sources, **options)
 
     def transformed(self, logits: Tensor) -> Tensor:
-        """The scores that the inference mode makes of logits (..., classes); of the same shape."""
+        """The scores that the inference mode makes of logits (..., classes). They have the same shape."""
         scores = self.inference_mode(logits)
         if not isinstance(scores, Tensor) or scores.shape != logits.shape:
             shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
@@ -295,11 +296,11 @@ class Task(Subject, ABC):
         return scores
 
     def untried(self) -> Task:
-        """The same task, which knows nothing of the model yet."""
+        """The same task, before it knows anything about the model."""
         return type(self)(self._model, self.tokenizer, self.inference_mode, self.seed)
 
     def with_seed(self, seed: int) -> Task:
-        """The same task with another seed, which knows what this one has found of the model."""
+        """The same task with another seed. It keeps what this one knows about the model."""
         own = copy.copy(self)
         own.seed, own._running, own._at_work, own._state = seed, self._model, False, None
         return own

@@ -1,4 +1,4 @@
-"""Which tasks there are, and which is a model's."""
+"""Which tasks there are, and which task a model has."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _Kind = TypeVar("_Kind", bound=type[Task])
 _BUILT_IN: tuple[type[Task], ...] = (ClassificationTask, GenerationTask)
 _registered: list[type[Task]] = []
 
-# What a class does, by the ending of its name as Hugging Face gives them.
+# What a model does, by the ending of its class name in transformers.
 _OTHERS = {
     "ForMaskedLM": "fills in masked tokens",
     "ForQuestionAnswering": "marks answers in a text",
@@ -35,19 +35,19 @@ _OTHERS = {
 
 
 def register(task: _Kind) -> _Kind:
-    """Adds a task from outside, for this process; also as a decorator of its class.
+    """Adds a task from outside, for this process. It also works as a decorator of the class.
 
-    Tasks from outside are asked before the built-in ones whether a model is theirs, in the order in which they came.
+    fastshap asks tasks from outside before the built-in ones whether a model is theirs, in the order of registration.
 
     Args:
-        task: a subclass of :class:`Task` with a ``name`` that no other has.
+        task: a subclass of :class:`Task` with a ``name`` that no other task has.
 
     Returns:
         The class.
 
     Raises:
-        InvalidTypeError: it is no class of a task, or lacks something.
-        InvalidArgumentError: its name is taken, or holds more than small letters, digits and underscores.
+        InvalidTypeError: it is not a task class, or it lacks something.
+        InvalidArgumentError: its name is taken, or holds other characters than small letters, digits and underscores.
     """
     if not (isinstance(task, type) and issubclass(task, Task)):
         raise InvalidTypeError(f"register takes a subclass of fastshap.tasks.Task; got {task!r}.")
@@ -56,30 +56,30 @@ def register(task: _Kind) -> _Kind:
     if missing:
         raise InvalidTypeError(f"{task.__name__} lacks {', '.join(missing)}; see fastshap.tasks.Task.")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", task.name):
-        raise InvalidArgumentError(f"A task's name is of small letters, digits and underscores; got {task.name!r}.")
+        raise InvalidArgumentError(f"A task's name must be small letters, digits and underscores; got {task.name!r}.")
     if task_named(task.name) is not None:
-        raise InvalidArgumentError(f"There is a task of the name {task.name!r} already; give yours another.")
+        raise InvalidArgumentError(f"There is already a task named {task.name!r}; give yours another name.")
     _registered.append(task)
     return task
 
 
 def all_tasks() -> tuple[type[Task], ...]:
-    """Those from outside first."""
+    """All tasks, those from outside first."""
     return (*_registered, *_BUILT_IN)
 
 
 def task_named(name: str) -> type[Task] | None:
-    """The task of that name; None where none is registered in this process."""
+    """The task of that name, or None if this process has none."""
     return next((task for task in all_tasks() if task.name == name), None)
 
 
 def task_of_class(name: str) -> str:
-    """The built-in task that a class of models had where tasks were told by the ending of its name."""
+    """The built-in task of a model class in earlier versions, which told tasks by the ending of the class name."""
     return (ClassificationTask if name.endswith(ClassificationTask.class_endings) else GenerationTask).name
 
 
 def shown(model_task: ModelTask | str) -> Shown:
-    """How outputs of a task are shown; those of a task that is not registered, as any."""
+    """How outputs of a task are shown. An unregistered task has the default."""
     task = task_named(name_of_task(model_task))
     return Shown() if task is None else task.shown
 
@@ -91,16 +91,16 @@ def has_classes(model_task: ModelTask | str) -> bool:
 
 
 def explained_models() -> str:
-    """What models there are tasks for."""
+    """The models that there are tasks for."""
     *others, last = [task.explains for task in all_tasks()]
     return ", ".join(others) + (", and " if others else "") + last
 
 
 def task_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inference_mode: Any, seed: int = 0) -> Task:
-    """The task of a model: by its class's name, or by what it does.
+    """The task of a model: by its class name, or by what it does.
 
     Raises:
-        UnsupportedModelError: the model does something else.
+        UnsupportedModelError: the model does something that fastshap does not explain.
     """
     own: Any = unwrapped(model)
     name = type(own).__name__
