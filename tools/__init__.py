@@ -1,1 +1,1 @@
-"""What makes files of the package: the packaged model, the pictures in the docs, copies of the settings."""
+"""Scripts that make files of the package: the packaged model, the pictures in the docs, copies of the settings."""

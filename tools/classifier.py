@@ -1,4 +1,4 @@
-"""A BERT that is trained and asked for log-odds of "positive"."""
+"""Train a BERT classifier, and ask it for the log-odds of "positive"."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts made for the student: templates, and variants of the training texts."""
+"""Make texts for the student: from templates, and as variants of the training texts."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def opinion_words(train: list[Sentence]) -> dict[bool, list[str]]:
 
 
 def template_texts(train: list[Sentence], count: int, rng: random.Random) -> list[tuple[str, float]]:
-    """Short judgements, negations and contrasts with their soft labels."""
+    """Short judgements, negations and contrasts, each with its soft label."""
     lean, made = opinion_words(train), []
     for _ in range(count):
         side, kind = rng.random() < 0.5, rng.choices(list(SHARES), list(SHARES.values()))[0]

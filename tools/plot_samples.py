@@ -1,4 +1,4 @@
-"""Draws docs/images/samples.svg from ``bench/results/estimators_*.json``: how far scores are off at n samples."""
+"""Draws docs/images/samples.svg from ``bench/results/estimators_*.json``: how far scores are off with n samples."""
 
 from __future__ import annotations
 

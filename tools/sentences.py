@@ -1,4 +1,4 @@
-"""The human-rated sentences, split into train, validation and test so that no text stands on both sides."""
+"""Split the human-rated sentences into train, validation and test, so that no text is in two of them."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def near_duplicate_pairs(texts: list[str]) -> set[tuple[int, int]]:
 
 
 def split(sentences: list[Sentence], seed: int) -> dict[str, list[Sentence]]:
-    """Divide the sentences into train, validation and test by groups of reviews linked by duplicates.
+    """Split the sentences into train, validation and test. Reviews that duplicates link stay together.
 
     Movie rows carry only a running number. Neighbouring rows share proper names no more often than rows
-    2,000 apart, so the file gives no sign of which snippets, if any, come from one review: every movie row
+    2,000 apart. So the file gives no sign of which snippets, if any, come from one review. Every movie row
     counts as a review of its own, and so does every tweet.
     """
     keys = [(s.source, s.review) for s in sentences]

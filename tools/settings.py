@@ -1,6 +1,7 @@
-"""Writes what is copied from fastshap/settings.py: ``python -m tools.settings`` after a change there.
+"""Writes the copies of what fastshap/settings.py states. Run ``python -m tools.settings`` after a change there.
 
-The copies are for readers that do not run the code: type checkers, the schema's file, and a table in the docs.
+The copies serve those who read without running the code: the annotations for type checkers, the schema's file, and a table in
+the docs.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from fastshap.settings import DEFAULTS, PARAMETERS, Settings
 
 ROOT = Path(__file__).parents[1]
 _BEGIN, _END = "Written by tools/settings.py.", "End."
-# Types of the explainer's own parameters, as a type checker has to know them.
+# Types of the explainer's own parameters, for type checkers.
 _OWN = {
     "model": "PreTrainedModel | Pipeline",
     "tokenizer": "PreTrainedTokenizerBase | None",
@@ -30,7 +31,7 @@ _OWN = {
     "backend": "str",
 }
 _TYPES = {one.name: str(one.type) for one in dataclasses.fields(Settings)}
-_TAKEN = {"baseline": "Tensor | float | None"}  # what may be passed, where that is more than what is kept
+_TAKEN = {"baseline": "Tensor | float | None"}  # what may be passed, if that is more than what is kept
 
 
 def _literal(value: Any) -> str:
@@ -40,12 +41,12 @@ def _literal(value: Any) -> str:
 
 
 def attributes() -> str:
-    """Attributes of what has settings."""
+    """The attributes of objects that have settings."""
     return "".join(f"        {name}: {_TYPES[name]}\n" for name in PARAMETERS)
 
 
 def signature() -> str:
-    """The explainer's own."""
+    """The explainer's signature."""
     lines = []
     parameters = inspect.signature(fastshap.GradientShap).parameters
     starred = False
@@ -63,7 +64,7 @@ def signature() -> str:
 
 
 def table() -> str:
-    """For the docs."""
+    """The table in the docs."""
     rows = "".join(f"| `{name}` | {_shown(DEFAULTS[name])} | {its.help} |\n" for name, its in PARAMETERS.items())
     return f"\n| parameter | default | what it does |\n| --- | --- | --- |\n{rows}\n"
 
@@ -73,10 +74,10 @@ def _shown(value: Any) -> str:
 
 
 def between(text: str, block: str, begin: str, end: str) -> str:
-    """``text`` with ``block`` between two marks."""
+    """``text``, with ``block`` put between two marks."""
     pattern = re.compile(rf"(^[^\n]*{re.escape(begin)}[^\n]*\n).*?(^[^\n]*{re.escape(end)}[^\n]*\n)", re.M | re.S)
     if len(pattern.findall(text)) != 1:
-        raise ValueError(f"the text has no place between {begin!r} and {end!r}, or several")
+        raise ValueError(f"the text must hold {begin!r} and {end!r} once each")
     return pattern.sub(lambda found: found[1] + block + found[2], text)
 
 
@@ -99,7 +100,7 @@ def _json(value: Any) -> str:
 
 
 def _with_properties(text: str, inside: str) -> str:
-    """The schema's file with other properties of its settings; the rest stays as it is laid out."""
+    """The schema's file with new properties of its settings. The rest keeps its layout."""
     start = text.index('"properties": {', text.index('    "settings": {\n')) + len('"properties": {')
     end = text.index('\n      }\n    },\n    "provenance"', start)
     return f"{text[:start]}\n{inside}{text[end:]}"

@@ -2,14 +2,14 @@
 
 Run ``python -m tools.train_default_model [--out fastshap/data/sentiment] [--seed 0]``.
 
-1. Split the human-rated sentences into train, validation and test so that no review and no (near-)duplicate
-   text lies on both sides.
+1. Split the human-rated sentences into train, validation and test, so that no review and no (near-)duplicate
+   text is in two of them.
 2. Teacher: fine-tune all-MiniLM-L6-v2 on the training sentences and on short template sentences.
 3. Make many variants of the training texts and let the teacher label them.
-4. Student: train a small BERT on those labels, its word embeddings started from a PCA of the teacher's.
+4. Student: train a small BERT on those labels. Its word embeddings start from a PCA of the teacher's.
 5. Calibrate on validation, round to float16, save, load the saved files and measure on test.
 
-Every choice was made on validation; the test part is only measured.
+Every choice was made on validation. The test part only measures the result.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ VOCABULARY = 11000  # pieces in the student's tokenizer
 
 
 def student_tokenizer(full: Tokenizer, texts: list[str]) -> Tokenizer:
-    """MiniLM's WordPiece tokenizer cut down to the pieces that matter for ``texts``."""
+    """MiniLM's WordPiece tokenizer, reduced to the pieces that matter for ``texts``."""
     old = full.get_vocab()
     by_id = sorted(old, key=old.__getitem__)
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -97,7 +97,7 @@ HAND_WRITTEN = {
 
 
 def calibrate(model: Classifier, margin: torch.Tensor, positive: torch.Tensor) -> float:
-    """Scale the last layer so that the log loss on validation is least; return the factor."""
+    """Scale the last layer to minimise the log loss on validation. Return the factor."""
     factors = [0.5 + 0.02 * i for i in range(100)]
     best = min(factors, key=lambda f: float(F.binary_cross_entropy_with_logits(f * margin, positive.float())))
     with torch.no_grad():
@@ -107,7 +107,7 @@ def calibrate(model: Classifier, margin: torch.Tensor, positive: torch.Tensor) -
 
 
 def calibration_error(margin: torch.Tensor, positive: torch.Tensor, bins: int = 10) -> float:
-    """Expected calibration error of the predicted label, equal-width confidence bins from 0.5 to 1."""
+    """Expected calibration error of the predicted label, with equal-width confidence bins from 0.5 to 1."""
     confidence, correct = torch.sigmoid(margin.abs()), ((margin > 0) == positive).float()
     index = ((confidence - 0.5) * 2 * bins).long().clamp(max=bins - 1)
     gaps = [float((confidence - correct)[index == b].sum().abs()) for b in range(bins)]

@@ -2,10 +2,10 @@
 
     python -m bench.compare.pairs BEFORE AFTER [--limit 1.03] [--pairs 7] [--runs 5] [--only NAME]
 
-BEFORE and AFTER are folders with a checkout each; both run with this interpreter's packages. A pair is two fresh processes,
-which run each workload in turn, and each time the other one begins. A pair's ratio is the least time of the one over the
-least time of the other, and a workload is judged by the median ratio of all pairs. Times are the processor's, so that a busy
-machine disturbs less; ratios of wall times are shown beside them. Exit status 1: a workload's ratio exceeds the limit.
+BEFORE and AFTER are folders with one checkout each. Both run with this interpreter's packages. A pair is two fresh processes.
+They run each workload in turn, and take turns at going first. A pair's ratio is AFTER's smallest time over BEFORE's smallest
+time. The median ratio of all pairs judges a workload. Times are processor times, because a busy machine disturbs them less;
+ratios of wall times are shown beside them. The exit status is 1 if a workload's ratio exceeds the limit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 from bench.console import say
 
 WORKER = Path(__file__).with_name("pair_worker.py")
-# Unlike a script's folder, a path run so does not become a place to import from.
+# Run in this way, the script's folder does not become a place to import from.
 START = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"
 Ask = Callable[[str], dict[str, Any]]
 
@@ -46,10 +46,10 @@ class Worker:
         used = Path(self._answer()["fastshap"])
         if used != checkout / "fastshap":
             self.close()
-            raise SystemExit(f"{checkout} was asked for, and {used} was imported.")
+            raise SystemExit(f"{checkout} was asked for, but {used} was imported.")
 
     def run(self, workload: str) -> dict[str, Any]:
-        """One run's seconds ``cpu`` and ``wall``, and the ``digest`` of its numbers."""
+        """The seconds ``cpu`` and ``wall`` of one run, and the ``digest`` of its numbers."""
         assert self._process.stdin is not None
         self._process.stdin.write(workload + "\n")
         self._process.stdin.flush()
@@ -70,7 +70,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class Pair:
-    """A workload by both, once: seconds after over seconds before, and whether the numbers are equal to the bit."""
+    """One workload run by both: the ratio of seconds, after over before, and whether the numbers are equal to the bit."""
 
     cpu: float
     wall: float
@@ -78,7 +78,7 @@ class Pair:
 
 
 def pair(before: Ask, after: Ask, workload: str, runs: int, first: int) -> Pair:
-    """So many runs of each, in turn; ``first`` is odd where the later one begins."""
+    """Runs each side ``runs`` times, in turn. If ``first`` is odd, AFTER goes first."""
     sides: tuple[Ask, Ask] = (before, after)
     found: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
     for k in range(runs):
@@ -89,7 +89,7 @@ def pair(before: Ask, after: Ask, workload: str, runs: int, first: int) -> Pair:
 
 
 def names() -> list[str]:
-    """The workloads, read off the worker without importing what it imports."""
+    """The names of the workloads, from the worker's source. Nothing that it imports is imported here."""
     for node in ast.parse(WORKER.read_text()).body:
         if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "WORKLOADS":
             assert isinstance(node.value, ast.Dict)
@@ -98,7 +98,7 @@ def names() -> list[str]:
 
 
 def table(found: dict[str, list[Pair]], limit: float) -> str:
-    """A line for each workload: median (least to largest) of the ratios."""
+    """A line for each workload: the median of the ratios (smallest to largest)."""
     lines = [f"{'after / before':20}  {'processor time':20}  {'wall time':20}  numbers"]
     for workload, pairs in found.items():
         cells = [workload, spread([one.cpu for one in pairs]), spread([one.wall for one in pairs])]
@@ -124,12 +124,12 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("before", type=Path, help="a checkout")
-    parser.add_argument("after", type=Path, help="another")
-    parser.add_argument("--limit", type=float, default=1.03, help="largest median ratio of processor times")
-    parser.add_argument("--pairs", type=int, default=7, help="pairs of processes")
-    parser.add_argument("--runs", type=int, default=5, help="runs of a workload in each process")
-    parser.add_argument("--threads", type=int, default=1, help="threads of each process")
+    parser.add_argument("before", type=Path, help="the folder with the earlier checkout")
+    parser.add_argument("after", type=Path, help="the folder with the later checkout")
+    parser.add_argument("--limit", type=float, default=1.03, help="largest median ratio of processor times allowed")
+    parser.add_argument("--pairs", type=int, default=7, help="number of pairs of processes")
+    parser.add_argument("--runs", type=int, default=5, help="number of runs of each workload in each process")
+    parser.add_argument("--threads", type=int, default=1, help="number of threads of each process")
     parser.add_argument("--only", action="append", choices=names(), help="a workload; may be given several times")
     options = parser.parse_args(arguments)
     if options.pairs < 1 or options.runs < 1:

@@ -1,4 +1,4 @@
-"""Texts computed on a model and its copies, so that one on which the model fails spoils no other."""
+"""Computes texts on a model and its copies. If the model fails on one text, the others are not affected."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from fastshap.models.replicas import side_by_side
 from fastshap.text.groups import Grouping
 from fastshap.types import InferenceModes
 
-# Tokens of all rows from which two threads are faster on a CPU than one (docs/adr/0009).
+# From this many tokens in all rows, two threads are faster on a CPU than one (docs/adr/0009).
 ENOUGH_TOKENS = 1 << 12
-_ENOUGH_ON_A_GPU = 1 << 15  # that fill one
-# Additions and multiplications of a window of texts, some seconds' work. Measured on a CPU: with 1e11 a long list took 14 %
-# longer with the packaged model, as small windows hold few texts of one length. Not measured on a GPU.
+_ENOUGH_ON_A_GPU = 1 << 15  # so many tokens fill one
+# Additions and multiplications of a window of texts: some seconds' work. Measured on a CPU: with 1e11 a long list took 14 %
+# longer with the packaged model, because small windows hold few texts of one length. Not measured on a GPU.
 _WORK = {"cpu": 4e11}
 _WORK_ON_A_GPU = 1e14
 
@@ -32,12 +32,12 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Work:
-    """How texts are computed; an error of ours stands in the place of a text that could not be.
+    """How texts are computed. If a text cannot be computed, one of fastshap's errors takes its place.
 
     Args:
         model: the model itself.
-        models: it and its copies on further devices.
-        stop: after the first text on which the model fails; its error stands in the place of all further ones.
+        models: the model and its copies on further devices.
+        stop: stop after the first text on which the model fails. Its error then takes the place of all later texts.
     """
 
     model: nn.Module
@@ -54,11 +54,11 @@ class Work:
         rounds: int | None,
         with_delta: bool,
     ) -> list[tuple[Running, Tensor | None] | FastshapError]:
-        """Scores of every text, and its convergence delta where it is wanted.
+        """The scores of every text, and its convergence delta if ``with_delta``.
 
         Args:
-            forward: the targets' scores (R, T) of a model's call.
-            rounds: just so many, whatever ``rtol`` asks for.
+            forward: gives the targets' scores (R, T) of a model call.
+            rounds: run exactly so many rounds, whatever ``rtol`` asks for.
         """
         rounds_of = Rounds(self.execution, forward)
 
@@ -81,7 +81,7 @@ class Work:
         return self._isolated(items, values)
 
     def _shared_by(self, items: Sequence[Item]) -> Sequence[nn.Module]:
-        """The models that share the work: one a device, or on a CPU two on half its cores each, where there is enough to do."""
+        """The models that share the work: one per device. On a CPU with enough to do, two, each on half of the cores."""
         settings = self.execution.settings
         tokens = settings.n_perturbations * sum(len(item.input_ids) for item in items)
         alone = len(self.models) == 1 and device_of(self.model).type == "cpu"
@@ -92,9 +92,9 @@ class Work:
     def _isolated(
         self, texts: Sequence[_Text], compute: Callable[[Sequence[_Text], bool], Sequence[_Result]]
     ) -> list[_Result | FastshapError]:
-        """What was computed for each text; where the model fails on a text, found by halving, an error stands in its place.
+        """What was computed for each text. Halving finds a text on which the model fails; an error takes its place.
 
-        ``compute``'s second argument: whether the model itself is to run, without copies and threads, which may be at fault.
+        ``compute``'s second argument: whether to run only the model itself. Copies and threads may be at fault.
         """
         if not texts:
             return []
@@ -115,7 +115,7 @@ class Work:
 
 
 def tokens_of_some_seconds(model: nn.Module, passes: int, n: int) -> float:
-    """Tokens of texts, of n samples each, that make some seconds' work for a model and so many passes."""
+    """How many tokens of texts make some seconds' work for a model, with n samples per text and so many passes."""
     device = device_of(model).type
     table = next(model.get_input_embeddings().parameters()).numel()  # type: ignore[operator]
     weights = sum(one.numel() for one in model.parameters()) - table

@@ -1,4 +1,4 @@
-"""Batch jobs: texts in files, explained into a directory of Parquet files, each id exactly once.
+"""Batch jobs explain texts in files and write a directory of Parquet files, with each id exactly once.
 
 :func:`run` explains, :func:`verify` compares the output with its input, and :func:`read` gives the outputs.
 """

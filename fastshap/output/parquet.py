@@ -1,7 +1,7 @@
-"""Outputs in Parquet, a row for each: one form for the files of the library and for the parts of batch jobs.
+"""Outputs in Parquet, one row each. The library's files and the parts of batch jobs have the same form.
 
-Jobs add columns of their own (:mod:`fastshap.jobs.parts`), which readers of outputs leave alone. The parts of earlier versions
-held less; what they hold is read.
+Jobs add columns of their own (:mod:`fastshap.jobs.parts`), which readers of outputs ignore. The parts of earlier versions hold
+less; readers take what is there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ABOUT = b"fastshap"  # key of the metadata of a job's part
-# Statistics would hold the least and the greatest of all texts and settings, several times.
+# Statistics would hold the smallest and the largest text and settings, several times.
 OPTIONS = {"compression": "zstd", "write_page_checksum": True, "write_statistics": False}
 
 _ROWS = 1024  # of a row group
@@ -38,7 +38,7 @@ _OF_EARLIER_JOBS = {"text_hash", "elements", "attributions", "targets", "target_
 
 
 def schema() -> pa.Schema:
-    """Of the columns that hold an output."""
+    """The schema of the columns that hold an output."""
     arrow = needed("pyarrow", "tables")
     strings, floats, longs = arrow.list_(arrow.string()), arrow.list_(arrow.float32()), arrow.list_(arrow.int64())
     return arrow.schema(
@@ -72,10 +72,10 @@ def schema() -> pa.Schema:
 
 
 def to_arrow(outputs: Iterable[AttributionOutput]) -> pa.Table:
-    """A row for each output.
+    """A table with a row for each output.
 
-    ``attributions`` and ``standard_error`` are ``list<float>``, row after row of (t, G), with NaN as it is: ``elements`` has G
-    entries and ``target_names`` t. ``settings``, ``provenance`` and ``model_inputs`` are JSON.
+    ``attributions`` and ``standard_error`` are ``list<float>`` with the rows of (t, G) one after the other, and with NaN as it
+    is. ``elements`` has G entries and ``target_names`` has t. ``settings``, ``provenance`` and ``model_inputs`` are JSON.
 
     Raises:
         MissingPackageError: pyarrow is not installed.
@@ -87,7 +87,7 @@ def to_arrow(outputs: Iterable[AttributionOutput]) -> pa.Table:
 
 
 def write_parquet(outputs: Iterable[AttributionOutput], path: StrPath) -> int:
-    """Writes a row for each output, and returns how many; columns are those of :func:`to_arrow`.
+    """Writes a row for each output, and returns their number. The columns are those of :func:`to_arrow`.
 
     Raises:
         MissingPackageError: pyarrow is not installed.
@@ -104,10 +104,10 @@ def write_parquet(outputs: Iterable[AttributionOutput], path: StrPath) -> int:
 def read_parquet(path: StrPath) -> Iterator[AttributionOutput]:
     """The outputs of a file that ``write_parquet`` or a batch job wrote, one after the other.
 
-    Of a part that a job of an earlier version wrote (manifest format 1 or 2), texts, spans and model inputs are not known.
+    A part that a job of an earlier version wrote (manifest format 1 or 2) holds no texts, spans and model inputs.
 
     Raises:
-        InvalidArgumentError: the file was written by something else, or is damaged; the message names the row and the field.
+        InvalidArgumentError: fastshap did not write the file, or it is damaged; the message names the row and the field.
         MissingPackageError: pyarrow is not installed.
     """
     return (output for _, output in rows_in(path, printable(os.fspath(path))))
@@ -116,13 +116,12 @@ def read_parquet(path: StrPath) -> Iterator[AttributionOutput]:
 def rows_in(
     file: Any, name: str, about: dict[str, Any] | None = None
 ) -> Iterator[tuple[dict[str, Any], AttributionOutput]]:
-    """Each row of a file as a dictionary, and the output that it holds; a few rows at a time.
+    """Each row of a file as a dictionary, and the output that it holds. Reads a few rows at a time.
 
     Args:
         file: what ``pyarrow.parquet.ParquetFile`` takes.
-        name: of the file, for messages.
-        about: what is known of the job, where a part of an earlier version does not say so itself: ``identity`` and
-            ``versions``.
+        name: the file's name, for messages.
+        about: what is known of the job (``identity`` and ``versions``), for parts of earlier versions that do not say it.
 
     Raises:
         InvalidArgumentError: the file holds no outputs, or is damaged; the message names the row and the field.
@@ -157,7 +156,7 @@ def _output_of(row: dict[str, Any], earlier: dict[str, Any] | None, place: str) 
 def _row(output: AttributionOutput, provenances: dict[int, str]) -> dict[str, Any]:
     row = output.to_dict()
     settings = row["settings"]
-    # What differs from text to text has columns of its own, so that the settings are the same text in every row.
+    # What differs between texts has columns of its own, so that the settings are the same in every row.
     varying = {name: settings.pop(name) for name in ("n_perturbations", "rounds")}
     delta, key = output.convergence_delta, id(output.provenance)
     if key not in provenances:
@@ -184,7 +183,7 @@ def _json(value: Any) -> str:
 
 
 def _from_row(row: dict[str, Any]) -> dict[str, Any]:
-    """What ``from_dict`` takes."""
+    """The row in the form that ``from_dict`` takes."""
     plain = {name: _plain(value) for name, value in row.items()}
     for name in _JSON:
         try:
@@ -199,7 +198,7 @@ def _from_row(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """NaN and infinities, which Parquet has, as JSON has them."""
+    """The value, with Parquet's NaN and infinities in JSON's form."""
     if isinstance(value, list):
         return [number(one) if isinstance(one, float) else one for one in value]
     return number(value) if isinstance(value, float) else value
@@ -219,7 +218,7 @@ def _matrix(name: str, values: Any, targets: Any, elements: Any) -> list[Any]:
 
 
 def _job_of(said: bytes | None, about: dict[str, Any] | None) -> dict[str, Any] | None:
-    """An output without a text, in its plain form, of the job that a part says it is of; None where nobody knows the job."""
+    """An output without a text, in plain form, of the job that a part belongs to. None if the job is not known."""
     try:
         about = about if said is None else json.loads(said)
         if about is None:
@@ -252,7 +251,7 @@ def _job_of(said: bytes | None, about: dict[str, Any] | None) -> dict[str, Any] 
 
 
 def _from_earlier(row: dict[str, Any], job: dict[str, Any]) -> AttributionOutput:
-    """What such a row holds; its text, spans and model inputs are not known."""
+    """The output in such a row. Its text, spans and model inputs are not known."""
     try:
         settings = job["settings"]
         samples = row["n_perturbations"] or settings["n_perturbations"]

@@ -102,7 +102,7 @@ class Record(HasSettings):
         """
         given: Any = confidence
         if isinstance(given, bool) or not isinstance(given, numbers.Real):
-            raise InvalidTypeError(f"confidence must be a number between 0 and 1, for example 0.95; got {confidence!r}.")
+            raise InvalidTypeError(f"confidence must be a number between 0 and 1, such as 0.95; got {confidence!r}.")
         if not 0 < confidence < 1:
             percent = f"; for {confidence:g} % write {confidence / 100:g}" if 1 < confidence < 100 else ""
             raise InvalidArgumentError(f"confidence must be between 0 and 1; got {confidence}{percent}.")
