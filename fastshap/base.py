@@ -14,7 +14,7 @@ from fastshap.engine import memory
 from fastshap.engine.seen import Seen
 from fastshap.errors import InvalidArgumentError
 from fastshap.output.output import AttributionOutput, AttributionOutputs
-from fastshap.output.progress import Progress, Wanted, checked
+from fastshap.output.progress import Progress, Wanted, checked_progress
 from fastshap.settings import HasSettings
 from fastshap.tasks import Task, task_for
 from fastshap.text.inputs import is_one_text, sources
@@ -92,7 +92,7 @@ class AttributionExplainer(HasSettings):
         if options:
             own = self._for_call(options)
             return own.explain(model_inputs, targets, generation_kwargs=generation_kwargs, progress=progress)
-        wanted = checked(progress)
+        wanted = checked_progress(progress)
         texts = list(_read(sources(model_inputs), "texts"))
         if not texts:
             raise InvalidArgumentError("The list of texts is empty; pass at least one text.")
@@ -127,7 +127,7 @@ class AttributionExplainer(HasSettings):
         if options:
             own = self._for_call(options)
             return own.iter_explain(model_inputs, targets, generation_kwargs=generation_kwargs, progress=progress)
-        wanted = checked(progress)
+        wanted = checked_progress(progress)
         texts = _read(sources(model_inputs), "texts")
         generation = self._options(targets, generation_kwargs)
         each = None

@@ -23,7 +23,7 @@ def keys(ids: pa.ChunkedArray) -> np.ndarray:
     return np.array(digests, f"S{_BYTES}")
 
 
-def short(hashes: Iterable[str | None]) -> np.ndarray:
+def short_hashes(hashes: Iterable[str | None]) -> np.ndarray:
     """(N,) uint64: the first half of each text hash, 0 where there is none."""
     return np.array([0 if one is None else int(one[:16], 16) for one in hashes], np.uint64)
 

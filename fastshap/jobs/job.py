@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fastshap.errors import JobError
 from fastshap.extras import needed
 from fastshap.jobs.digests import with_digests
-from fastshap.jobs.ids import Known, Sorted, keys, missing, short
+from fastshap.jobs.ids import Known, Sorted, keys, missing, short_hashes
 from fastshap.jobs.inputs import InputRows
 from fastshap.jobs.progress import JobProgress
 from fastshap.jobs.reading import Columns
@@ -146,7 +146,7 @@ class Job:
             # In this order: an interrupt in between has the same part written once more, under the same name.
             self._waiting = []
             self._written += 1
-            self._known.add(keys(table.column("id")), short(table.column("text_hash").to_pylist()))
+            self._known.add(keys(table.column("id")), short_hashes(table.column("text_hash").to_pylist()))
             self.summary.add(table)
         self._since = time.monotonic()
 

@@ -48,7 +48,7 @@ def _walked(root: str) -> Iterator[str]:
             if kind == stat.S_IFDIR:
                 left.append(path)
             elif MANIFEST not in names:
-                yield checked(path)
+                yield checked_path(path)
 
 
 def _kind_of(path: str) -> int:
@@ -69,7 +69,7 @@ def _selected(system: Any, root: str) -> list[str]:
     return [path for path in paths if not _hidden(path[len(root) :]) and posixpath.dirname(path) not in outputs]
 
 
-def checked(path: str) -> str:
+def checked_path(path: str) -> str:
     """The path.
 
     Raises:

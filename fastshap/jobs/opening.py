@@ -12,7 +12,7 @@ import numpy as np
 
 from fastshap.errors import InvalidArgumentError, JobError
 from fastshap.jobs.digests import wrong
-from fastshap.jobs.ids import Known, found, keys, missing, short
+from fastshap.jobs.ids import Known, found, keys, missing, short_hashes
 from fastshap.jobs.inputs import InputRows
 from fastshap.jobs.job import Job
 from fastshap.jobs.progress import JobProgress
@@ -168,7 +168,7 @@ def _done(store: Store, job: str) -> tuple[Known, JobSummary, list[str]]:
         if table is None or wrong(table).any():
             damaged.append(name)
             continue
-        known.add(keys(table.column("id")), short(table.column("text_hash").to_pylist()))
+        known.add(keys(table.column("id")), short_hashes(table.column("text_hash").to_pylist()))
         summary.add(table)
     if twice := len(known.twice()):
         raise JobError(
@@ -184,7 +184,7 @@ def _changed(known: Known, tables: Iterable[pa.Table]) -> np.ndarray:
     for table in tables:
         of_rows = keys(table.column("id"))
         there, then = found(of_rows, done)
-        some.append(of_rows[there & (then != short(map(text_hash, table.column("text").to_pylist())))])
+        some.append(of_rows[there & (then != short_hashes(map(text_hash, table.column("text").to_pylist())))])
     return np.unique(np.concatenate(some)) if some else np.zeros(0, np.int64)
 
 

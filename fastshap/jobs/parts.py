@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fastshap.extras import needed
 from fastshap.jobs.texts import text_hash
 from fastshap.output.output import AttributionOutput
-from fastshap.output.parquet import schema, to_arrow
+from fastshap.output.parquet import columns_of_outputs, to_arrow
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def part_schema(id_type: str) -> pa.Schema:
     """Of a part, without the digests that are added when it is written."""
     arrow = needed("pyarrow", "tables")
-    return arrow.schema([("id", id_type), ("text_hash", arrow.string()), *schema()])
+    return arrow.schema([("id", id_type), ("text_hash", arrow.string()), *columns_of_outputs()])
 
 
 def part_rows(ids: Any, texts: Sequence[Any], outputs: Sequence[AttributionOutput]) -> pa.Table:

@@ -40,7 +40,7 @@ class JobProgress:
         now = time.monotonic()
         rate = (self._done - self._before) / max(now - self._start, 1e-9)
         left = (self._total - self._done) / rate
-        said = f"{rate:,.1f} a second, {span(left)} left"
+        said = f"{rate:,.1f} a second, {duration(left)} left"
         if not self._bar.disable:
             self._bar.set_postfix_str(said, refresh=False)
             self._bar.update(count)
@@ -55,7 +55,7 @@ class JobProgress:
         self._bar.close()
 
 
-def span(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """A length of time for people: 4.2 s, 3 min 20 s, 2 h 5 min."""
     if seconds < 60:
         return f"{seconds:.1f} s"

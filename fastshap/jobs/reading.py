@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fastshap.errors import FastshapError, InvalidArgumentError, JobError, recorded
 from fastshap.extras import needed
 from fastshap.jobs.lines import csv_rows, lines
-from fastshap.jobs.listing import checked, listed
+from fastshap.jobs.listing import checked_path, listed
 from fastshap.jobs.recorded import error_of
 from fastshap.jobs.texts import checked_text, decoded, strings
 from fastshap.output.checked import short
@@ -61,9 +61,9 @@ def place(location: str | os.PathLike[str]) -> tuple[Any, str]:
         InvalidArgumentError: a URI of no file system that pyarrow knows, or a name that is no UTF-8.
     """
     fs = needed("pyarrow.fs", "tables")
-    text = checked(os.fspath(location))
+    text = checked_path(os.fspath(location))
     if "://" not in text:
-        return fs.LocalFileSystem(), checked(os.path.abspath(text))
+        return fs.LocalFileSystem(), checked_path(os.path.abspath(text))
     try:
         found: tuple[Any, str] = fs.FileSystem.from_uri(text)
     except Exception as error:

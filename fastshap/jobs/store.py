@@ -19,7 +19,7 @@ from fastshap.extras import needed
 from fastshap.jobs.digests import DIGEST
 from fastshap.jobs.listing import MANIFEST
 from fastshap.jobs.reading import place
-from fastshap.output.parquet import ABOUT, OPTIONS, schema
+from fastshap.output.parquet import ABOUT, OPTIONS, columns_of_outputs
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -135,7 +135,7 @@ class Store:
                 return None
             if DIGEST not in table.schema.names:
                 table = table.append_column(DIGEST, arrow.nulls(len(table), arrow.string()))
-            ours = {one.name: one for one in schema()}
+            ours = {one.name: one for one in columns_of_outputs()}
             return table.cast(arrow.schema([ours.get(one.name, one) for one in table.schema], table.schema.metadata))
         except (OSError, ValueError, arrow.ArrowException):
             return None

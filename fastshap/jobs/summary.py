@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fastshap.jobs.progress import span
+from fastshap.jobs.progress import duration
 from fastshap.jobs.recorded import kind_of
 from fastshap.jobs.store import about_of
 
@@ -79,8 +79,8 @@ class JobSummary:
         if self.rows > failed:
             shown.append(f"samples          {self.samples:,} ({self.samples / (self.rows - failed):.1f} a text)")
         if self.seconds:
-            shown.append(f"time             {span(self.seconds)}, {self.rate:,.1f} texts a second")
-            shown.append(f"start-up         {span(self.startup)}")
+            shown.append(f"time             {duration(self.seconds)}, {self.rate:,.1f} texts a second")
+            shown.append(f"start-up         {duration(self.startup)}")
         if self.padding is not None:
             shown.append(f"padding          {self.padding:.1%} of the model calls' positions")
         if self.damaged:

@@ -134,7 +134,7 @@ class BatchExplainer:
         texts = columns(self.text_column)
         one = texts is None or isinstance(texts, str)
         kept = {} if self.keep == () else {name: columns(name) for name in (names if self.keep is None else self.keep)}
-        if taken := sorted(set(kept) & set(schema().names)):
+        if taken := sorted(set(kept) & set(columns_of_a_batch().names)):
             raise InvalidArgumentError(
                 f"The batch has columns of its own that are named {', '.join(taken)}; leave them out with keep, or rename them."
             )
@@ -210,7 +210,7 @@ def _strings(texts: Sequence[str | FastshapError]) -> list[str]:
     return [text if isinstance(text, str) else "" for text in texts]
 
 
-def schema() -> pa.Schema:
+def columns_of_a_batch() -> pa.Schema:
     """Of a batch's own columns."""
     arrow = needed("pyarrow", "tables")
     strings, floats = arrow.list_(arrow.string()), arrow.list_(arrow.float32())
@@ -234,7 +234,8 @@ def to_table(texts: Sequence[Any], outputs: Sequence[AttributionOutput]) -> pa.T
     arrow = needed("pyarrow", "tables")
     rows = [_row(text, output) for text, output in zip(texts, outputs, strict=True)]
     return arrow.table(
-        [arrow.array([row[i] for row in rows], field.type) for i, field in enumerate(schema())], schema=schema()
+        [arrow.array([row[i] for row in rows], field.type) for i, field in enumerate(columns_of_a_batch())],
+        schema=columns_of_a_batch(),
     )
 
 

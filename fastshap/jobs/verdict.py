@@ -12,7 +12,7 @@ import numpy as np
 from fastshap.errors import JobError
 from fastshap.extras import needed
 from fastshap.jobs.digests import DIGEST, wrong
-from fastshap.jobs.ids import Known, found, keys, short
+from fastshap.jobs.ids import Known, found, keys, short_hashes
 from fastshap.jobs.inputs import rows_of
 from fastshap.jobs.reading import Columns, Files
 from fastshap.jobs.store import Store
@@ -139,7 +139,7 @@ def verify(output: str | os.PathLike[str], source: str | os.PathLike[str]) -> Ve
     for table in files.tables():
         held, then = found(keys(table.column("id")), there.sorted())
         verdict.missing += int((~held).sum())
-        now = short(map(text_hash, table.column("text").to_pylist()))
+        now = short_hashes(map(text_hash, table.column("text").to_pylist()))
         verdict.changed += int((held & (then != now)).sum())
     return verdict
 
@@ -153,7 +153,7 @@ def _looked_at(store: Store, manifest: dict[str, Any], verdict: Verdict) -> Know
             verdict.damaged.append(name)
             continue
         verdict.summary.add(part)
-        there.add(keys(part.column("id")), short(part.column("text_hash").to_pylist()))
+        there.add(keys(part.column("id")), short_hashes(part.column("text_hash").to_pylist()))
         verdict.empty += int((_without_scores(part) & np.asarray(part.column("error").is_null())).sum())
         damaged = wrong(part)
         verdict.wrong += int(damaged.sum())

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastshap import reference
 from fastshap.errors import InvalidArgumentError
 from fastshap.ops.backend import operator, with_triton
-from fastshap.ops.rows import Rows, alike, check, check_layout, layout, split
+from fastshap.ops.rows import Rows, alike, check_embeddings, check_layout, layout, split
 
 REDUCTIONS = ("sum", "abs_mean")
 
@@ -26,7 +26,7 @@ def attribute(
     backend: str = "auto",
 ) -> Tensor:
     """Token scores (T, R, L) in float32 from gradients (T, R, L, D)."""
-    check(x, rows)
+    check_embeddings(x, rows)
     if reduction not in REDUCTIONS:
         raise InvalidArgumentError(f"reduction must be one of {', '.join(REDUCTIONS)}; got {reduction!r}.")
     shape = (rows.alphas.shape[0], rows.length, x.shape[1])

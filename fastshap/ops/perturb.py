@@ -6,12 +6,12 @@ from torch import Tensor
 
 from fastshap import reference
 from fastshap.ops.backend import operator, with_triton
-from fastshap.ops.rows import Rows, check, check_layout, layout, split
+from fastshap.ops.rows import Rows, check_embeddings, check_layout, layout, split
 
 
 def perturb(x: Tensor, rows: Rows, *, backend: str = "auto") -> Tensor:
     """Perturbed embeddings z (R, L, D) of the rows, from packed embeddings x (M, D)."""
-    check(x, rows)
+    check_embeddings(x, rows)
     number, tensor = split(rows.baseline)
     return _perturb(x, **layout(rows), baseline=number, baseline_tensor=tensor, length=rows.length, backend=backend)
 

@@ -48,7 +48,7 @@ def layout(rows: Rows) -> dict[str, Any]:
     return {field.name: getattr(rows, field.name) for field in fields(rows) if field.name not in ("length", "baseline")}
 
 
-def check(x: Tensor, rows: Rows) -> None:
+def check_embeddings(x: Tensor, rows: Rows) -> None:
     if x.ndim != 2 or x.shape[1] == 0 or x.dtype not in DTYPES:
         raise InvalidArgumentError(
             f"x must be packed embeddings (M, D) of a floating-point dtype with D > 0; got {tuple(x.shape)} {x.dtype}."

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastshap.errors import InvalidArgumentError, InvalidTypeError
-from fastshap.output.disk import whole
+from fastshap.output.disk import replacing
 from fastshap.output.output import AttributionOutput
 from fastshap.output.render import wording
 
@@ -59,7 +59,7 @@ class Comparison:
         """Writes a page that stands by itself: the texts side by side, and a table of their elements."""
         from fastshap.output.render.comparison import page
 
-        with whole(path) as beside:
+        with replacing(path) as beside:
             beside.write_text(page(self, title), encoding="utf-8", newline="\n")
 
     def _repr_html_(self) -> str:

@@ -12,7 +12,7 @@ StrPath = str | os.PathLike[str]
 
 
 @contextlib.contextmanager
-def whole(path: StrPath) -> Iterator[Path]:
+def replacing(path: StrPath) -> Iterator[Path]:
     """A file beside ``path`` that takes its place once it is written.
 
     Raises:

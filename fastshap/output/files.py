@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fastshap.errors import InvalidArgumentError
-from fastshap.output.disk import StrPath, whole
+from fastshap.output.disk import StrPath, replacing
 from fastshap.output.output import AttributionOutput, Row
 from fastshap.output.record import Record
 from fastshap.output.visible import printable
@@ -23,7 +23,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  #
 def write_jsonl(outputs: Iterable[AttributionOutput], path: StrPath) -> int:
     """Writes a line of JSON for each output, and returns how many; ``read_jsonl`` reads them."""
     count = 0
-    with whole(path) as beside, beside.open("w", encoding="utf-8") as file:
+    with replacing(path) as beside, beside.open("w", encoding="utf-8") as file:
         for output in outputs:
             file.write(output.to_json() + "\n")
             count += 1
@@ -54,7 +54,7 @@ def write_csv(outputs: Iterable[AttributionOutput], path: StrPath) -> int:
     ``write_jsonl`` and ``write_parquet`` keep them as they are. Rows end in CRLF, as RFC 4180 has it.
     """
     count = 0
-    with whole(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
+    with replacing(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)  # lines end in \r\n: older Pythons quote a cell with \r only where they do
         writer.writerow(("text", *Row._fields))
         for count, output in enumerate(outputs, 1):
@@ -84,7 +84,7 @@ def write_html(
     from fastshap.output.render.page import write_page
 
     counted = _Counted(outputs)
-    with whole(path) as beside, beside.open("w", encoding="utf-8", newline="\n") as file:
+    with replacing(path) as beside, beside.open("w", encoding="utf-8", newline="\n") as file:
         write_page(counted, file, title, captions)
     return counted.count
 

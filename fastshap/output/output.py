@@ -15,7 +15,7 @@ from fastshap.errors import InvalidArgumentError, InvalidTypeError, recorded
 from fastshap.extras import needed
 from fastshap.models.provenance import Provenance
 from fastshap.output import interop, plain
-from fastshap.output.disk import whole
+from fastshap.output.disk import replacing
 from fastshap.output.record import Record
 from fastshap.output.visible import printable
 from fastshap.settings import Settings
@@ -160,7 +160,7 @@ class AttributionOutput(Record):
         """Writes a page that stands by itself: it fetches nothing and runs no script. See :func:`fastshap.write_html`."""
         from fastshap.output.render.page import write_page
 
-        with whole(path) as beside, beside.open("w", encoding="utf-8", newline="\n") as file:
+        with replacing(path) as beside, beside.open("w", encoding="utf-8", newline="\n") as file:
             write_page([self], file, title)
 
     def _repr_html_(self) -> str:
@@ -292,7 +292,7 @@ class AttributionOutputs(list[AttributionOutput]):
         """Writes one page of all outputs that stands by itself. See :func:`fastshap.write_html`."""
         from fastshap.output.render.page import write_page
 
-        with whole(path) as beside, beside.open("w", encoding="utf-8", newline="\n") as file:
+        with replacing(path) as beside, beside.open("w", encoding="utf-8", newline="\n") as file:
             write_page(self, file, title)
 
     def _repr_html_(self) -> str:

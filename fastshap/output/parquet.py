@@ -16,7 +16,7 @@ import torch
 
 from fastshap.errors import InvalidArgumentError
 from fastshap.extras import needed
-from fastshap.output.disk import StrPath, whole
+from fastshap.output.disk import StrPath, replacing
 from fastshap.output.output import AttributionOutput
 from fastshap.output.plain import encodable, number
 from fastshap.output.visible import printable
@@ -37,7 +37,7 @@ _JSON = ("settings", "provenance", "model_inputs")
 _OF_EARLIER_JOBS = {"text_hash", "elements", "attributions", "targets", "target_names", "n_perturbations", "error"}
 
 
-def schema() -> pa.Schema:
+def columns_of_outputs() -> pa.Schema:
     """The schema of the columns that hold an output."""
     arrow = needed("pyarrow", "tables")
     strings, floats, longs = arrow.list_(arrow.string()), arrow.list_(arrow.float32()), arrow.list_(arrow.int64())
@@ -83,7 +83,7 @@ def to_arrow(outputs: Iterable[AttributionOutput]) -> pa.Table:
     arrow = needed("pyarrow", "tables")
     provenances: dict[int, str] = {}  # most outputs share one
     held = list(outputs)  # so that no two of them have the same address
-    return arrow.Table.from_pylist([_row(output, provenances) for output in held], schema=schema())
+    return arrow.Table.from_pylist([_row(output, provenances) for output in held], schema=columns_of_outputs())
 
 
 def write_parquet(outputs: Iterable[AttributionOutput], path: StrPath) -> int:
@@ -94,7 +94,7 @@ def write_parquet(outputs: Iterable[AttributionOutput], path: StrPath) -> int:
     """
     parquet = needed("pyarrow.parquet", "tables")
     rest, count = iter(outputs), 0
-    with whole(path) as beside, parquet.ParquetWriter(beside, schema(), **OPTIONS) as writer:
+    with replacing(path) as beside, parquet.ParquetWriter(beside, columns_of_outputs(), **OPTIONS) as writer:
         while group := list(islice(rest, _ROWS)):
             writer.write_table(to_arrow(group))
             count += len(group)
@@ -131,7 +131,7 @@ def rows_in(
         with parquet.ParquetFile(file, page_checksum_verification=True) as opened:
             names, metadata = set(opened.schema_arrow.names), opened.schema_arrow.metadata or {}
             earlier = None
-            if missing := set(schema().names) - _SECOND - names:
+            if missing := set(columns_of_outputs().names) - _SECOND - names:
                 earlier = _job_of(metadata.get(ABOUT), about) if names >= _OF_EARLIER_JOBS else None
                 if earlier is None:
                     raise InvalidArgumentError(

@@ -18,7 +18,7 @@ _QUIET = 1.0  # seconds before a bar that nobody asked for
 _USUAL = {"ncols": 80, "nrows": 20}  # of a terminal, for tqdm
 
 
-def checked(progress: Any) -> Wanted:
+def checked_progress(progress: Any) -> Wanted:
     """``progress`` as the user gave it."""
     if progress is None or isinstance(progress, bool) or callable(progress):
         return progress  # type: ignore[no-any-return]
@@ -42,7 +42,7 @@ class Progress:
     A context: leaving it removes the bar.
 
     Args:
-        wanted: from :func:`checked`.
+        wanted: from :func:`checked_progress`.
         total: texts in all, where that is known.
     """
 

@@ -13,7 +13,7 @@ from fastshap import checks
 from fastshap.engine.estimate import student_quantile
 from fastshap.errors import InvalidArgumentError
 from fastshap.extras import needed
-from fastshap.output.disk import whole
+from fastshap.output.disk import replacing
 from fastshap.output.record import Record
 from fastshap.output.render import wording
 
@@ -134,7 +134,7 @@ class Summary:
         """Writes a page with a table for each target, which fetches nothing and runs no script."""
         from fastshap.output.render.summary import page
 
-        with whole(path) as beside:
+        with replacing(path) as beside:
             beside.write_text(page(self, top, title), encoding="utf-8")
 
     def _repr_html_(self) -> str:

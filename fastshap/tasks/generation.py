@@ -27,7 +27,7 @@ from fastshap.tasks.writing import checked_options, written
 from fastshap.text.encode import Encoded, after, goes_on, join, without_ending
 from fastshap.text.groups import Scope
 from fastshap.text.inputs import KINDS, sources
-from fastshap.text.spelling import read
+from fastshap.text.spelling import decode
 from fastshap.text.words import unspaced
 from fastshap.types import InferenceModes
 
@@ -221,7 +221,7 @@ class GenerationTask(Task):
         start = 1 + max((i for i, special in enumerate(prompt.special) if special), default=-1)
         tail = prompt.input_ids[start:]
         if tail:
-            (both,) = self.encode([read(self.tokenizer, tail) + target], max_length=None, add_special_tokens=False)
+            (both,) = self.encode([decode(self.tokenizer, tail) + target], max_length=None, add_special_tokens=False)
             if isinstance(both, Encoded) and len(both) > len(tail) and both.input_ids[: len(tail)] == tail:
                 return after(both, len(tail))
         # SentencePiece puts a space before every text: one too many before a space, or where none is wanted.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError
 from fastshap.models.locks import lock_of
 from fastshap.text.inputs import Tokens
-from fastshap.text.spelling import align, read, scheme, spell, words
+from fastshap.text.spelling import align, decode, scheme, spell, words
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -190,7 +190,7 @@ def _read(
     marker = scheme(tokenizer)
     if not tokenizer.is_fast:
         return *spell(tokenizer, ids, tokens, marker), words(tokens, marker)
-    text = read(tokenizer, ids)
+    text = decode(tokenizer, ids)
     for spelled in dict.fromkeys((_APART.sub(r"\1", text), text)):
         encoding = tokenizer(spelled, add_special_tokens=False).encodings[0]
         if encoding.ids == ids:

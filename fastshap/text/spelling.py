@@ -50,7 +50,7 @@ def words(tokens: Sequence[str], marker: str | None) -> list[int]:
     return numbers
 
 
-def read(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """What the tokenizer makes of ids, nothing left out or tidied up."""
     return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
@@ -65,7 +65,7 @@ def spell(
     numbers = words(tokens, marker)
     text, spans, start = "", [], 0
     for end in range(1, len(ids) + 1):
-        piece = read(tokenizer, ids[start:end])
+        piece = decode(tokenizer, ids[start:end])
         if (not piece or piece.endswith("�")) and end < len(ids) and end - start < 4:
             continue
         if marker in (_CONTINUES, _GOES_ON, _ENDS):

@@ -27,11 +27,11 @@ from fastshap.cli import app
 from fastshap.errors import recorded
 from fastshap.jobs.digests import with_digests
 from fastshap.jobs.local import explain_files
-from fastshap.jobs.progress import JobProgress, span
+from fastshap.jobs.progress import JobProgress, duration
 from fastshap.jobs.reading import Columns, Files
 from fastshap.jobs.recorded import MOST_FAILED, error_of
 from fastshap.jobs.store import MANIFEST, Store
-from fastshap.jobs.table import schema
+from fastshap.jobs.table import columns_of_a_batch
 from fastshap.jobs.texts import MOST_CHARACTERS
 from fastshap.jobs.verdict import verify
 from helpers.jobs import (
@@ -58,7 +58,7 @@ def test_a_batch_is_what_the_explainer_says_in_every_form_of_batch(default_pair,
     forms = [columns, {k: np.array(v) for k, v in columns.items()}, pa.table(columns), pd.DataFrame(columns)]
     for batch in forms:
         table = explain(batch)
-        assert table.schema.names == ["id", "text", *schema().names]
+        assert table.schema.names == ["id", "text", *columns_of_a_batch().names]
         assert table.schema.field("attributions").type == pa.list_(pa.float32())
         for row, output in zip(table.to_pylist(), outputs, strict=True):
             expected = output.attributions.flatten()
@@ -146,7 +146,7 @@ def test_datasets_map(texts):
     data = Dataset.from_dict({"id": list(range(9)), "text": [*texts, ""]})
     explain = BatchExplainer(keep=["id"], **SETTINGS)
     mapped = data.map(explain, batched=True, batch_size=4)
-    assert mapped.column_names == ["id", *schema().names]
+    assert mapped.column_names == ["id", *columns_of_a_batch().names]
     assert [row["error"] is None for row in mapped] == [True] * 8 + [False]
     same_numbers({r["id"]: r for r in mapped}, {r["id"]: r for r in data.map(explain)})
 
@@ -702,7 +702,7 @@ def test_a_model_that_breaks_later_on_ends_the_job_and_what_was_before_is_kept(t
 
 
 def test_progress_for_people(capsys, monkeypatch):
-    assert [span(4.21), span(200), span(7500)] == ["4.2 s", "3 min 20 s", "2 h 5 min"]
+    assert [duration(4.21), duration(200), duration(7500)] == ["4.2 s", "3 min 20 s", "2 h 5 min"]
     clock = iter([0.0, 31.0, 40.0, 62.0])
     monkeypatch.setattr("fastshap.jobs.progress.time.monotonic", lambda: next(clock))
     progress = JobProgress(1000, 100, shown=True)

@@ -117,7 +117,7 @@ def _about(column: Any) -> str:
 
 
 def _number(value: float) -> str:
-    return "–" if math.isnan(value) else pages.number(value, "+.3f")
+    return "–" if math.isnan(value) else pages.with_minus(value, "+.3f")
 
 
 def _side(value: float) -> str:

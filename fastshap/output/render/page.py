@@ -10,7 +10,7 @@ from typing import NamedTuple, TextIO
 from fastshap.output.record import Record
 from fastshap.output.render import style, wording
 from fastshap.output.render.markup import marked, plain
-from fastshap.output.render.settings import Settings
+from fastshap.output.render.settings import Recipes
 from fastshap.output.visible import named
 from fastshap.tasks import shown
 
@@ -42,7 +42,7 @@ def write_page(
         captions: a line above each output; where there is none, the predicted class, if it is known.
     """
     file.write(style.head(title))
-    settings = Settings()
+    settings = Recipes()
     pairs = zip(records, repeat(None)) if captions is None else zip(records, captions, strict=True)
     for i, (record, caption) in enumerate(pairs, 1):
         settings.add(record)
@@ -52,7 +52,7 @@ def write_page(
     file.write(style.END)
 
 
-def number(value: float, form: str) -> str:
+def with_minus(value: float, form: str) -> str:
     return f"{value + 0.0:{form}}".replace("-", "−")  # adding zero makes -0.0 positive
 
 
@@ -164,8 +164,8 @@ def _step(score: float, largest: float) -> str:
 
 
 def _exact(score: float, error: float, signed: bool) -> str:
-    shown = number(score, "+.6g" if signed else ".6g")
-    return shown if math.isnan(error) else f"{shown} ± {number(error, '.3g')}"
+    shown = with_minus(score, "+.6g" if signed else ".6g")
+    return shown if math.isnan(error) else f"{shown} ± {with_minus(error, '.3g')}"
 
 
 def _element(text: str, chip: bool, step: str, exact: str) -> str:
@@ -191,7 +191,7 @@ def _visible(text: str) -> str:
 
 
 def _scale(largest: float, target: str, signed: bool) -> str:
-    most, name = number(largest, ".3g"), f"<bdi>{marked(target)}</bdi>"
+    most, name = with_minus(largest, ".3g"), f"<bdi>{marked(target)}</bdi>"
     if not signed:
         return f'0 <i class="p"></i> {most} larger weighs more for {name}'
     return f'opposes −{most} <i class="n"></i><i class="p"></i> +{most} supports {name}'

@@ -18,7 +18,7 @@ from fastshap.output.visible import printable
 _COMBINATIONS = 20  # that a page lists
 
 
-class Settings:
+class Recipes:
     """The combinations of settings met on a page, as many as it lists: the calls, by what they were used with."""
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ from rich.text import Text
 from fastshap.output.render import plot as pictures
 from fastshap.output.render import style, wording
 from fastshap.output.render.markup import marked
-from fastshap.output.render.page import number
+from fastshap.output.render.page import with_minus
 from fastshap.output.visible import named, printable
 
 
@@ -79,7 +79,7 @@ def _table(target: str, rows: list[Any]) -> str:
     largest = max(ends, default=0.0) or 1.0
     lines = "".join(
         f'<tr><th scope="row"><bdi>{marked(named(row.element))}</bdi></th><td>{row.count}</td>'
-        f'<td>{number(row.mean, "+.3f")}</td><td class="more">{_interval(row)}</td><td>{number(row.mean_abs, ".3f")}</td>'
+        f'<td>{with_minus(row.mean, "+.3f")}</td><td class="more">{_interval(row)}</td><td>{with_minus(row.mean_abs, ".3f")}</td>'
         f'<td class="bars">{_bar(row, largest)}</td></tr>\n'
         for row in rows
     )
@@ -104,7 +104,7 @@ def _bar(row: Any, largest: float) -> str:
 
 
 def _interval(row: Any) -> str:
-    return "–" if math.isnan(row.low) else f"{number(row.low, '+.3f')} to {number(row.high, '+.3f')}"
+    return "–" if math.isnan(row.low) else f"{with_minus(row.low, '+.3f')} to {with_minus(row.high, '+.3f')}"
 
 
 def _about(summary: Any) -> str:
