@@ -72,13 +72,12 @@ class AttributionExplainer(HasSettings):
                 these lets the model generate that one.
             generation_kwargs: for ``model.generate`` where a causal language model is given no targets, or None among them.
                 By default it decodes greedily, 20 tokens at most; sampling draws from the explainer's seed.
-            progress: None shows a bar after one second where standard error is a terminal, and in a notebook; True shows it
-                at once and anywhere; False shows none. A function is called as ``progress(done, total)``: ``done`` texts,
-                those under way by the share of their work that is done (0.25 of one text, say); ``total`` texts, None where
-                their number is not known. It may be called in another thread, never in two at a time; what it raises ends
-                the call.
-            options: parameters of the explainer, but for model, tokenizer and device, for this call alone. The model is not
-                tried anew, unless ``inference_mode`` changes.
+            progress: None shows a bar after one second on a terminal and in a notebook. True shows it at once and anywhere.
+                False shows none. A function is called as ``progress(done, total)``: ``done`` texts, where a text that is
+                half finished counts 0.5; ``total`` texts, or None if their number is not known. The call may come from
+                another thread, never from two at a time. If the function raises an error, the call ends with it.
+            options: parameters of the explainer for this call alone: all but model, tokenizer and device. The model is not
+                tried again, unless ``inference_mode`` changes.
 
         Returns:
             n outputs, in the order of the texts.
@@ -116,8 +115,8 @@ class AttributionExplainer(HasSettings):
     ) -> Iterator[AttributionOutput]:
         """Explains texts from any iterable, yielding outputs in input order; memory does not grow with their number.
 
-        The first output comes when the first text is done. Further texts are explained a few at a time, some seconds' work.
-        While an output is looked at, the model is as it was.
+        You get the first output when the first text is done. Later texts are explained a few at a time, some seconds' work.
+        While you look at an output, the model is as it was.
 
         Args:
             model_inputs: texts as for :meth:`explain`, read as they are needed.

@@ -59,24 +59,25 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
     priors and expected gradients"); captum calls them GradientShap, as they approximate the SHAP values that Lundberg
     and Lee define (2017, "A unified approach to interpreting model predictions").
 
-    The gradient of a target's score is averaged over n points between the text's embeddings and a noisy baseline, and
-    multiplied by their difference. Same arguments, same numbers: the noise depends on the seed and the tokens of a text
-    alone, never on the batch it is in, its place in the list, the device, or the process.
+    It averages the gradient of a target's score over n points between the text's embeddings and a noisy baseline, and
+    multiplies it by their difference. The same arguments give the same numbers: the noise depends only on the seed and the
+    text's tokens, not on the batch, the order of the texts, the device or the process.
 
-    The eleven parameters that can be given by their places are interpreto's. ``settings`` holds those that decide numbers.
+    The eleven positional parameters are interpreto's. ``settings`` holds the parameters that decide numbers.
 
     Args:
         model: a ``*ForSequenceClassification`` or a causal language model that takes ``inputs_embeds``, or a transformers
-            pipeline of one. It is used in evaluation mode and comes back as it was.
+            pipeline of one. fastshap runs it in evaluation mode and leaves it as it was.
         tokenizer: its tokenizer; a pipeline brings its own.
-        batch_size: perturbed rows of one model call, at most; "auto" takes what is fastest on a CPU, and what the free memory
-            holds on a GPU. Calls that run out of memory are halved, and later ones stay as small.
-        device: where the method runs: the model is moved there once, now. None leaves it where it is. "auto" takes all GPUs of
-            this machine, or the CPU where there is none; a list names the devices to use. The model moves to the first
-            one, and copies on the others share its work.
+        batch_size: the most rows (perturbed copies) in one model call. "auto" takes what is fastest on a CPU, and what the
+            free memory holds on a GPU. If a call runs out of memory, it is halved, and later calls stay as small.
+        device: where to run. The model moves there once, now; None leaves it where it is. "auto" takes all GPUs of this
+            machine, or the CPU if there is none. A list names the devices to use: the model moves to the first, and
+            copies on the others share the work.
         {settings}
-        return_convergence_delta: also report how far the scores are from adding up; costs n + 1 forward rows a text.
-        on_error: "raise", or "record": a bad text gets an output with ``error`` set, and the rest is explained.
+        return_convergence_delta: also report how far the scores are from adding up. It costs n + 1 forward rows per text.
+        on_error: "raise", or "record": a text that cannot be explained gets an output with ``error`` set, and the others
+            are explained.
         backend: "auto", "torch" or "triton".
 
     Raises:

@@ -35,9 +35,9 @@ def explain(
     Args:
         model_inputs, targets, generation_kwargs, progress: as for :meth:`GradientShap.explain`.
         model: a directory or hub id of a sequence classifier or causal language model, a transformers pipeline, or a model
-            with its ``tokenizer``; None is the sentiment model inside the package. The two models last used by name stay
-            in memory, so that a further call with one of them loads nothing; files that have changed are loaded again.
-        tokenizer: of a model that is passed itself, or another than the one beside the files or in the pipeline.
+            with its ``tokenizer``; None is the packaged sentiment model. The two models last used by name stay in memory,
+            so a further call with one of them loads nothing. Files that have changed are loaded again.
+        tokenizer: of a model that you pass itself, or one that replaces the one beside the files or in the pipeline.
         settings: parameters of :class:`GradientShap`. ``batch_size`` is "auto" unless given. ``device="auto"`` takes the
             GPUs of this machine.
 
