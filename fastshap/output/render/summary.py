@@ -79,7 +79,8 @@ def _table(target: str, rows: list[Any]) -> str:
     largest = max(ends, default=0.0) or 1.0
     lines = "".join(
         f'<tr><th scope="row"><bdi>{marked(named(row.element))}</bdi></th><td>{row.count}</td>'
-        f'<td>{with_minus(row.mean, "+.3f")}</td><td class="more">{_interval(row)}</td><td>{with_minus(row.mean_abs, ".3f")}</td>'
+        f'<td>{with_minus(row.mean, "+.3f")}</td><td class="more">{_interval(row)}</td>'
+        f"<td>{with_minus(row.mean_abs, '.3f')}</td>"
         f'<td class="bars">{_bar(row, largest)}</td></tr>\n'
         for row in rows
     )
