@@ -190,7 +190,7 @@ def test_a_list_of_outputs_is_no_output(outputs, default_pair):
 
 def test_a_confidence_that_is_no_share(outputs):
     for wrong in ("95%", None, True):
-        with pytest.raises(fastshap.InvalidTypeError, match=r"must be a number between 0 and 1, 0\.95 say; got"):
+        with pytest.raises(fastshap.InvalidTypeError, match=r"must be a number between 0 and 1, such as 0\.95; got"):
             outputs[0].interval(wrong)
     with pytest.raises(fastshap.InvalidArgumentError, match=r"got 95; for 95 % write 0\.95"):
         outputs[0].interval(95)
