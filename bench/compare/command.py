@@ -3,9 +3,9 @@
     python -m bench [--only a,b] [--fresh] [--output DIR]   all workloads, about three quarters of an hour on 2 cores
     python -m bench --quick [--output DIR]                  the same at small size, nothing fetched, nothing kept
 
-A whole run fetches public models once, and can be broken off: what is measured lies in ``partial.json`` beside the results and
-is taken from there as long as code, versions and settings are the same. A quick run exits with 1 where a figure is wrong that
-does not depend on the machine.
+A whole run fetches public models once. You can interrupt and resume it: what is measured lies in ``partial.json`` beside the
+results. It is taken from there as long as code, versions and settings are the same. A quick run exits with 1 if a figure that
+does not depend on the machine is wrong.
 """
 
 from __future__ import annotations

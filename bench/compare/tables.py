@@ -55,7 +55,10 @@ def made_on(record: dict[str, Any]) -> str:
 
 
 def target_table(found: Found) -> list[str]:
-    lines = ["| workload | figure | aimed at | held to since | measured | |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| workload | figure | aimed at | limit kept since | measured | |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for target in TARGETS:
         value, met = target.judge(found)
         sign = "at most" if target.at_most else "at least"
