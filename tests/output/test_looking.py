@@ -326,6 +326,15 @@ def test_what_cannot_be_compared_says_so(explainer, outputs):
         fastshap.compare(outputs[1], apart)
 
 
+def test_small_scores_are_compared_by_their_digits(outputs):
+    small = fastshap.AttributionOutput.from_dict(outputs[1].to_dict())
+    small.attributions = small.attributions * 1e-6
+    compared = fastshap.compare(small, outputs[1])
+    assert "0.000" not in str(fastshap.compare(small, small))
+    assert "e−0" in fastshap.compare(small, small)._repr_html_()
+    assert "e-0" not in str(compared)  # beside large ones, which decide
+
+
 def test_a_comparison_is_escaped(outputs):
     for text in EVIL:
         evil = fastshap.AttributionOutput.from_dict(outputs[1].to_dict())

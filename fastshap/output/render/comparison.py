@@ -26,10 +26,10 @@ def show(comparison: Any, console: Console | None) -> None:
     table.add_column("element")
     for heading in _headings(comparison):
         table.add_column(Text(printable(heading)), justify="right")
+    form = _form(comparison)
     for row in comparison.elements:
-        table.add_row(
-            Text(plot.label(row.element)), *(_number(value).replace("−", "-") for value in _values(comparison, row))
-        )
+        numbers = (_number(value, form).replace("−", "-") for value in _values(comparison, row))
+        table.add_row(Text(plot.label(row.element)), *numbers)
     console.print(table)
     if difference := _difference(comparison):
         console.print(Text(printable(difference), style="dim"))
@@ -61,9 +61,10 @@ def _content(comparison: Any) -> str:
         largest = max(wording.largest_of(_scores(column)) for column in comparison.columns)
     columns = "".join(_column(column, largest) for column in comparison.columns)
     headings = "".join(f'<th scope="col"><bdi>{marked(heading)}</bdi></th>' for heading in _headings(comparison))
+    form = _form(comparison)
     rows = "".join(
         f'<tr><th scope="row"><bdi>{marked(named(row.element))}</bdi></th>'
-        + "".join(f'<td class="{_side(value)}">{_number(value)}</td>' for value in _values(comparison, row))
+        + "".join(f'<td class="{_side(value)}">{_number(value, form)}</td>' for value in _values(comparison, row))
         + "</tr>\n"
         for row in comparison.elements
     )
@@ -116,8 +117,13 @@ def _about(column: Any) -> str:
     return "; ".join(filter(None, parts))
 
 
-def _number(value: float) -> str:
-    return "–" if math.isnan(value) else pages.with_minus(value, "+.3f")
+def _form(comparison: Any) -> str:
+    """One for all columns, so that they can be compared by eye."""
+    return wording.form_of(max(wording.largest_of(_scores(column)) for column in comparison.columns))
+
+
+def _number(value: float, form: str) -> str:
+    return "–" if math.isnan(value) else pages.with_minus(value, form)
 
 
 def _side(value: float) -> str:

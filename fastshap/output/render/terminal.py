@@ -60,7 +60,7 @@ def _lines(
 ) -> Iterator[Text]:
     """Rows of words, of their scores and of the standard errors, as wide as the terminal."""
     largest = wording.largest_of(scores)
-    form = "+#.3g" if largest < 1e-2 or largest >= 1e3 else "+.3f"  # the # keeps trailing zeros
+    form = wording.form_of(largest)
     block, used = (Text(), Text(), Text()), 0
     for element, score, error in zip(elements, scores, errors, strict=True):
         if math.isnan(score):

@@ -57,6 +57,11 @@ def probability(record: Record, t: int) -> float | None:
     return None if record.target_probabilities is None else float(record.target_probabilities[t])
 
 
+def form_of(largest: float) -> str:
+    """How scores are written that are at most so large: with three decimals, or with three digits where these say nothing."""
+    return "+#.3g" if largest < 1e-2 or largest >= 1e3 else "+.3f"  # the # keeps trailing zeros
+
+
 def largest_of(scores: list[float]) -> float:
     """The largest absolute score that is a number."""
     return max((abs(score) for score in scores if not math.isnan(score)), default=0.0)
