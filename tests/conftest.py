@@ -12,13 +12,7 @@ import pytest
 import torch
 from jsonschema import Draft202012Validator
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedTokenizerFast
 
 import fastshap
 from fastshap.output.plain import SCHEMA_PATH
@@ -111,6 +105,9 @@ def default_pair():
 @pytest.fixture(scope="session")
 def bert_pair(default_pair):
     """A random BERT of three classes, large weights so that it is far from linear, with the embedded model's tokenizer."""
+    # Seconds of importing, which processes that tests start mostly do without.
+    from transformers import BertConfig, BertForSequenceClassification
+
     tokenizer = default_pair[1]
     torch.manual_seed(0)
     config = BertConfig(
@@ -145,6 +142,8 @@ def byte_tokenizer():
 @pytest.fixture(scope="session")
 def llama_pair(byte_tokenizer):
     """A random two-layer Llama with untied embeddings."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(1)
     config = LlamaConfig(
         vocab_size=len(byte_tokenizer),
