@@ -1,11 +1,9 @@
 """The Triton kernels against float64 and eager torch, in Triton's interpreter, which needs a process of its own."""
 
 import dataclasses
+import itertools
 import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +20,8 @@ from helpers.operators import (
     check_segment_reduce,
     make,
 )
+from helpers.selection import combined, covering
+from helpers.subprocesses import pytest_alone
 
 triton = pytest.importorskip("triton")
 
@@ -36,13 +36,49 @@ CASES = [
     {"noise_std": 0.0, "side": "left", "held": True},
     {"noise_std": 0.0, "baseline": "(D,)"},
 ]
+OF_A_CASE = {
+    "side": "right",
+    "baseline": 0.25,
+    "held": False,
+    "noise_std": 0.3,
+    "pairs": True,
+    "padding": 2,
+}  # make's own
 MATRIX = [
-    pytest.param(shape, {**case, "dtype": dtype}, id=f"{shape}-{case}-{dtype}")
+    {"shape": shape, "dtype": dtype, **OF_A_CASE, **case}
     for shape in SMALL_SHAPES
     for dtype in DTYPES
     for case in CASES[: None if dtype == torch.float32 else 3]
 ]
 REDUCTIONS = [("sum", True), ("sum", False), ("abs_mean", True), ("abs_mean", False)]
+
+
+def elements(case):
+    """Of all rows of a case, which is what it costs, beside some constant."""
+    tokens, rows, dim = case["shape"]
+    return 100 + dim * sum(many * each for many, each in zip(tokens, rows, strict=True))
+
+
+SELECTED = covering(MATRIX, elements)
+
+
+def named(values):
+    return {str(value): value for value in values}
+
+
+def matrix(test):
+    """Parametrizes with all of MATRIX; cases outside the selection are marked whole_matrix."""
+    parameters = [
+        pytest.param(
+            case["shape"],
+            {name: value for name, value in case.items() if name != "shape"},
+            id="-".join(map(str, case.values())),
+            marks=() if place in SELECTED else pytest.mark.whole_matrix,
+        )
+        for place, case in enumerate(MATRIX)
+    ]
+    return pytest.mark.parametrize(("shape", "case"), parameters)(test)
+
 
 interpreting = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -77,21 +113,32 @@ if interpreting:
         tl.store(p_sine + i, sine, mask=i < count)
 
 
-def test_the_interpreter_suite():
-    """Runs the tests marked ``interpret`` below with TRITON_INTERPRET=1, which must be set before Triton is imported."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "interpret", __file__],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
+def interpreted(marked):
+    """Runs the tests below with these marks and TRITON_INTERPRET=1, which must be set before Triton is imported."""
+    done = pytest_alone("-m", marked, __file__, timeout=900, TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stdout + done.stderr
     passed = re.search(r"^(\d+) passed, \d+ deselected in ", done.stdout, re.MULTILINE)  # nothing skipped
     assert passed, done.stdout
-    assert int(passed[1]) >= 700
+    return int(passed[1])
+
+
+def test_the_interpreter_suite():
+    """Of the large products, a selection in which every two values of two options meet."""
+    assert interpreted("interpret and not whole_matrix") >= 220
+
+
+@pytest.mark.slow
+def test_the_whole_interpreter_suite():
+    assert interpreted("interpret") >= 700
+
+
+def test_the_selection_covers_the_matrix():
+    """Every shape with every dtype, side and so on, as far as they meet in the matrix at all."""
+    selected = [MATRIX[place] for place in SELECTED]
+    for one, other in itertools.combinations(MATRIX[0], 2):
+        whole = {(str(case[one]), str(case[other])) for case in MATRIX}
+        assert {(str(case[one]), str(case[other])) for case in selected} == whole, (one, other)
+    assert len(selected) < len(MATRIX) / 2
 
 
 @pytest.fixture(autouse=True)
@@ -124,14 +171,14 @@ def poisoned(monkeypatch):
 
 
 @pytest.mark.interpret
-@pytest.mark.parametrize(("shape", "case"), MATRIX)
+@matrix
 def test_perturb(shape, case, poisoned):
     x, rows = make(*shape, **case)
     assert tuple(check_perturb(x, rows).shape) in poisoned
 
 
 @pytest.mark.interpret
-@pytest.mark.parametrize(("shape", "case"), MATRIX)
+@matrix
 def test_attribute(shape, case, poisoned):
     x, rows = make(*shape, **case)
     z = ops.perturb(x, rows, backend="torch")
@@ -141,10 +188,9 @@ def test_attribute(shape, case, poisoned):
 
 
 @pytest.mark.interpret
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("reduction", "times_input"), REDUCTIONS)
-@pytest.mark.parametrize("shape", SMALL_SHAPES, ids=str)
-def test_reductions_of_three_targets(shape, reduction, times_input, dtype, poisoned):
+@combined(shape=named(SMALL_SHAPES), weighted=named(REDUCTIONS), dtype=named(DTYPES))
+def test_reductions_of_three_targets(shape, weighted, dtype, poisoned):
+    reduction, times_input = weighted
     x, rows = make(*shape, held=True, dtype=dtype, padding=1)
     z = ops.perturb(x, rows, backend="torch")
     gradients = torch.randn(3, *z.shape).to(dtype)
@@ -162,9 +208,7 @@ VIEWS = {
 
 
 @pytest.mark.interpret
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("view", VIEWS.values(), ids=list(VIEWS))
-@pytest.mark.parametrize("dim", [7, 12])
+@combined(dim=named([7, 12]), view=VIEWS, dtype=named(DTYPES))
 def test_views(view, dim, dtype, poisoned):
     x, rows = make([2, 1], [1, 2], dim, padding=1, dtype=dtype, baseline="(L, D)")
     rows = dataclasses.replace(rows, baseline=view(rows.baseline))
@@ -287,9 +331,7 @@ LAYOUTS = {
 
 @divides_by_zero
 @pytest.mark.interpret
-@pytest.mark.parametrize("strategy", ["sum", "mean", *EXACT_STRATEGIES])
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))
-@pytest.mark.parametrize("targets", [1, 3])
+@combined(targets=named([1, 3]), layout=LAYOUTS, strategy=named(["sum", "mean", *EXACT_STRATEGIES]))
 def test_segment_reduce(targets, layout, strategy, poisoned):
     values, members, offsets = ragged(targets, 50)
     out = check_segment_reduce(layout(values), members, offsets, strategy)
@@ -332,11 +374,14 @@ def test_segments_without_members(strategy, poisoned):
 
 @divides_by_zero
 @pytest.mark.interpret
-@pytest.mark.parametrize("pairs", [True, False])
-@pytest.mark.parametrize("samples", [1, 2, 3, 4, 5, 8, 21])
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))
-@pytest.mark.parametrize(("targets", "columns"), [(1, 1), (3, 7), (2, 128), (1, 300)])
-def test_moments(targets, columns, layout, samples, pairs, poisoned):
+@combined(
+    size=named([(1, 1), (3, 7), (2, 128), (1, 300)]),
+    layout=LAYOUTS,
+    samples=named([1, 2, 3, 4, 5, 8, 21]),
+    pairs=named([True, False]),
+)
+def test_moments(size, layout, samples, pairs, poisoned):
+    targets, columns = size
     torch.manual_seed(samples)
     values = layout(torch.randn(targets, samples, columns) + torch.linspace(-5, 5, columns))
     mean, error = check_moments(values, pairs)

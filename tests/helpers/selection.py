@@ -1,0 +1,46 @@
+"""Few of many cases, so that every two values of two options still meet."""
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import pytest
+
+Case = Mapping[str, Any]
+
+
+def pairs_of(case: Case) -> set[Any]:
+    """Two options with their values, by name."""
+    return set(itertools.combinations([(name, str(value)) for name, value in case.items()], 2))
+
+
+def covering(cases: Iterable[Case], cost: Callable[[Case], float] = lambda case: 1.0) -> list[int]:
+    """The places of cheap cases in which every two values of two options meet that meet in any case."""
+    cases = list(cases)
+    pairs = [pairs_of(case) for case in cases]
+    costs = [cost(case) for case in cases]
+    left, chosen = set[Any]().union(*pairs), list[int]()
+    while left:
+        best = max(range(len(cases)), key=lambda place: len(left & pairs[place]) / costs[place])
+        left -= pairs[best]
+        chosen.append(best)
+    for place in sorted(chosen, key=lambda place: -costs[place]):  # what the others have made needless
+        others = [other for other in chosen if other != place]
+        if pairs[place] <= set[Any]().union(*(pairs[other] for other in others)):
+            chosen = others
+    return sorted(chosen)
+
+
+def combined(cost: Callable[[Case], float] = lambda case: 1.0, **options: Mapping[str, Any]) -> pytest.MarkDecorator:
+    """Parametrizes with all combinations of named values; those outside a covering selection are marked whole_matrix."""
+    everything = [dict(zip(options, names, strict=True)) for names in itertools.product(*options.values())]
+    chosen = set(covering(everything, cost))
+    parameters = [
+        pytest.param(
+            *(options[option][name] for option, name in case.items()),
+            id="-".join(case.values()),
+            marks=() if place in chosen else pytest.mark.whole_matrix,
+        )
+        for place, case in enumerate(everything)
+    ]
+    return pytest.mark.parametrize(tuple(options), parameters)
