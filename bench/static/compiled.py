@@ -53,11 +53,16 @@ class Binary:
 
     target: GPUTarget
     assembly: str  # PTX or AMDGCN
-    sass: str  # disassembled; empty for AMD
+    cubin: bytes  # empty for AMD
     registers: int
     shared_bytes: int
     local_bytes: int  # stack, spills and local arrays
     num_warps: int
+
+    @property
+    def sass(self) -> str:
+        """Disassembled; empty for AMD."""
+        return _disassembled(self.cubin) if self.cubin else ""
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ class Launch:
         return replace(self, constants={**self.constants, **constants})
 
     def compile(self) -> Binary:
-        """Compiled, and for NVIDIA disassembled."""
+        """Compiled."""
         places = {name: place for place, name in enumerate(self.kernel.arg_names)}
         source = ASTSource(
             fn=self.kernel,
@@ -93,12 +98,15 @@ class Launch:
             compiled = triton.compile(source, target=self.target, options=options)
         shared = compiled.metadata.shared
         if self.target.backend == "cuda":
-            sass, registers, local = _disassembled(compiled.asm["cubin"])
-            return Binary(self.target, compiled.asm["ptx"], sass, registers, shared, local, self.num_warps)
+            cubin = compiled.asm["cubin"]
+            usage = _of_file(cubin, knobs.nvidia.cuobjdump.path, "-res-usage")
+            registers = _number(r"\bREG:(\d+)", usage)
+            local = _number(r"\bSTACK:(\d+)", usage) + _number(r"\bLOCAL:(\d+)", usage)
+            return Binary(self.target, compiled.asm["ptx"], cubin, registers, shared, local, self.num_warps)
         assembly = compiled.asm["amdgcn"]
         registers = _number(r"^\s*\.vgpr_count:\s*(\d+)", assembly)
         local = _number(r"^\s*\.private_segment_fixed_size:\s*(\d+)", assembly)
-        return Binary(self.target, assembly, "", registers, shared, local, self.num_warps)
+        return Binary(self.target, assembly, b"", registers, shared, local, self.num_warps)
 
 
 @contextmanager
@@ -145,14 +153,16 @@ def _fusing() -> Iterator[None]:
             del os.environ["TRITON_DEFAULT_FP_FUSION"]
 
 
-def _disassembled(cubin: bytes) -> tuple[str, int, int]:
-    """SASS, registers, and bytes of stack and local memory."""
+@functools.cache
+def _disassembled(cubin: bytes) -> str:
+    return _of_file(cubin, knobs.nvidia.nvdisasm.path, "-c")
+
+
+def _of_file(cubin: bytes, *command: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        sass = _run(knobs.nvidia.nvdisasm.path, "-c", file.name)
-        usage = _run(knobs.nvidia.cuobjdump.path, "-res-usage", file.name)
-    return sass, _number(r"\bREG:(\d+)", usage), _number(r"\bSTACK:(\d+)", usage) + _number(r"\bLOCAL:(\d+)", usage)
+        return _run(*command, file.name)
 
 
 def _run(*command: str) -> str:

@@ -4,15 +4,19 @@ import itertools
 import json
 import random
 import re
+import subprocess
 
 import pytest
 import torch
 
 triton = pytest.importorskip("triton")
 
+from triton import knobs  # noqa: E402
+
 from bench.static import report as static  # noqa: E402
 from bench.static import sass  # noqa: E402
-from bench.static.compiled import TARGETS, recorded, versions  # noqa: E402
+from bench.static.compiled import TARGETS, Binary, recorded, versions  # noqa: E402
+from bench.static.cubin import of_local_memory  # noqa: E402
 from bench.static.launches import empty, layout  # noqa: E402
 from fastshap.kernels.attribute import attribute, tiles  # noqa: E402
 from fastshap.kernels.moments import moments  # noqa: E402
@@ -129,7 +133,7 @@ def launch_of(kernel, case):
     return launch.having(PTX=case["ptx"]) if "ptx" in case else launch
 
 
-def check(kernel, case):
+def check(kernel, case, disassembled=False):
     """Compiles; no local memory, no spills; big tensors are accessed with as many bits at once as can be."""
     launch = launch_of(kernel, case)
     binary = launch.compile()
@@ -137,7 +141,8 @@ def check(kernel, case):
     assert binary.local_bytes == 0
     if launch.target.backend == "cuda":
         assert ".local" not in assembly
-        assert not re.search(r"\b(STL|LDL)\b", binary.sass)
+        assert not of_local_memory(binary.cubin)
+        assert not disassembled or not re.search(r"\b(STL|LDL)\b", binary.sass)
         assert ("lg2.approx.ftz.f32" in assembly) == (case.get("ptx", False) and makes_noise(kernel, case))
     else:
         assert "scratch_" not in assembly
@@ -207,6 +212,42 @@ def test_every_two_options_together(kernel, case):
     check(kernel, case)
 
 
+# Thirty-two numbers on the stack, read at a place that only the running kernel knows.
+LOCAL_PTX = """
+.version 8.7
+.target {target}
+.address_size 64
+.visible .entry spilling(.param .u64 p_out, .param .u32 place) {{
+    .local .align 4 .b8 numbers[128];
+    .reg .b32 %r<4>;
+    .reg .b64 %d<5>;
+    ld.param.u64 %d0, [p_out];
+    ld.param.u32 %r0, [place];
+    mov.u64 %d1, numbers;
+    mul.wide.u32 %d2, %r0, 4;
+    add.u64 %d3, %d1, %d2;
+    mov.u32 %r1, %tid.x;
+    st.local.u32 [%d3], %r1;
+    ld.local.u32 %r2, [%d1+64];
+    st.global.u32 [%d0], %r2;
+    ret;
+}}
+"""
+
+
+@pytest.mark.parametrize("target", [name for name in TARGETS if name.startswith("sm_")])
+def test_local_memory_is_seen_where_the_disassembler_sees_it(target, tmp_path):
+    ptx, cubin = tmp_path / "spilling.ptx", tmp_path / "spilling.cubin"
+    ptx.write_text(LOCAL_PTX.format(target=target))
+    assembler = knobs.nvidia.ptxas_blackwell.path if target == "sm_100" else knobs.nvidia.ptxas.path
+    subprocess.run([assembler, f"-arch={target}", ptx, "-o", cubin], check=True)
+    binary = Binary(TARGETS[target], ptx.read_text(), cubin.read_bytes(), 0, 0, 0, 1)
+    listed = {i.address: i.name for block in sass.blocks(binary.sass) for i in block.instructions}
+    found = {address: name for address, name in listed.items() if name in ("LDL", "STL")}
+    assert set(found.values()) == {"LDL", "STL"}
+    assert of_local_memory(binary.cubin) == found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(
@@ -223,7 +264,7 @@ def test_every_two_options_together(kernel, case):
 def test_all_options_together(kernel, fixed, target):
     for case in product(OPTIONS[kernel], target=(target,), **fixed):
         try:
-            check(kernel, case)
+            check(kernel, case, disassembled=True)
         except Exception as error:
             raise AssertionError(f"{kernel}: {named(case)}") from error
 
