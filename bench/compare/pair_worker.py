@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, logging
+from transformers import logging
 
 import fastshap
 from fastshap import ops
@@ -53,6 +53,9 @@ def one_by_one(texts: list[str]) -> Run:
 
 def generation() -> Run:
     """A small language model with random weights, the targets given."""
+    # Seconds of importing, which the operators' workloads do without.
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
     vocabulary = {word: k for k, word in enumerate(["<unk>", "<end>", *dict.fromkeys(WORDS)])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()

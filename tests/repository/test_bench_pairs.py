@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.compare import pairs
+from bench.compare import pair_worker, pairs
 from bench.paths import ROOT
 
 
@@ -44,14 +44,27 @@ def test_the_median_is_judged():
     assert slow.endswith("differ   slower than 1.03")
 
 
-def test_a_checkout_beside_itself(capsys):
+@pytest.mark.parametrize(
+    "names",
+    [("moments", "perturb"), pytest.param(tuple(pairs.names()), marks=pytest.mark.slow)],
+    ids=("operators", "all"),
+)
+def test_a_checkout_beside_itself(capsys, names):
     """In earnest, but for a limit that nothing keeps."""
-    only = ("--only", "moments", "--only", "generation")
+    only = [word for name in names for word in ("--only", name)]
     arguments = [str(ROOT), str(ROOT), "--pairs", "1", "--runs", "1", "--limit", "0.001", *only]
     assert pairs.main(arguments) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == ["moments", "generation"]
-    assert all("equal   slower" in line for line in lines[1:])
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line[:20].rstrip() for line in lines] == list(names)
+    assert all("equal   slower" in line for line in lines)
+
+
+def test_a_language_models_workload_repeats_its_numbers():
+    """Made anew in this process, which has imported such models already."""
+    first, again = (pair_worker.measured(pair_worker.generation()) for _ in range(2))
+    assert first["digest"] == again["digest"]
+    assert first["cpu"] > 0
+    assert len(pair_worker.generation()()) == 6
 
 
 def test_no_slowdown_is_status_0(monkeypatch, capsys):
