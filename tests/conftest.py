@@ -1,5 +1,10 @@
-"""Small models, made here: nothing is downloaded."""
+"""Fixtures and markers of all tests.
 
+What takes long to import is imported in fixtures: with ``-n auto`` the process that hands the tests out needs none of it, and
+the others start only once it is ready.
+"""
+
+import functools
 import importlib.metadata
 import json
 import os
@@ -9,13 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.update({"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"} if "PYTEST_XDIST_WORKER" in os.environ else {})
 
 import pytest
-import torch
-from jsonschema import Draft202012Validator
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
 
-import fastshap
-from fastshap.output.plain import SCHEMA_PATH
 from helpers.texts import SENTENCES
 
 _version_of = importlib.metadata.version
@@ -42,14 +41,9 @@ QUICK = {
     "tasks": {"first_token"},
     "text": {"inputs", "text"},
 }
-NOT_QUICK = ("slow", "gpu", "interpret", "browser", "ray", "starts_python")
+NOT_QUICK = ("slow", "gpu", "interpret", "browser", "ray", "not_quick")
 
-_VALIDATOR = Draft202012Validator(json.loads(SCHEMA_PATH.read_text()))
-
-VALIDATED = 10  # outputs of a test, by jsonschema, which takes longer than many an explanation
-
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)
+VALIDATED = 4  # outputs of a test, by jsonschema, which takes longer than many an explanation
 
 
 def pytest_collection_modifyitems(items):
@@ -69,9 +63,20 @@ def pytest_xdist_make_scheduler(config, log):
     return WorkStealingScheduling(config, log)
 
 
+@functools.cache
+def validator():
+    from jsonschema import Draft202012Validator
+
+    from fastshap.output.plain import SCHEMA_PATH
+
+    return Draft202012Validator(json.loads(SCHEMA_PATH.read_text()))
+
+
 @pytest.fixture(autouse=True)
 def outputs_fit_the_schema(request, monkeypatch):
     """Every output of the suite comes back from JSON, which our own check reads by the schema; the first also by jsonschema."""
+    import fastshap
+
     made = []
 
     def keeping(method):
@@ -87,7 +92,7 @@ def outputs_fit_the_schema(request, monkeypatch):
     yield
     for count, output in enumerate(made):
         text = output.to_json()
-        for error in _VALIDATOR.iter_errors(json.loads(text)) if count < VALIDATED else ():
+        for error in validator().iter_errors(json.loads(text)) if count < VALIDATED else ():
             raise error
         assert fastshap.AttributionOutput.from_json(text).to_json() == text
 
@@ -99,61 +104,30 @@ def texts():
 
 @pytest.fixture(scope="session")
 def default_pair():
+    import fastshap
+
     return fastshap.load_default_model()
 
 
 @pytest.fixture(scope="session")
 def bert_pair(default_pair):
-    """A random BERT of three classes, large weights so that it is far from linear, with the embedded model's tokenizer."""
-    # Seconds of importing, which processes that tests start mostly do without.
-    from transformers import BertConfig, BertForSequenceClassification
+    """A random BERT of three classes, with the packaged model's tokenizer."""
+    from helpers import models
 
     tokenizer = default_pair[1]
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=36,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        intermediate_size=64,
-        max_position_embeddings=128,
-        num_labels=3,
-        initializer_range=0.3,
-    )
-    return BertForSequenceClassification(config).eval(), tokenizer
+    return models.bert(len(tokenizer)), tokenizer
 
 
 @pytest.fixture(scope="session")
 def byte_tokenizer():
-    """A byte-level BPE tokenizer in GPT-2's manner."""
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    core.post_processor = processors.ByteLevel(trim_offsets=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=["<|end|>"], initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())
-    )
-    core.train_from_iterator(SENTENCES * 3, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|end|>", pad_token="<|end|>", clean_up_tokenization_spaces=False
-    )
+    from helpers import models
+
+    return models.byte_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def llama_pair(byte_tokenizer):
-    """A random two-layer Llama with untied embeddings."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """A random two-layer Llama."""
+    from helpers import models
 
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=len(byte_tokenizer),
-        hidden_size=36,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        num_key_value_heads=1,
-        head_dim=12,
-        max_position_embeddings=256,
-        initializer_range=0.2,
-    )
-    return LlamaForCausalLM(config).eval(), byte_tokenizer
+    return models.llama(len(byte_tokenizer)), byte_tokenizer

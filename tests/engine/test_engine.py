@@ -194,6 +194,7 @@ def test_out_of_memory_with_a_single_row_is_told(bert_pair):
     assert all(p.requires_grad for p in bert_pair[0].parameters())
 
 
+@pytest.mark.not_quick
 def test_compiled_models_of_several_targets(bert_pair, texts):
     """A compiled graph can be walked back once only."""
     model, tokenizer = bert_pair

@@ -225,19 +225,19 @@ assert kernels.__file__ is None  # a bare folder, no package
 """
 
 
-@pytest.mark.starts_python
+@pytest.mark.not_quick
 def test_transformers_with_hugging_faces_kernels_package():
     out = python(FITTING + USE + "import kernels; print(kernels.__file__)", PYTHONPATH=str(ROOT)).split()
     assert out[0] == "True"
     assert "site-packages" in out[1]
 
 
-@pytest.mark.starts_python
+@pytest.mark.not_quick
 def test_transformers_without_hugging_faces_kernels_package():
     assert python(HIDDEN + USE, PYTHONPATH=str(ROOT)).split() == ["False"]
 
 
-@pytest.mark.starts_python
+@pytest.mark.not_quick
 def test_importing_touches_no_gpu_loads_no_peer_and_takes_no_longer_than_torch_and_transformers():
     code = """
 import sys, time
