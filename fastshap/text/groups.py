@@ -170,11 +170,12 @@ class Grouping:
         shown = {i for member in self.members for i in member}
         others = [i for i in range(len(self.encoded)) if i not in shown]
         total = tokens[:, others].sum(1)  # (T,)
-        hidden = [] if self._hidden is None else self._hidden.tolist()
-        each = self._target_members or [[i] for i in range(len(hidden))]
-        for row, targets in zip(hidden, each, strict=False):
-            unseen = sorted(i for member, flag in zip(self.members, row, strict=True) if flag for i in member)
-            total[targets] += tokens[targets][:, unseen].sum(1)
+        if self._hidden is not None:
+            places = _places(self.members, len(self.encoded))
+            unseen = self._hidden[:, places] & (places >= 0)  # (t, L)
+            rows = self._target_members or [[i] for i in range(len(unseen))]
+            for targets, tokens_of_row in zip(rows, unseen, strict=True):
+                total[targets] += tokens[targets][:, tokens_of_row].sum(1)
         return self.reduce_targets(total)
 
     def _reduce(self, values: Tensor, members: list[list[int]], backend: str = "torch") -> Tensor:
