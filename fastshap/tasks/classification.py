@@ -317,7 +317,7 @@ def _padding_token_named(model: Any) -> Iterator[None]:
     It is named in a copy of the configuration, which others may be reading.
     """
     theirs = model.config
-    if theirs.get_text_config().pad_token_id is not None:
+    if getattr(theirs.get_text_config(), "pad_token_id", None) is not None:
         yield
         return
     model.config = copy.deepcopy(theirs)

@@ -54,7 +54,7 @@ def same_from_ids(subject: Subject, texts: Iterable[Encoded]) -> bool:
 
 
 def _another_function(subject: Subject, apart: float, encoded: Encoded) -> UnsupportedModelError:
-    pad: Any = subject.model.config.get_text_config().pad_token_id
+    pad: Any = getattr(subject.model.config.get_text_config(), "pad_token_id", None)
     hint = ""
     if pad in encoded.input_ids:
         hint = (
@@ -99,7 +99,7 @@ def reads_padding(subject: Subject, encoded: Encoded) -> bool:
 
     A decoder that classifies the last token before the padding does so by the ids.
     """
-    pad: Any = subject.model.config.get_text_config().pad_token_id
+    pad: Any = getattr(subject.model.config.get_text_config(), "pad_token_id", None)
     if pad is None or pad not in encoded.input_ids:
         return False
     ids, inputs = subject.alone(encoded)

@@ -18,9 +18,12 @@ from transformers import (
     CanineTokenizer,
     GPT2Config,
     GPT2ForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
     T5Config,
     T5ForSequenceClassification,
 )
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 import fastshap
 from fastshap import GradientShap, Granularity, InvalidArgumentError, InvalidTypeError
@@ -369,3 +372,33 @@ def test_models_without_a_table_or_with_a_memory(default_pair):
     config = BigBirdConfig(**tiny, intermediate_size=8, block_size=4)
     with pytest.raises(fastshap.UnsupportedModelError, match="original_full"):
         GradientShap(BigBirdForSequenceClassification(config), tokenizer)("fine", 1)
+
+
+class BareForSequenceClassification(PreTrainedModel):
+    """A classifier of the user's, whose configuration knows no padding token."""
+
+    config_class = PretrainedConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.table, self.head = torch.nn.Embedding(config.vocab_size, 6), torch.nn.Linear(6, 2)
+
+    def get_input_embeddings(self):
+        return self.table
+
+    def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None):
+        x = self.table(input_ids) if inputs_embeds is None else inputs_embeds
+        x = x if attention_mask is None else x * attention_mask[..., None]
+        return SequenceClassifierOutput(logits=self.head(x.tanh().sum(1)))
+
+
+def test_a_model_whose_configuration_names_no_padding(default_pair):
+    tokenizer = default_pair[1]
+    model = BareForSequenceClassification(PretrainedConfig(num_labels=2, vocab_size=len(tokenizer))).eval()
+    assert not hasattr(model.config, "pad_token_id")
+    texts = ["a fine film", "not good at all, though"]
+    outputs = fastshap.GradientShap(model, tokenizer)(texts)
+    for text, output in zip(texts, outputs, strict=True):
+        assert output.elements[0] == text.split()[0]
+        assert output.attributions.abs().max() > 0
+    assert not hasattr(model.config, "pad_token_id")
