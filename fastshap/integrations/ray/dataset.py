@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from fastshap import checks
+from fastshap.integrations.ray import ledger
 from fastshap.integrations.ray.cluster import imported, on_this_node, pool_of, quiet, running
 from fastshap.integrations.ray.lost import RESTARTS, RETRIES, translated
 from fastshap.integrations.ray.sources import from_dataset, from_files, rows_of_dataset, texts_of_dataset
-from fastshap.integrations.ray.workers import Ledger, Worker
+from fastshap.integrations.ray.workers import Worker
 from fastshap.jobs.inputs import rows_of_files
 from fastshap.jobs.job import identity
 from fastshap.jobs.opening import opened, refuse_unfit
@@ -117,13 +118,13 @@ def explain_dataset(
                 for _ in read.iter_batches(batch_size=None):
                     pass  # texts that have changed are found by reading them
                 return job.finish()
-            ledger = ray.remote(Ledger).options(num_cpus=0, **on_this_node(ray)).remote()
+            noted = ledger.started(ray, **on_this_node(ray))
             explained = read.repartition(target_num_rows_per_block=block_rows).map_batches(
                 Worker,
                 fn_constructor_kwargs={
                     "explainer": rows_explainer,
                     "model": same["model"],
-                    "ledger": ledger,
+                    "ledger": noted,
                     "threads": pool["num_cpus"],
                     "versions": versions,
                 },
@@ -135,7 +136,7 @@ def explain_dataset(
             )
             for table in explained.iter_batches(batch_size=None, batch_format="pyarrow"):
                 if job.begun is None:
-                    job.begin(time.monotonic() - time.time() + ray.get(ledger.first.remote()))
+                    job.begin(time.monotonic() - time.time() + ray.get(noted.first.remote()))
                 if len(table):
                     job.add(table.cast(part_schema(found.id_type)))
-            return job.finish(ray.get(ledger.padding.remote()))
+            return job.finish(ray.get(noted.padding.remote()))

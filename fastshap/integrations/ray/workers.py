@@ -1,10 +1,9 @@
-"""The processes that explain, and what is noted of them in case they die."""
+"""The processes that explain."""
 
 from __future__ import annotations
 
 import hashlib
-import time
-from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,35 +25,6 @@ if TYPE_CHECKING:
 _DEATHS = 2
 
 
-class Ledger:
-    """What workers have begun and not ended: which batch, or which row, was at hand when one died."""
-
-    def __init__(self) -> None:
-        self._begun: Counter[str] = Counter()
-        self._first: float | None = None
-        self._padding = [0, 0]
-
-    def begin(self, key: str) -> int:
-        """Notes that this is begun, and returns how often it was before, without an end."""
-        self._first = self._first or time.time()
-        self._begun[key] += 1
-        return self._begun[key] - 1
-
-    def end(self, keys: list[str], padding: int = 0, positions: int = 0) -> None:
-        """Notes that these ended, and the positions of the model calls that it took."""
-        for key in keys:
-            self._begun.pop(key, None)
-        self._padding = [self._padding[0] + padding, self._padding[1] + positions]
-
-    def first(self) -> float:
-        """When the first batch was begun, in seconds since the epoch."""
-        return self._first or time.time()
-
-    def padding(self) -> tuple[int, int]:
-        """Positions that were padding, and all of them."""
-        return self._padding[0], self._padding[1]
-
-
 class Worker:
     """Explains blocks of rows in a process of its own.
 
@@ -66,11 +36,13 @@ class Worker:
     ) -> None:
         torch.set_num_threads(max(1, int(threads)))
         self._explainer, self._model, self._ledger, self._versions = explainer, model, ledger, versions
-        self._loaded = False
+        # The model, loaded while others read the first texts.
+        self._provenance = ThreadPoolExecutor(1).submit(lambda: explainer.provenance)
+        self._checked = False
 
     def __call__(self, table: pa.Table) -> pa.Table:
         ray = needed("ray", "ray")
-        if not self._loaded:
+        if not self._checked:
             self._check()
         ids, texts = table.column("id"), texts_of(table)
         before = self._explainer.explainer.padding
@@ -94,18 +66,18 @@ class Worker:
         return part_rows(ids, texts, outputs)
 
     def _check(self) -> None:
-        """Loads the model, and compares it and the libraries with the driver's."""
+        """Compares the model and the libraries with the driver's."""
         here = library_versions()
         for name in self._versions:
             if name != "python" and here.get(name) != self._versions[name]:
                 raise JobError(
                     f"A worker has {name} {here.get(name)}, and the driver {self._versions[name]}; install one everywhere."
                 )
-        about = model_identity(self._explainer.provenance)
+        about = model_identity(self._provenance.result())
         for name in ("model_fingerprint", "tokenizer_fingerprint", "configuration", "labels_fingerprint"):
             if differing := differences(self._model[name], about[name], name):
                 raise JobError(
                     f"A worker's model is another than the driver's ({'; '.join(differing)}): the same name led to another "
                     "model there. Put the same files on every node."
                 )
-        self._loaded = True
+        self._checked = True
