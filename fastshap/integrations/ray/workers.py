@@ -58,9 +58,12 @@ class Worker:
             for i, text in enumerate(texts):
                 ended.append(f"{key} {i}")
                 if ray.get(self._ledger.begin.remote(ended[-1])) >= _DEATHS:
+                    # Noted until the block ends, so that it kills no other process when the block begins anew.
                     text = WorkerDiedError(f"The process that explained this text died {_DEATHS} times over it alone.")
-                outputs += self._explainer.outputs([text])
-                ray.get(self._ledger.end.remote([ended.pop()]))
+                    outputs += self._explainer.outputs([text])
+                else:
+                    outputs += self._explainer.outputs([text])
+                    ray.get(self._ledger.end.remote([ended.pop()]))
         after = self._explainer.explainer.padding
         ray.get(self._ledger.end.remote(ended, after[0] - before[0], after[1] - before[1]))
         return part_rows(ids, texts, outputs)
