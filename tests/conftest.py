@@ -109,6 +109,14 @@ def default_pair():
     return fastshap.load_default_model()
 
 
+@pytest.fixture
+def loaded_once(default_pair):
+    """Jobs and commands get the packaged model as it was loaded, and tried, before."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("fastshap.tasks.loading.load_default_model", lambda: default_pair)
+        yield
+
+
 @pytest.fixture(scope="session")
 def bert_pair(default_pair):
     """A random BERT of three classes, with the packaged model's tokenizer."""

@@ -75,6 +75,17 @@ def damaged_page(path):
     return path
 
 
+# Slowly: it waits after all that it has taken, so that each is a part, and a job is in its middle for seconds.
+SLOWLY = """
+import os, sys, time
+import fastshap.jobs.job as job, fastshap.jobs.local as local
+from fastshap.cli import app
+from fastshap.jobs.progress import JobProgress
+
+job._SECONDS = local._SECONDS = 0.3
+add = JobProgress.add
+JobProgress.add = lambda *arguments: (add(*arguments), time.sleep(0.8))
+"""
 COMMAND = (
     "import fastshap.jobs.job as job, fastshap.jobs.local as local; job._SECONDS = local._SECONDS = 0.3;"
     "from fastshap.cli import app; app()"

@@ -4,8 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 
 import pyarrow as pa
@@ -28,7 +26,15 @@ from fastshap.jobs.stopping import Terminated
 from fastshap.jobs.store import MANIFEST, NEXT, Store
 from fastshap.jobs.verdict import verify
 from helpers.damage import mutated, scratched
-from helpers.jobs import COMMAND, QUICK, SETTINGS, make_texts, refused, rows, run, same_numbers, write
+from helpers.jobs import QUICK, SETTINGS, make_texts, refused, rows, run, same_numbers, write
+
+pytestmark = pytest.mark.usefixtures("loaded_once")
+
+
+@pytest.fixture(autouse=True)
+def few_at_a_time(monkeypatch):
+    """So that few rows are several parts."""
+    monkeypatch.setattr("fastshap.jobs.local._FEWEST", 16)
 
 
 class Killed(BaseException):
@@ -49,15 +55,15 @@ def killed_after(monkeypatch):
             written.append(write_table(*arguments, **options))
 
         monkeypatch.setattr(pq, "write_table", write_then_die)
-        monkeypatch.setattr("fastshap.jobs.job._ROWS", 64)
+        monkeypatch.setattr("fastshap.jobs.job._ROWS", 16)
 
     return arrange
 
 
 @pytest.fixture
 def done(tmp_path, monkeypatch):
-    """An input of 300 texts and its finished output, of one part however slow the machine is."""
-    path, out = write(tmp_path / "a.parquet", make_texts(300)), tmp_path / "out"
+    """An input of 80 texts and its finished output, of one part however slow the machine is."""
+    path, out = write(tmp_path / "a.parquet", make_texts(80)), tmp_path / "out"
     with monkeypatch.context() as patched:
         patched.setattr("fastshap.jobs.job._SECONDS", 1e9)
         explain_files(path, out, **SETTINGS)
@@ -81,7 +87,7 @@ def test_a_finished_output_stays_until_the_new_one_is_complete(done, killed_afte
     assert "an overwrite of it that was interrupted" in refused(path, out)
     assert "settings.seed was 1 and is 0" in refused(path, out, "--resume")
     summary = explain_files(path, out, resume=True, seed=1, **SETTINGS)
-    assert 0 < summary.before < 300
+    assert 0 < summary.before < 80
     assert (verify(out, path).good, verify(out, path).replacing) == (True, "")
     assert sorted(os.listdir(out)) == sorted([MANIFEST, *(part.name for part in out.glob("part-*"))])
     after = rows(out)
@@ -96,7 +102,7 @@ def test_an_interrupted_overwrite_can_be_begun_anew(done, killed_after, monkeypa
         explain_files(path, out, overwrite=True, seed=1, **SETTINGS)
     monkeypatch.undo()
     summary = explain_files(path, out, overwrite=True, seed=2, **SETTINGS)
-    assert (summary.before, summary.rows) == (0, 300)
+    assert (summary.before, summary.rows) == (0, 80)
     assert not (out / NEXT).exists()
     assert json.loads((out / MANIFEST).read_text())["identity"]["settings"]["seed"] == 2
 
@@ -109,7 +115,7 @@ def test_a_kill_in_the_middle_of_the_switch_loses_nothing(done, monkeypatch, ste
     """Whichever step it falls on, the next run finishes it."""
     path, out = done
     explain_files(path, out, resume=True, **SETTINGS)
-    monkeypatch.setattr("fastshap.jobs.job._ROWS", 100)
+    monkeypatch.setattr("fastshap.jobs.job._ROWS", 24)
     take_next, left = Store.take_next, [step]
 
     def dying(self):
@@ -136,10 +142,10 @@ def test_a_kill_in_the_middle_of_the_switch_loses_nothing(done, monkeypatch, ste
         state = verify(out, path)
         assert (state.missing, state.damaged) == (0, [])
     summary = explain_files(path, out, resume=True, seed=1, **SETTINGS)
-    assert (summary.before, summary.rows) == (300, 300)
+    assert (summary.before, summary.rows) == (80, 80)
     assert verify(out, path).good
     assert not (out / NEXT).exists()
-    assert pq.read_table(out).num_rows == 300
+    assert pq.read_table(out).num_rows == 80
 
 
 # What tells one model from another
@@ -250,7 +256,7 @@ def test_scores_that_were_exchanged_cut_or_removed_are_noticed_and_computed_agai
         assert f"damaged rows     {count}" in "\n".join(found.lines())
     exchanged = table.set_column(place, field, [pa.array([scores[1], scores[0], *scores[2:]], field.type)])
     digests = table.column("digest").to_pylist()
-    for lost, count in (([None] * 2 + digests[2:], 2), ([None] * 300, 300), (None, 300)):
+    for lost, count in (([None] * 2 + digests[2:], 2), ([None] * 80, 80), (None, 80)):
         without = exchanged.drop_columns(["digest"])
         kept = pa.array(lost, pa.string()) if lost else None
         pq.write_table(without.append_column("digest", kept) if lost else without, part)
@@ -260,7 +266,7 @@ def test_scores_that_were_exchanged_cut_or_removed_are_noticed_and_computed_agai
     same_numbers(rows(out), before)
 
 
-@pytest.mark.parametrize("count", [150, pytest.param(3000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [80, pytest.param(3000, marks=pytest.mark.slow)])
 def test_a_mutated_manifest_is_used_or_refused(tmp_path, count):
     """Whatever stands in it: verify and resume give a result or an error of ours, and lose no part."""
     path, out = write(tmp_path / "a.parquet", ["fine film", "not good", ""]), tmp_path / "out"
@@ -294,12 +300,12 @@ def test_a_mutated_manifest_is_used_or_refused(tmp_path, count):
 
 
 def test_a_corrected_text_is_explained_anew_and_nothing_else(tmp_path, monkeypatch):
-    texts = make_texts(300)
+    texts = make_texts(80)
     path, out = write(tmp_path / "a.parquet", texts), tmp_path / "out"
-    monkeypatch.setattr("fastshap.jobs.job._ROWS", 100)
+    monkeypatch.setattr("fastshap.jobs.job._ROWS", 24)
     explain_files(path, out, **SETTINGS)
     before = rows(out)
-    write(path, ["a corrected text", *texts[1:250], None, *texts[251:]])
+    write(path, ["a corrected text", *texts[1:60], None, *texts[61:]])
     assert "--redo-changed" in refused(path, out, "--resume")
     assert "--redo-changed" in "\n".join(verify(out, path).lines())
     assert "pass resume too" in refused(path, out, "--redo-changed")
@@ -312,19 +318,17 @@ def test_a_corrected_text_is_explained_anew_and_nothing_else(tmp_path, monkeypat
     assert verify(out, path).good
     after = rows(out)
     assert after[0]["elements"] == ["a", "corrected", "text"]
-    assert "got null" in after[250]["error"]
-    assert {i: after[i] for i in range(300) if i not in (0, 250)} == {
-        i: before[i] for i in range(300) if i not in (0, 250)
-    }
-    assert "300 (300 from before)" in run(path, out, "--resume", "--redo-changed", *QUICK).stdout
+    assert "got null" in after[60]["error"]
+    assert {i: after[i] for i in range(80) if i not in (0, 60)} == {i: before[i] for i in range(80) if i not in (0, 60)}
+    assert "80 (80 from before)" in run(path, out, "--resume", "--redo-changed", *QUICK).stdout
 
 
 def test_a_kill_while_rows_are_taken_out_doubles_nothing(tmp_path, monkeypatch):
-    texts = make_texts(300)
+    texts = make_texts(80)
     path, out = write(tmp_path / "a.parquet", texts), tmp_path / "out"
-    monkeypatch.setattr("fastshap.jobs.job._ROWS", 100)
+    monkeypatch.setattr("fastshap.jobs.job._ROWS", 24)
     explain_files(path, out, **SETTINGS)
-    write(path, ["one", *texts[1:150], "two", *texts[151:-1], "three"])
+    write(path, ["one", *texts[1:40], "two", *texts[41:-1], "three"])
     write_part, written = Store.write, []
 
     def dying(self, name, table):
@@ -388,20 +392,6 @@ def test_a_job_in_another_thread_than_the_main_one(tmp_path):
     thread.start()
     thread.join()
     assert found[0].rows == 1
-
-
-def test_sigterm_ends_a_run_with_what_it_has(tmp_path):
-    path, out = write(tmp_path / "a.parquet", make_texts(1500)), tmp_path / "out"
-    command = [sys.executable, "-c", COMMAND, "run", str(path), str(out), *QUICK]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        while not list(out.glob("part-*")):
-            assert process.poll() is None, process.stderr.read()
-        assert verify(out, path).state == "running"
-        process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=120)
-    assert process.returncode == 143, err
-    assert "stopped; what was explained is in" in err
-    assert verify(out, path).state == "interrupted"
 
 
 # What is said

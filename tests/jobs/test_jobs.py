@@ -38,6 +38,7 @@ from helpers.jobs import (
     COMMAND,
     QUICK,
     SETTINGS,
+    SLOWLY,
     damaged_page,
     make_texts,
     refused,
@@ -47,6 +48,8 @@ from helpers.jobs import (
     same_numbers,
     write,
 )
+
+pytestmark = pytest.mark.usefixtures("loaded_once")
 
 # A batch
 
@@ -221,13 +224,18 @@ def test_a_directory_is_read_in_shards_without_hidden_files(tmp_path, monkeypatc
     assert found == [*range(1000, 1010), *range(230)]
 
 
-def test_what_is_beside_the_rows(tmp_path):
-    """Columns that nobody asked for, outputs below the input, endings in capitals, blank lines."""
-    lines = "".join(f"{i},{i},fine film\n" for i in range(700_000))
+@pytest.mark.parametrize("count", [100_000, pytest.param(700_000, marks=pytest.mark.slow)])
+def test_a_column_that_nobody_asked_for_holds_anything(tmp_path, count):
+    """Also long after a type could be guessed from it."""
+    lines = "".join(f"{i},{i},fine film\n" for i in range(count))
     (tmp_path / "a.csv").write_text(f"id,score,text\n{lines}last,none,not good\n")
     files = Files(tmp_path / "a.csv", Columns("id", "text"))
     (shard,) = files.shards()
-    assert sum(map(len, files.read(shard))) == 700_001
+    assert sum(map(len, files.read(shard))) == count + 1
+
+
+def test_what_is_beside_the_rows(tmp_path):
+    """Outputs below the input, endings in capitals, blank lines."""
     (tmp_path / "in").mkdir()
     write(tmp_path / "in" / "a.parquet", ["fine film"])
     run(tmp_path / "in", tmp_path / "in" / "out", *QUICK)
@@ -411,8 +419,8 @@ def test_outputs_that_cannot_be_written(tmp_path, monkeypatch):
 
 def test_a_disk_that_is_full_for_a_while(tmp_path, monkeypatch):
     """What was explained before is kept, nothing is there twice, and the next run goes on."""
-    path, out = write(tmp_path / "a.parquet", make_texts(600)), tmp_path / "out"
-    monkeypatch.setattr("fastshap.jobs.job._ROWS", 256)
+    path, out = write(tmp_path / "a.parquet", make_texts(200)), tmp_path / "out"
+    monkeypatch.setattr("fastshap.jobs.job._ROWS", 80)
     write_table, failed = pq.write_table, []
 
     def full(table, file, **options):
@@ -428,7 +436,7 @@ def test_a_disk_that_is_full_for_a_while(tmp_path, monkeypatch):
     monkeypatch.setattr(pq, "write_table", write_table)
     assert failed
     assert not list(out.glob("*.tmp"))
-    assert explain_files(path, out, resume=True, **SETTINGS).rows == 600
+    assert explain_files(path, out, resume=True, **SETTINGS).rows == 200
     assert verify(out, path).good
 
 
@@ -495,23 +503,51 @@ def test_a_class_of_its_own_for_every_kind_of_difference(tmp_path):
     assert CliRunner().invoke(app, ["verify", str(tmp_path), str(path)]).exit_code == 2
 
 
-def test_killed_and_resumed(tmp_path):
-    """SIGKILL, then one part cut off, one removed, one with a flipped bit, one not finished: each row once, as without."""
-    texts = make_texts(1500)
-    path, out = write(tmp_path / "a.parquet", texts), tmp_path / "out"
-    command = [sys.executable, "-c", COMMAND, "run", str(path), str(out), *QUICK]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        limit = time.monotonic() + 120
-        while len(list(out.glob("part-*"))) < 4 and time.monotonic() < limit:
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
+def parts_of(out, count, process=None):
+    """Waits for so many parts of a job, which the process runs."""
+    limit = time.monotonic() + 120
+    while len(list(out.glob("part-*"))) < count:
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < limit, "no parts in time"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """Two jobs of 400 texts in processes of their own, the one killed, the other stopped by SIGTERM; and what that one said.
+
+    The process that runs the second is the first one's parent, which had not explained before.
+    """
+    place = tmp_path_factory.mktemp("interrupted")
+    path = write(place / "a.parquet", make_texts(400))
+    killed, stopped = place / "killed", place / "stopped"
+    both = f"""
+import fastshap
+fastshap.load_default_model()  # which imports what it takes
+child = os.fork()
+print(child, flush=True)
+app(["run", {str(path)!r}, {str(killed)!r} if child == 0 else {str(stopped)!r}, *{QUICK!r}])
+"""
+    command = [sys.executable, "-c", SLOWLY + both]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        child = max(int(process.stdout.readline()), int(process.stdout.readline()))
+        parts_of(stopped, 1, process)
+        before = verify(stopped, path).state
+        process.send_signal(signal.SIGTERM)
+        parts_of(killed, 4)
+        os.kill(child, signal.SIGKILL)
+        _, err = process.communicate(timeout=120)
+    return path, killed, stopped, before, process.returncode, err
+
+
+def damage_and_resume(path, out, whole, count, resume):
+    """After SIGKILL: one part cut off, one removed, one with a flipped bit, one not finished. Each row once, as without."""
     state = json.loads((out / MANIFEST).read_text())
     assert state["state"] == "running"
     assert "was interrupted" in refused(path, out)
     parts = sorted(out.glob("part-*"))
     done = sum(pq.read_metadata(part).num_rows for part in parts)
-    assert 0 < done < 1500
+    assert 0 < done < count
     assert not verify(out, path).good
     parts[0].write_bytes(parts[0].read_bytes()[:-20])
     parts[1].unlink()
@@ -524,13 +560,44 @@ def test_killed_and_resumed(tmp_path):
     parts[2].write_bytes(content)
     (out / f".{parts[3].name}.tmp").write_bytes(b"half")
     (out / f".{MANIFEST}.tmp").write_bytes(b"half")
-    said = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=True, timeout=300)
-    assert "damaged parts    2" in said.stdout
+    assert "damaged parts    2" in resume()
     assert verify(out, path).good
     assert not list(out.glob(".*"))
-    run(path, tmp_path / "whole", *QUICK)
-    assert pq.read_table(out).num_rows == 1500
-    same_numbers(rows(out), rows(tmp_path / "whole"))
+    run(path, whole, *QUICK)
+    assert pq.read_table(out).num_rows == count
+    same_numbers(rows(out), rows(whole))
+
+
+def test_killed_and_resumed(tmp_path, interrupted):
+    path, out, *_ = interrupted
+    damage_and_resume(path, out, tmp_path / "whole", 400, lambda: run(path, out, "--resume", *QUICK).stdout)
+
+
+@pytest.mark.slow
+def test_killed_at_full_speed_and_resumed_in_another_process(tmp_path):
+    path, out = write(tmp_path / "a.parquet", make_texts(1500)), tmp_path / "out"
+    command = [sys.executable, "-c", COMMAND, "run", str(path), str(out), *QUICK]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        parts_of(out, 4, process)
+        process.kill()
+    resume = [*command, "--resume"]
+    damage_and_resume(
+        path,
+        out,
+        tmp_path / "whole",
+        1500,
+        lambda: subprocess.run(resume, capture_output=True, text=True, check=True, timeout=300).stdout,
+    )
+
+
+def test_sigterm_ends_a_run_with_what_it_has(interrupted):
+    path, _, out, before, code, err = interrupted
+    assert before == "running"
+    assert code == 143, err
+    assert "stopped; what was explained is in" in err
+    found = verify(out, path)
+    assert (found.state, found.damaged, found.twice) == ("interrupted", [], 0)
+    assert 0 < found.summary.rows < 400
 
 
 def test_stopped_by_the_keyboard(tmp_path, monkeypatch):
@@ -558,9 +625,10 @@ def test_slow_texts_are_handed_on_as_they_come(tmp_path, monkeypatch):
         given.extend(texts)
         if len(given) > 7:
             raise KeyboardInterrupt
-        time.sleep(0.6 * len(texts))
+        time.sleep(0.12 * len(texts))
         return window(self, texts, *arguments)
 
+    monkeypatch.setattr("fastshap.jobs.local._HAND_ON", 0.2)
     monkeypatch.setattr(fastshap.GradientShap, "_explain_window", slow)
     monkeypatch.setattr(JobProgress, "add", lambda self, count: (add(self, count), calls.append(count)))
     said = run(path, out, *QUICK, code=130).stderr
@@ -681,20 +749,20 @@ def test_a_model_that_fails_on_every_text_ends_the_job(tmp_path, failing, count)
 
 
 def test_a_model_that_breaks_later_on_ends_the_job_and_what_was_before_is_kept(tmp_path, failing, monkeypatch):
-    path, out = write(tmp_path / "a.parquet", make_texts(600)), tmp_path / "out"
+    path, out = write(tmp_path / "a.parquet", make_texts(300)), tmp_path / "out"
     add, done = JobProgress.add, []
 
     def broken_from_now_on(self, count):
         add(self, count)
         done.append(count)
-        failing.everywhere = sum(done) > 200
+        failing.everywhere = sum(done) > 80
 
     monkeypatch.setattr(JobProgress, "add", broken_from_now_on)
-    texts = [text.replace("terrible", "bad") for text in make_texts(600)]
+    texts = [text.replace("terrible", "bad") for text in make_texts(300)]
     path = write(tmp_path / "a.parquet", texts)
     assert "failed on each of" in run(path, out, *QUICK, code=1).stderr
     found = rows(out)
-    assert 200 < len(found) < 600
+    assert 80 < len(found) < 300
     assert all(row["error"] is None for row in found.values())
     monkeypatch.undo()
     explain_files(path, out, resume=True, **SETTINGS)

@@ -19,6 +19,7 @@ from helpers.checks import assert_identical
 from helpers.jobs import SETTINGS, damaged_page, make_texts, replaced, write
 
 DATA = Path(__file__).parents[1] / "data"
+pytestmark = pytest.mark.usefixtures("loaded_once")
 HERE = SETTINGS | {"runner": "local"}
 
 
@@ -81,7 +82,7 @@ def test_outputs_are_read_in_the_order_in_which_they_were_written(tmp_path, monk
 
 
 def test_many_outputs_are_read_in_little_memory(tmp_path):
-    texts = make_texts(1500)
+    texts = make_texts(150) * 10  # most of them need not be explained
     source, out = write(tmp_path / "a.parquet", texts), tmp_path / "out"
     fastshap.jobs.run(source, out, targets="positive", n_perturbations=1, runner="local")
     next(fastshap.jobs.read(out))  # what is loaded once
