@@ -186,11 +186,12 @@ def test_single_outputs_have_no_softmax(default_pair):
         GradientShap(model, default_pair[1], inference_mode="softmax")
 
 
-def test_eight_threads_on_one_explainer(default_pair):
-    """200 texts each, at once: as one after the other."""
+@pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.slow)])
+def test_eight_threads_on_one_explainer(default_pair, count):
+    """So many texts each, at once: as one after the other."""
     model, tokenizer = copy.deepcopy(default_pair)
     explainer = GradientShap(model, tokenizer, n_perturbations=2, batch_size="auto")
-    work = [[f"film number {i} of {k} was {'not ' * (i % 3)}good" for i in range(200)] for k in range(8)]
+    work = [[f"film number {i} of {k} was {'not ' * (i % 3)}good" for i in range(count)] for k in range(8)]
     expected = [explainer(texts) for texts in work]
     found = {}
     threads = [threading.Thread(target=lambda k=k: found.update({k: explainer(work[k])})) for k in range(8)]

@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import textwrap
 import threading
 
 import pytest
@@ -13,65 +12,119 @@ import torch
 import fastshap
 from fastshap.engine import run as engine
 
+# In one process: each start of one takes seconds. What is tested says that it went well by its name.
 FORKS = """
-    import os, sys, threading, warnings
-    import torch, fastshap
-    torch.set_num_threads(2)
-    pair = fastshap.load_default_model()
-    explainer = fastshap.GradientShap(*pair, batch_size="auto", n_perturbations=40)
-    texts = [f"a gorgeous and witty film, number {i}, but the ending is dull" for i in range(8)]
-    before = explainer(texts)
+import multiprocessing, os, sys, threading, traceback, warnings
+import torch, fastshap
+from fastshap.models import forked
+from fastshap.models.locks import lock_of
 
-    def same(some):
-        return all(float((a.attributions - b.attributions).abs().max()) < 1e-5 for a, b in zip(before, some))
+torch.set_num_threads(2)
+pair = fastshap.load_default_model()
+texts = [f"a gorgeous and witty film, number {i}, but the ending is dull" for i in range(8)]
 
-    HOLD
+
+def same(some):
+    return all(float((a.attributions - b.attributions).abs().max()) < 1e-5 for a, b in zip(right, some, strict=True))
+
+
+def status_of(act):
     child = os.fork()
     if child == 0:
+        status = 99
+        try:
+            status = act()
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def never_explained():
+    def act():
+        forked.prepare_threads()
+        return torch.get_num_threads()
+    assert status_of(act) == 2
+
+
+def child_explains():
+    def act():
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             good = same(explainer(texts)) and same(fastshap.GradientShap(*pair, n_perturbations=40)(texts))
         told = [str(one.message) for one in said if "forked" in str(one.message)]
-        os._exit(0 if good and len(told) == 1 and torch.get_num_threads() == 1 else 1)
-    _, status = os.waitpid(child, 0)
-    assert status == 0, status
+        return 0 if good and len(told) == 1 and torch.get_num_threads() == 1 else 1
+    assert status_of(act) == 0
+
+
+def parent_goes_on():
     assert torch.get_num_threads() == 2 and same(explainer(texts))
-    os._exit(0)  # the thread that holds the lock
-"""
-HOLD = """
-    from fastshap.models.locks import lock_of
-    held = threading.Event()
+
+
+def idle():
+    child_explains()
+    parent_goes_on()
+
+
+def while_a_thread_explains():
+    held, release = threading.Event(), threading.Event()
     def hold():
         with lock_of(pair[0]):
             held.set()
-            threading.Event().wait(2)
+            release.wait()
     threading.Thread(target=hold, daemon=True).start()
     held.wait()
+    child_explains()
+    release.set()
+    parent_goes_on()
+
+
+def explained(text):
+    return explainer(text)[0].attributions
+
+
+def in_a_pool():
+    class Found:
+        def __init__(self, attributions):
+            self.attributions = attributions
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        found = pool.map(explained, texts)
+    assert same(map(Found, found))
+
+
+def tried(act):
+    try:
+        act()
+        print(act.__name__, flush=True)
+    except BaseException:
+        traceback.print_exc()
+
+
+tried(never_explained)
+explainer = fastshap.GradientShap(*pair, batch_size="auto", n_perturbations=40)
+right = explainer(texts)
+for act in (idle, in_a_pool, while_a_thread_explains):
+    tried(act)
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-@pytest.mark.parametrize("hold", ["", HOLD], ids=["idle", "while a thread explains"])
-def test_a_forked_child_explains(hold):
-    """As in gunicorn with preload: the parent has explained with two threads, which are not in the child."""
-    script = textwrap.dedent(FORKS).replace("HOLD\n", textwrap.dedent(hold))
+@pytest.fixture(scope="module")
+def forks():
     environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "2"}
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=120, env=environment)
+    return subprocess.run(
+        [sys.executable, "-c", FORKS], capture_output=True, text=True, check=False, timeout=240, env=environment
+    )
 
 
-def test_a_child_of_a_process_that_never_explained_keeps_its_threads():
-    script = """
-    import os
-    import torch, fastshap
-    from fastshap.models import forked
-    torch.set_num_threads(2)
-    child = os.fork()
-    if child == 0:
-        forked.prepare_threads()
-        os._exit(torch.get_num_threads())
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
-    """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=120)
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.parametrize("how", ["idle", "while_a_thread_explains", "in_a_pool"])
+def test_a_forked_child_explains(forks, how):
+    """As in gunicorn with preload: the parent has explained with two threads, which are not in the child."""
+    assert how in forks.stdout.split(), forks.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_child_of_a_process_that_never_explained_keeps_its_threads(forks):
+    assert "never_explained" in forks.stdout.split(), forks.stderr
 
 
 def explained(queue, texts):
@@ -249,24 +302,3 @@ def test_texts_are_explained_where_no_thread_can_start(default_pair, two_threads
     for one, other in zip(explainer(texts, 1), right, strict=True):
         torch.testing.assert_close(one.attributions, other.attributions, atol=1e-5, rtol=0)
     assert asked
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_pool_of_forked_processes():
-    script = """
-        import multiprocessing, torch, fastshap
-        torch.set_num_threads(2)
-        explainer = fastshap.GradientShap(*fastshap.load_default_model(), batch_size="auto", n_perturbations=40)
-        texts = [f"a gorgeous and witty film, number {i}, but the ending is dull" for i in range(8)]
-        right = explainer(texts, 1)
-
-        def explained(text):
-            return explainer(text, 1)[0].attributions.tolist()
-
-        with multiprocessing.get_context("fork").Pool(2) as pool:
-            found = pool.map(explained, texts)
-        for ours, other in zip(found, right, strict=True):
-            assert float((torch.tensor(ours) - other.attributions).abs().max()) < 1e-5
-    """
-    environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "2"}
-    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=120, env=environment)
