@@ -1,5 +1,6 @@
 """The command line as people run it."""
 
+import contextlib
 import copy
 import fcntl
 import importlib.metadata
@@ -9,12 +10,13 @@ import json
 import os
 import pty
 import re
+import shutil
 import struct
 import subprocess
 import sys
 import termios
 import textwrap
-from pathlib import Path
+import threading
 
 import pytest
 import torch
@@ -26,6 +28,8 @@ import fastshap
 from fastshap.cli import app
 from fastshap.models import provenance
 from fastshap.output.render.terminal import show
+
+pytestmark = pytest.mark.usefixtures("loaded_once")
 
 FIVE = {
     "A gorgeous, witty film, but the ending is dull.": "positive",
@@ -211,69 +215,111 @@ def test_lines_of_json_are_outputs(tmp_path):
     assert [output.error is None for output in outputs] == [True] * 5 + [False]
 
 
-COMMAND = [sys.executable, "-c", "from fastshap.cli import app; app()", "explain"]
+def alone(script, *before, **options):
+    """A script in a process of its own: its exit code, its standard output and its standard error."""
+    command = [*before, sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200, **options)
+    return done.returncode, done.stdout, done.stderr
 
 
-def on_a_terminal(command, environment, stdout=True):
-    """What a process writes to a terminal: standard error, and standard output where wanted."""
+def many(tmp_path):
+    """Options that take long enough for a bar."""
+    (tmp_path / "texts").write_text("".join(f"fine film {i}\n" for i in range(200)))
+    return ["--json", "--n-perturbations", "40", "--file", str(tmp_path / "texts")]
+
+
+def test_json_is_all_there_is_and_no_network_is_needed(tmp_path):
+    """No bar either, where standard error is no terminal."""
+    cut = shutil.which("unshare") and not subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode
+    arguments = ["explain", "not good at all", *many(tmp_path)]
+    before = ["unshare", "-rn"] if cut else []
+    code, out, err = alone(f"from fastshap.cli import app; app({arguments!r})", *before)
+    assert (code, err) == (0, "")
+    first, *others = map(json.loads, out.splitlines())
+    assert first["prediction"]["label"] == "negative"
+    assert len(others) == 200
+    if not cut:
+        pytest.skip("this system allows no network namespaces, so the network could not be cut off")
+
+
+@pytest.fixture(scope="module")
+def streams(tmp_path_factory):
+    """What one process writes: to a pipe in ASCII, to a terminal, to one that shows no standard output, and to a full disk."""
+    place = tmp_path_factory.mktemp("streams")
     screen, end = pty.openpty()
     fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    out = end if stdout else subprocess.DEVNULL
-    with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=end) as process:
-        os.close(end)
-        shown = b""
-        try:
-            while part := os.read(screen, 65536):
-                shown += part
-        except OSError:  # how a terminal says that the last writer is gone
-            pass
-        os.close(screen)
-    assert process.returncode == 0
-    return shown.decode()
-
-
-def test_bars_only_on_a_terminal(tmp_path):
-    (tmp_path / "texts").write_text("".join(f"fine film {i}\n" for i in range(200)))
-    command = [*COMMAND, "--json", "--n-perturbations", "40", "--file", str(tmp_path / "texts")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
-    assert done.stderr == ""
-    assert len(done.stdout.splitlines()) == 200
-    assert re.search(r"\d+/200", on_a_terminal(command, dict(os.environ), stdout=False))
-
-
-def test_colour_follows_no_color():
-    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | {"TERM": "xterm-256color"}
-    twice = """
-    import os
+    script = f"""
+    import os, sys
     from fastshap.cli import app
-    app(["explain", "fine film"], standalone_mode=False)
+
+    def explain(*arguments):
+        app(["explain", *arguments], standalone_mode=False)
+        sys.stdout.flush()
+
+    def onto(path_or_number, *numbers):
+        for number in numbers:
+            target = os.open(path_or_number, os.O_WRONLY) if isinstance(path_or_number, str) else path_or_number
+            os.dup2(target, number)
+
+    explain("Café 👍")
+    explain("--json", "Café")
+    print("TERMINAL", flush=True)
+    error = os.dup(2)
+    onto({end}, 1, 2)
+    sys.stdout.reconfigure(encoding="utf-8")
+    explain("fine film")
     print("AGAIN", flush=True)
     os.environ["NO_COLOR"] = "1"
-    app(["explain", "fine film"], standalone_mode=False)
+    explain("fine film")
+    print("BARS", flush=True)
+    onto(os.devnull, 1)
+    explain(*{many(place)!r})
+    onto(error, 2)
+    onto("/dev/full", 1)
+    app(["explain", "--json", "fine"])
     """
-    shown = on_a_terminal([sys.executable, "-c", textwrap.dedent(twice)], environment).split("AGAIN")
+    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    environment |= {"TERM": "xterm-256color", "PYTHONIOENCODING": "ascii"}
+    shown = bytearray()
+
+    def read():
+        with contextlib.suppress(OSError):  # how a terminal says that the last writer is gone
+            while part := os.read(screen, 65536):
+                shown.extend(part)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        code, out, err = alone(script, env=environment, pass_fds=[end])
+    finally:
+        os.close(end)
+        reader.join()
+        os.close(screen)
+    return code, out, err, shown.decode()
+
+
+def test_bars_on_a_terminal(streams):
+    """Where the output itself goes elsewhere."""
+    assert re.search(r"\d+/200", streams[-1].split("BARS")[1])
+
+
+def test_colour_follows_no_color(streams):
+    shown = streams[-1].split("BARS")[0].split("AGAIN")
     assert [bool(re.search(r"\x1b\[[\d;]*48;", one)) for one in shown] == [True, False]
     assert all("fine" in one for one in shown)
 
 
-def test_streams_that_take_little():
-    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    both = """
-    from fastshap.cli import app
-    app(["explain", "Café 👍"], standalone_mode=False)
-    app(["explain", "--json", "Café"], standalone_mode=False)
-    """
-    command = [sys.executable, "-c", textwrap.dedent(both)]
-    done = subprocess.run(command, env=ascii_only, capture_output=True, text=True, check=True, timeout=200)
-    *lines, last = done.stdout.splitlines()
+def test_a_stream_that_takes_ascii_alone(streams):
+    *lines, last, mark = streams[1].splitlines()
+    assert mark == "TERMINAL"
     assert "Caf?" in "".join(lines)
     assert json.loads(last)["elements"] == ["Café"]
-    with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [*COMMAND, "--json", "fine"], stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=200
-        )
-    assert done.returncode == 2
-    assert "could not be written" in done.stderr
+
+
+def test_a_full_disk(streams):
+    code, _, err, _ = streams
+    assert code == 2
+    assert "could not be written" in err
 
 
 def test_info():
@@ -356,13 +402,3 @@ def test_exit_codes(tmp_path, llama_pair):
 
 def test_version():
     assert CliRunner().invoke(app, ["--version"]).output == f"fastshap {fastshap.__version__}\n"
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="unshare is a Linux command")
-def test_json_is_all_there_is_and_no_network_is_needed():
-    command = [sys.executable, "-c", "from fastshap.cli import app; app()", "explain", "--json", "not good at all"]
-    if subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False).returncode:
-        pytest.skip("this system allows no network namespaces, so the network cannot be cut off")
-    done = subprocess.run(["unshare", "-rn", *command], capture_output=True, text=True, check=True, timeout=120)
-    assert json.loads(done.stdout)["prediction"]["label"] == "negative"
-    assert done.stderr == ""
