@@ -73,12 +73,12 @@ class Plan:
 
 
 QUICK = Plan(
-    sweep_texts=each(12, 5, 4, 2),
+    sweep_texts=each(6, 4, 3, 2),
     rounds=each(2, 2, 2, 2),
-    work_texts=each(24, 5, 4, 2),
-    error_texts=each(12, 3, 2, 2),
+    work_texts=each(12, 4, 3, 2),
+    error_texts=each(6, 3, 2, 2),
     error_sizes=each((2, 10, 20), (10, 20), (10, 20), (4, 16)),
-    error_independent=each(20, 20, 20, 16),
+    error_independent=each(12, 12, 12, 12),
     error_cap=each(*[1e9] * 4),
     error_runs=9,
 )
