@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -30,6 +31,7 @@ WORDS = (
     "a gorgeous witty film but the ending is dull not good at all terrible service i want my money back battery died after "
     "two days simply wonderful never boring cast plot music slow warm funny story about people who love their work"
 ).split()
+HOSTED, SMALL = 2000, 16  # texts
 TEXTS_OF_OPERATORS, TOKENS, SAMPLES, DIM = 2, 48, 10, 384
 
 
@@ -49,6 +51,110 @@ def one_by_one(texts: list[str]) -> Run:
     """A call for each text, where what is not the model's work counts most."""
     explainer = fastshap.GradientShap(*fastshap.load_default_model(), n_perturbations=2)
     return lambda: [explainer(text)[0].attributions for text in texts]
+
+
+class Stubs:
+    """``fastshap.ops`` for the engine without work: points and scores that are zero."""
+
+    check_backend = staticmethod(ops.check_backend)
+
+    @staticmethod
+    def perturb(x: torch.Tensor, rows: Any, **_: Any) -> torch.Tensor:
+        return x.new_zeros(len(rows.alphas), rows.length, x.shape[1])
+
+    @staticmethod
+    def attribute(gradients: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return gradients.new_zeros(gradients.shape[:3])
+
+
+def host(targets: Any) -> Run:
+    """2,000 short texts, and a model and operators that do next to nothing: what is left is fastshap's own work."""
+    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers.modeling_outputs import SequenceClassifierOutput
+
+    class NothingForSequenceClassification(PreTrainedModel):
+        config_class = PretrainedConfig
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.table, self.head = torch.nn.Embedding(config.vocab_size, 8), torch.nn.Linear(8, 2)
+
+        def get_input_embeddings(self) -> Any:
+            return self.table
+
+        def forward(self, input_ids: Any = None, attention_mask: Any = None, inputs_embeds: Any = None) -> Any:
+            x = self.table(input_ids) if inputs_embeds is None else inputs_embeds
+            x = x if attention_mask is None else x * attention_mask[..., None]
+            return SequenceClassifierOutput(logits=self.head(x.sum(1)).tanh())
+
+    # Calls as large as on a GPU, so that their number does not count.
+    budget, run = importlib.import_module("fastshap.engine.budget"), importlib.import_module("fastshap.engine.run")
+    large = [
+        (budget._TOKENS, budget._TOKENS_ON_A_GPU),
+        (budget._ENOUGH, budget._ENOUGH_ON_A_GPU),
+        (run._TOKENS_TOGETHER, run._TOKENS_TOGETHER_ON_A_GPU),
+    ]
+    tokenizer = fastshap.load_default_model()[1]
+    torch.manual_seed(0)
+    config = PretrainedConfig(num_labels=2, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
+    model = NothingForSequenceClassification(config).eval()
+    texts = [f"{text} {number}" for number, text in enumerate(sentences(HOSTED, 4, 12))]
+    explainer = fastshap.GradientShap(model, tokenizer, batch_size="auto")
+    explainer(texts[:2])
+
+    def stubbed() -> list[torch.Tensor]:
+        kept, usual = run.ops, [dict(sizes) for sizes, _ in large]
+        try:
+            run.ops = Stubs
+            for sizes, size in large:
+                sizes["cpu"] = size
+            return [output.attributions for output in explainer(texts, targets)]
+        finally:
+            run.ops = kept
+            for (sizes, _), before in zip(large, usual, strict=True):
+                sizes.update(before)
+
+    return stubbed
+
+
+def deep() -> tuple[Any, Any]:
+    """A tiny classifier of 12 layers, which costs almost nothing but the calls of its modules."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    tokenizer = fastshap.load_default_model()[1]
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 12, "num_attention_heads": 2}
+    return BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), num_labels=2, **sizes)).eval(), tokenizer
+
+
+def small_calls(targets: Any) -> Run:
+    """A call for each text, by the deep model."""
+    texts = sentences(SMALL, 8, 8)
+    explainer = fastshap.GradientShap(*deep(), batch_size="auto")
+    return lambda: [explainer(text, targets)[0].attributions for text in texts]
+
+
+def bare() -> Run:
+    """A forward and a backward pass of as many rows and tokens."""
+    model, tokenizer = deep()
+    model.requires_grad_(False)
+    ids = [torch.tensor([tokenizer(text)["input_ids"]]) for text in sentences(SMALL, 8, 8)]
+
+    def passes() -> list[torch.Tensor]:
+        found = []
+        for one in ids:
+            z = model.get_input_embeddings()(one).repeat(10, 1, 1).requires_grad_()
+            logits = model(inputs_embeds=z, attention_mask=torch.ones(z.shape[:2], dtype=torch.int64)).logits
+            found += torch.autograd.grad(logits[:, 0].sum(), z)
+        return found
+
+    return passes
+
+
+def new_explainers() -> Run:
+    """An explainer of its own for each text, of the model of :func:`small_calls`."""
+    texts, pair = sentences(SMALL, 8, 8), deep()
+    return lambda: [fastshap.GradientShap(*pair, batch_size="auto")(text, 1)[0].attributions for text in texts]
 
 
 def generation() -> Run:
@@ -135,6 +241,12 @@ WORKLOADS: dict[str, Callable[[], Run]] = {
     "batch_size auto": lambda: explanations(sentences(40, 4, 24), batch_size="auto"),
     "rtol 0.05": lambda: explanations(sentences(2, 8, 12), batch_size="auto", rtol=0.05),
     "one text a call": lambda: one_by_one(sentences(16, 4, 8)),
+    "host, class given": lambda: host(1),
+    "host, predicted": lambda: host(None),
+    "small, bare": bare,
+    "small, class given": lambda: small_calls(1),
+    "small, predicted": lambda: small_calls(None),
+    "small, new explainer": new_explainers,
     "generation": generation,
     "perturb": perturb,
     "attribute, sum": lambda: attribute("sum"),
