@@ -154,11 +154,15 @@ class AttributionExplainer(HasSettings):
         waiting: list[Future[Any]] = []
         with progress, ThreadPoolExecutor(1, "fastshap-tokeniser") as pool:
 
+            def tokenise(*arguments: Any) -> Any:
+                with memory.no_collection():
+                    return self.task.tokenised(*arguments)
+
             def tokenised(window: _Window) -> tuple[_Window, Callable[[], Any]]:
                 arguments = window.texts, window.targets, options
                 if window.start == 0:
-                    return window, lambda: self.task.tokenised(*arguments)
-                waiting[:] = [pool.submit(self.task.tokenised, *arguments)]
+                    return window, lambda: tokenise(*arguments)
+                waiting[:] = [pool.submit(tokenise, *arguments)]
                 return window, waiting[0].result
 
             def windows() -> Iterator[_Window]:
@@ -172,9 +176,10 @@ class AttributionExplainer(HasSettings):
 
             for window, result in _one_ahead(map(tokenised, windows())):
                 progress.begin(len(window.texts))
-                outputs = self._explain_window(
-                    window.texts, result(), window.targets, window.start, options, seen, progress
-                )
+                with memory.no_collection():
+                    outputs = self._explain_window(
+                        window.texts, result(), window.targets, window.start, options, seen, progress
+                    )
                 wait(waiting)  # for the same reason
                 memory.trim(len(window.texts))
                 progress.end()

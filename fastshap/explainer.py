@@ -32,7 +32,7 @@ from fastshap.models.view import Desk
 from fastshap.output.inputs import encoded_of, model_inputs
 from fastshap.output.output import AttributionOutput
 from fastshap.output.progress import Progress
-from fastshap.output.record import Record
+from fastshap.output.record import Later, Record
 from fastshap.settings import DEFAULTS, Settings, documented
 from fastshap.tasks import Prediction, Prepared
 from fastshap.tasks.subject import table_shape
@@ -274,23 +274,18 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         rounds: int | None = None,
     ) -> list[AttributionOutput | FastshapError]:
         """``rounds``: just so many, whatever ``rtol`` asks for."""
-        pairs = list(zip(prepared, groupings, strict=True))
 
         def computed(places: list[int]) -> Sequence[Any]:
-            if not places:
-                return []
-            new = [pairs[i] for i in places]
-            items = [Item.of(one.encoded, one.targets, one.scope.positions, group.joined) for one, group in new]
-            groups = [group for _, group in new]
+            groups = [groupings[i] for i in places]
+            items = [prepared[i].item(groupings[i].joined) for i in places]
             with_delta = self.return_convergence_delta
             return self._work().scores(items, groups, self.task.scores, progress.stage, rounds, with_delta)
 
-        found = seen.results([one.key(group.members) for one, group in pairs], self.task.state(), computed)
+        keys = [one.key(group.members) for one, group in zip(prepared, groupings, strict=True)]
+        found = seen.results(keys, self.task.state(), computed)
         self._provenance = provenance_of(self.model, self.tokenizer, engine.device_of(self.model))
-        return [
-            one if isinstance(one, FastshapError) else self._output(*pair, *one)
-            for pair, one in zip(pairs, found, strict=True)
-        ]
+        each = zip(found, prepared, groupings, strict=True)
+        return [one if isinstance(one, FastshapError) else self._output(*given, *one) for one, *given in each]
 
     def _work(self) -> Work:
         models = self._replicas.models(self.task.model)
@@ -304,7 +299,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         if (first := next(texts, None)) is None:
             return
         if self._tried != (state := self.task.state()):
-            check_linear_layers(self.task.model)
+            self.task.found("adjoint", lambda: check_linear_layers(self.task.model) or True)
             found = self.task.layout(itertools.chain([first], texts))
             side, maskless = (None, False) if found is None else (found.padding_side, found.maskless)
             self._layout = Layout(side or "right", equal_lengths=side is None, maskless=maskless)
@@ -330,8 +325,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         kept = prepared.scope.positions if self.task.keeps_positions else None
         return AttributionOutput(
             attributions=running.attributions,
-            elements=grouping.elements,
-            model_inputs_to_explain=model_inputs(prepared.encoded, kept),
+            elements=Later(lambda: grouping.elements),
+            model_inputs_to_explain=Later(lambda: model_inputs(prepared.encoded, kept)),
             targets=prepared.targets,
             classes=prepared.targets if self.task.targets_are_classes else None,
             target_names=grouping.names(prepared.target_names),
@@ -340,7 +335,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
             unassigned=grouping.unassigned(running.tokens),
             convergence_delta=None if delta is None else grouping.reduce_targets(delta).clone(),
             text=prepared.encoded.text,
-            element_spans=grouping.spans,
+            element_spans=Later(lambda: grouping.spans),
             element_tokens=grouping.members,
             predicted_label=prepared.prediction.label,
             probability=prepared.prediction.probability,

@@ -59,7 +59,7 @@ def measure(subject_: Subject, noise_std: float, reference: int) -> dict[str, An
         own: list[float] = []
         for output in outputs:
             ids = output.model_inputs_to_explain["input_ids"].flatten().cpu()
-            item = Item(ids, output.targets, torch.zeros(len(ids), dtype=torch.bool), {})
+            item = Item(ids.tolist(), output.targets, [False] * len(ids), {})
             many = reference if kind == "signed" else reference // 4
             rounds = estimates(
                 subject_, execution, explainer.task.scores, item, "antithetic", 100, range(1000, 1000 + many // 100)

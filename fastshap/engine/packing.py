@@ -7,7 +7,8 @@ to send between one call and the next. A call whose rows are of one length has n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,10 +31,10 @@ _ALIGNMENT = 16
 class Item:
     """One text to explain: L tokens, T targets, t scores to differentiate. All on the CPU."""
 
-    input_ids: Tensor  # (L,) int64
+    input_ids: Sequence[int]  # L
     targets: Tensor  # (T,) int64
-    special: Tensor  # (L,) bool
-    extra: dict[str, Tensor]  # (L,) each: further inputs of the model
+    special: Sequence[bool]  # L
+    extra: Mapping[str, Sequence[int]]  # L each: further inputs of the model
     joined: Tensor | None = None  # (t, T) float32: the scores as sums over targets; None: one a target, t = T
     positions: Tensor | None = None  # (T,) int64: the token at whose place each target's score is; None: one row a text
 
@@ -44,14 +45,7 @@ class Item:
         """A tokenised text; without ``targets`` one for each of the rows that are asked for."""
         if targets is None:
             targets = torch.zeros(1 if positions is None else len(positions), dtype=torch.int64, device="cpu")
-        return cls(
-            input_ids=torch.tensor(encoded.input_ids, device="cpu"),
-            targets=targets,
-            special=torch.tensor(encoded.special, device="cpu"),
-            extra={name: torch.tensor(values, device="cpu") for name, values in encoded.extra.items()},
-            joined=joined,
-            positions=positions,
-        )
+        return cls(encoded.input_ids, targets, encoded.special, encoded.extra, joined, positions)
 
     @property
     def n_scores(self) -> int:
@@ -264,7 +258,7 @@ def _lay_out(
         mask[here, there] = 1
         for name, values in extra.items():
             if name in text.extra:
-                values[here, there] = text.extra[name].numpy()
+                values[here, there] = text.extra[name]
         wanted[here, :own] = text.targets.numpy()
         if text.positions is not None:
             at[here] = there.start - length + text.positions.numpy()[np.minimum(np.arange(targets), own - 1)]
@@ -272,7 +266,7 @@ def _lay_out(
             joined[here, :, :own] = np.eye(own, dtype=np.float32) if text.joined is None else text.joined.numpy()
         row += count
     arrays = {
-        "input_ids": np.concatenate([text.input_ids.numpy() for text in texts]),
+        "input_ids": np.fromiter(itertools.chain.from_iterable(text.input_ids for text in texts), np.int64),
         "token_offsets": np.cumsum([0, *lengths], dtype=np.int64),
         "row_offsets": np.cumsum([0, *counts], dtype=np.int64),
         "alphas": np.concatenate([sample.alphas[part] for sample, part in drawn]),
@@ -291,7 +285,7 @@ def _lay_out(
     if joins:
         arrays["joined"] = joined
     if not execution.settings.perturb_special_tokens:
-        arrays["held"] = np.concatenate([text.special.numpy() for text in texts])
+        arrays["held"] = np.fromiter(itertools.chain.from_iterable(text.special for text in texts), np.bool_)
     weights = np.concatenate([sample.weights[part] for sample, part in drawn])
     if (weights != 1).any():
         arrays["weights"] = weights

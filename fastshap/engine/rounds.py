@@ -39,8 +39,9 @@ class Rounds:
     def samples(self, items: Sequence[Item], round_: int) -> list[Samples]:
         """Those of one round of each text."""
         its = self._settings
-        ids = [item.input_ids.tolist() for item in items]
-        return draw_all(its.seed, ids, its.n_perturbations, its.sampling, round_, its.path_density)
+        return draw_all(
+            its.seed, [item.input_ids for item in items], its.n_perturbations, its.sampling, round_, its.path_density
+        )
 
     def enough(self, running: Running, rounds: int | None) -> bool:
         """Whether a text needs no further round; ``rounds``: just so many, whatever ``rtol`` asks for."""

@@ -24,7 +24,9 @@ from torch import Tensor, nn
 
 from fastshap import ops
 from fastshap.engine.budget import Budget
+from fastshap.engine.memory import collect_young
 from fastshap.engine.packing import Batch, Call, Execution, Item, Piece, columns, halves, planned, sent
+from fastshap.models.tree import modules_of
 from fastshap.ops.transfer import to_host
 from fastshap.sampling import Samples
 
@@ -218,6 +220,7 @@ def _group_done(
                 try:
                     done.append((batch.pieces, run(model, batch)))
                     budget.ran(rows * length, sum((p.hi - p.lo) * len(items[p.item].input_ids) for p in batch.pieces))
+                    collect_young()
                     continue
                 except torch.OutOfMemoryError:
                     if rows == 1:
@@ -301,7 +304,7 @@ def _joined(outputs: Tensor, batch: Batch) -> Tensor:
 
 def backward_only_once(model: nn.Module) -> bool:
     """Whether torch.compile made part of the model: its graphs give their buffers away in the backward pass."""
-    return any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules())
+    return any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in modules_of(model))
 
 
 def _points(model: Any, batch: Batch, execution: Execution) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ class Seen:
 
         Args:
             state: the model's; where it differs from before, nothing is known.
-            compute: results for the places of some keys, all different.
+            compute: results for the places of some keys, all different; not called for none.
         """
         if self._state != state:
             self._found.clear()
@@ -28,7 +28,7 @@ class Seen:
         for i, key in enumerate(keys):
             if key not in self._found:
                 new.setdefault(key, i)
-        found: dict[Hashable, Any] = dict(zip(new, compute(list(new.values())), strict=True))
+        found: dict[Hashable, Any] = dict(zip(new, compute(list(new.values())) if new else (), strict=True))
         found |= {key: self._found.pop(key) for key in keys if key in self._found}
         self._found |= found  # the most recent last
         for key in list(self._found)[: max(0, len(self._found) - MOST)]:

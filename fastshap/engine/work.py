@@ -70,6 +70,12 @@ class Work:
             return list(zip(running, deltas, strict=True))
 
         found = self._isolated(range(len(items)), computed)
+        good = [one for one in found if not isinstance(one, FastshapError)]
+        values = [
+            tensor.flatten() for running, delta in good for tensor in (running.tokens, delta) if tensor is not None
+        ]
+        if not values or bool(torch.cat(values).isfinite().all()):
+            return found
         return [one if isinstance(one, FastshapError) else _finite(*one) for one in found]
 
     def at_texts(self, items: Sequence[Item], forward: Forward) -> list[Tensor | FastshapError]:

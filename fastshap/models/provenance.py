@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from fastshap.models.locks import lock_of
+from fastshap.models.tree import tensors_of
 from fastshap.version import __version__
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -136,7 +137,7 @@ def configuration_of(model: nn.Module) -> tuple[str, str, str]:
 
 def version_of(model: nn.Module) -> list[tuple[int, int, torch.dtype]]:
     """What changes with the model's parameters and buffers, but for changes through ``.data``."""
-    return [(tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in (*model.parameters(), *model.buffers())]
+    return [(tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in tensors_of(model)]
 
 
 @torch.no_grad()

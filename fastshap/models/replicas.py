@@ -12,6 +12,7 @@ from torch.nn.modules import module as torch_module
 
 from fastshap.errors import UnsupportedModelError
 from fastshap.models.provenance import checksum, version_of
+from fastshap.models.tree import modules_of, tensors_of
 
 
 class Replicas:
@@ -36,8 +37,9 @@ class Replicas:
     def _state(self) -> Any:
         """What tells whether the model has changed."""
         # Changes through .data leave no trace but in the values.
-        tensors = (*self._model.parameters(), *self._model.buffers())
-        sums = [checksum(t) for t in tensors if type(t) in (Tensor, nn.Parameter) and t.is_floating_point()]
+        sums = [
+            checksum(t) for t in tensors_of(self._model) if type(t) in (Tensor, nn.Parameter) and t.is_floating_point()
+        ]
         together = torch.stack([one.to(sums[0].device) for one in sums]).tolist() if sums else []
         return version_of(self._model), together, hooks_of(self._model)
 
@@ -49,7 +51,7 @@ def side_by_side(model: nn.Module, count: int) -> list[nn.Module]:
     """
     if (
         count < 2
-        or not all(map(is_plain, model.modules()))
+        or not all(map(is_plain, modules_of(model)))
         or any(type(p) is not nn.Parameter for p in model.parameters())
     ):
         return [model]
@@ -86,4 +88,4 @@ def watched() -> bool:
 
 def hooks_of(model: nn.Module) -> list[tuple[int | None, ...]]:
     """What changes with the hooks of the model's modules."""
-    return [(*module._forward_pre_hooks, None, *module._forward_hooks) for module in model.modules()]
+    return [(*module._forward_pre_hooks, None, *module._forward_hooks) for module in modules_of(model)]

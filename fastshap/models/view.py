@@ -11,6 +11,7 @@ import contextlib
 import functools
 import types
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping
 from enum import Enum
@@ -23,14 +24,16 @@ from fastshap.errors import SharedModelWarning
 from fastshap.models.forked import prepare_threads
 from fastshap.models.locks import lock_of
 from fastshap.models.replicas import is_plain, watched
+from fastshap.models.tree import modules_of
+
+_views: weakref.WeakKeyDictionary[nn.Module, _View] = weakref.WeakKeyDictionary()
 
 
 class Desk:
-    """Lends a model, or a view of it, to one caller at a time."""
+    """Lends a model, or a view of it, to one caller at a time. All callers of a model share its view."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._view: _View | None = None
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[nn.Module]:
@@ -41,23 +44,45 @@ class Desk:
         """
         with lock_of(self._model), torch.inference_mode(False):
             prepare_threads()
-            if self._view is None or not self._view.fits(self._model):
-                self._view = _View(self._model) if _can_be_viewed(self._model) else None
-            alone = self._view is None or watched()  # hooks on all modules may look for the model's own
-            with _frozen(self._model) if alone else self._view.lent() as model:  # type: ignore[union-attr]
+            view = self._view()
+            alone = view is None or watched()  # hooks on all modules may look for the model's own
+            with _frozen(self._model) if alone else view.lent() as model:  # type: ignore[union-attr]
                 yield model
+
+    def _view(self) -> _View | None:
+        view = _views.get(self._model)
+        if view is not None and view.fits(self._model):
+            return view
+        _views.pop(self._model, None)
+        if not _can_be_viewed(self._model):
+            return None
+        view = _views[self._model] = _View(self._model)
+        return view
 
     def __reduce__(self) -> Any:
         return Desk, (self._model,)
 
 
 class _State(NamedTuple):
-    """What a module held when it was copied."""
+    """What a module was, and held, when it was copied."""
 
+    kind: type
     attributes: dict[str, Any]
     parameters: dict[str, nn.Parameter | None]
     buffers: dict[str, Tensor | None]
     modules: dict[str, nn.Module | None]
+
+    def is_of(self, module: nn.Module) -> bool:
+        """Whether the module holds the same now."""
+        attributes = dict(vars(module))
+        attributes.pop("training", None)
+        return (
+            type(module) is self.kind
+            and attributes == self.attributes
+            and module._parameters == self.parameters
+            and module._buffers == self.buffers
+            and module._modules == self.modules
+        )
 
 
 class _View:
@@ -65,14 +90,15 @@ class _View:
         self._copies: dict[int, nn.Module] = {}
         self._weights: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}  # the model's and ours
         self._model = self._copied(model)
-        self._then = [_state(module) for module in model.modules()]
+        self._then = [_state(module) for module in modules_of(model)]
+        self._lent = 0  # times at once: a caller's function may explain another text meanwhile
 
     def fits(self, model: nn.Module) -> bool:
         """Whether the model's modules are what they were, so that only values of weights may have changed."""
-        modules = list(model.modules())
+        modules = modules_of(model)
         try:
             return len(modules) == len(self._then) and all(
-                is_plain(module) and _state(module) == then for module, then in zip(modules, self._then, strict=True)
+                is_plain(module) and then.is_of(module) for module, then in zip(modules, self._then, strict=True)
             )
         except Exception:  # arrays and tensors that were replaced do not compare
             return False
@@ -80,14 +106,17 @@ class _View:
     @contextlib.contextmanager
     def lent(self) -> Iterator[nn.Module]:
         """With the model's weights as they are now; between calls no memory is held."""
+        self._lent += 1
         try:
             for theirs, ours in self._weights.values():
                 ours.data = theirs.data
             yield self._model
         finally:
-            nothing = torch.empty(0, device="cpu")
-            for _, ours in self._weights.values():
-                ours.data = nothing
+            self._lent -= 1
+            if self._lent == 0:
+                nothing = torch.empty(0, device="cpu")
+                for _, ours in self._weights.values():
+                    ours.data = nothing
 
     def _copied(self, module: nn.Module) -> nn.Module:
         if id(module) in self._copies:
@@ -114,6 +143,7 @@ class _View:
 
 def _state(module: nn.Module) -> _State:
     return _State(
+        type(module),
         {name: value for name, value in vars(module).items() if name != "training"},
         dict(module._parameters),
         dict(module._buffers),
@@ -129,7 +159,7 @@ def _can_be_viewed(model: nn.Module) -> bool:
         and not hasattr(module, "_orig_mod")
         and all(type(one) is nn.Parameter for one in module._parameters.values() if one is not None)
         and not any(_leads_to_module(value) for name, value in vars(module).items() if name not in _TREE)
-        for module in model.modules()
+        for module in modules_of(model)
     )
 
 
@@ -189,7 +219,7 @@ def _held_by(function: types.FunctionType) -> list[Any]:
 @contextlib.contextmanager
 def _frozen(model: nn.Module) -> Iterator[nn.Module]:
     """The model itself in evaluation mode, no parameter asking for a gradient; put back as it was."""
-    training = [module for module in model.modules() if module.training]
+    training = [module for module in modules_of(model) if module.training]
     wanting = [parameter for parameter in model.parameters() if parameter.requires_grad]
     changed = False
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
 
 # The entry of ``model_inputs_to_explain`` with the targets' places in input_ids, (1, T), for tasks that choose these places.
 TARGET_POSITIONS = "target_positions"
+
+
+class Later:
+    """A field's value that is made when somebody looks at it."""
+
+    __slots__ = ("make",)
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.make = make
 
 
 @dataclass(slots=True, eq=False)
@@ -111,3 +121,21 @@ class Record(HasSettings):
         else:
             half = student_quantile((1 + confidence) / 2, self.degrees_of_freedom) * self.standard_error
         return self.attributions - half, self.attributions + half
+
+
+def _made_when_asked_for(name: str) -> None:
+    """Lets a field be given as :class:`Later`."""
+    slot: Any = vars(Record)[name]
+
+    def get(record: Record) -> Any:
+        value = slot.__get__(record)
+        if type(value) is Later:
+            value = value.make()
+            slot.__set__(record, value)
+        return value
+
+    setattr(Record, name, property(get, slot.__set__, slot.__delete__))
+
+
+for _name in ("elements", "model_inputs_to_explain", "element_spans"):
+    _made_when_asked_for(_name)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
-from fastshap.engine.packing import Call
+from fastshap.engine.packing import Call, Item
 from fastshap.engine.run import Forward
 from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError
 from fastshap.tasks import layout, tokens
@@ -48,6 +48,10 @@ class Prepared:
     target_names: list[str]  # a label each, or a token each
     prediction: Prediction = NO_PREDICTION
     scope: Scope = TEXT
+
+    def item(self, joined: Tensor | None) -> Item:
+        """The text as the engine takes it; ``joined`` (t, T) as an item has it."""
+        return Item.of(self.encoded, self.targets, self.scope.positions, joined)
 
     def key(self, members: Sequence[Sequence[int]]) -> tuple[Any, ...]:
         """What decides a text's scores, apart from the model and the settings. ``members``: the tokens of each element."""

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from fastshap.errors import (
     UnsupportedModelError,
 )
 from fastshap.tasks.base import Predict, Prediction, Prepared, Task
-from fastshap.tasks.embeddings import reads_padding
+from fastshap.tasks.embeddings import reading_padding
 from fastshap.tasks.first_token import Cut, cuts, first_token_alone
 from fastshap.tasks.layout import masked
 from fastshap.tasks.trial import Judge, Ran, ToLogits, as_written, points, ran
@@ -32,6 +32,15 @@ from fastshap.text.encode import Encoded
 from fastshap.types import InferenceModes
 
 _TRIED = 8  # tokens on which a shorter way is compared with the whole model
+
+
+class _Seen(NamedTuple):
+    """What the model makes of a text itself."""
+
+    best: int  # the class of the largest logit
+    tells: bool  # whether that is a prediction
+    probability: float  # of that class
+    probabilities: Tensor  # (classes,) float32
 
 
 class ClassificationTask(Task):
@@ -119,7 +128,8 @@ class ClassificationTask(Task):
         return super().tokenised(sources, targets, options)
 
     def readable(self, tokenised: Any) -> Iterator[Encoded]:
-        return (one for one in super().readable(tokenised) if not reads_padding(self, one))
+        reads_padding = reading_padding(self)
+        return (one for one in super().readable(tokenised) if not reads_padding(one))
 
     def prepare(
         self,
@@ -130,20 +140,37 @@ class ClassificationTask(Task):
         generated: Callable[[], None],
     ) -> list[Prepared | FastshapError]:
         wanted = [[None]] * len(tokenised) if targets is None else targets
-        found = [self._with_classes(one, given) for one, given in zip(tokenised, wanted, strict=True)]
+        reads_padding = reading_padding(self)
+        found = [self._with_classes(one, given, reads_padding) for one, given in zip(tokenised, wanted, strict=True)]
         read = [one for one in found if isinstance(one, tuple)]
-        logits: Iterator[Tensor | FastshapError | None] = repeat(None)
+        seen: Iterator[_Seen | FastshapError | None] = repeat(None)
         if self._predicts() or any(None in classes for _, classes in read):
-            logits = iter(predict([encoded for encoded, _ in read], self.logits))
-        return [self._prepared(*one, next(logits)) if isinstance(one, tuple) else one for one in found]
+            seen = iter(self._seen(predict([encoded for encoded, _ in read], self.logits)))
+        return [self._prepared(*one, next(seen)) if isinstance(one, tuple) else one for one in found]
+
+    def _seen(self, logits: Sequence[Tensor | FastshapError]) -> list[_Seen | FastshapError]:
+        """What rows of logits tell, all at once."""
+        rows = [one for one in logits if isinstance(one, Tensor)]
+        if not rows:
+            return [one for one in logits if isinstance(one, FastshapError)]
+        together = torch.stack(rows)
+        best, probabilities = together.argmax(1), self.probabilities(together)
+        finite = together.isfinite().all(1).tolist() if self._predicts() else [False] * len(rows)
+        of_best = probabilities.gather(1, best[:, None]).squeeze(1).tolist()
+        told = zip(best.tolist(), finite, of_best, probabilities, strict=True)
+        return [one if isinstance(one, FastshapError) else _Seen(*next(told)) for one in logits]
 
     def _with_classes(
-        self, encoded: Encoded | FastshapError, targets: Sequence[Any]
+        self, encoded: Encoded | FastshapError, targets: Sequence[Any], reads_padding: Callable[[Encoded], bool]
     ) -> tuple[Encoded, list[int | None]] | FastshapError:
         """The numbers of a text's target classes, None for the predicted one."""
-        encoded = self._readable(encoded)
         if isinstance(encoded, FastshapError):
             return encoded
+        if reads_padding(encoded):
+            return UnsupportedModelError(
+                "The text holds the model's padding token: the model computes something else from its ids, where it takes the "
+                "token for padding, than from inputs_embeds. Give the model a padding token of its own, or leave the token out."
+            )
         try:
             each = [[None] if target is None else self._classes(target) for target in targets]
         except FastshapError as error:
@@ -160,14 +187,6 @@ class ClassificationTask(Task):
         config: Any = self.model.config
         independent = config.problem_type == "multi_label_classification"
         return logits.float().sigmoid() if independent else logits.float().softmax(-1)
-
-    def _readable(self, encoded: Encoded | FastshapError) -> Encoded | FastshapError:
-        if isinstance(encoded, FastshapError) or not reads_padding(self, encoded):
-            return encoded
-        return UnsupportedModelError(
-            "The text holds the model's padding token: the model computes something else from its ids, where it takes the "
-            "token for padding, than from inputs_embeds. Give the model a padding token of its own, or leave the token out."
-        )
 
     def again(
         self,
@@ -187,22 +206,20 @@ class ClassificationTask(Task):
         return [self.labels[target] for target in targets.tolist()]
 
     def _prepared(
-        self, encoded: Encoded, classes: Sequence[int | None], logits: Tensor | FastshapError | None
+        self, encoded: Encoded, classes: Sequence[int | None], seen: _Seen | FastshapError | None
     ) -> Prepared | FastshapError:
-        """``logits``: (classes,) of the text itself; None where neither a target nor a prediction hangs on them."""
-        if isinstance(logits, FastshapError):
-            return logits
-        best = -1 if logits is None else int(logits.argmax())
-        chosen = [best if index is None else index for index in classes]
+        """``seen``: None where neither a target nor a prediction hangs on the text's own logits."""
+        if isinstance(seen, FastshapError):
+            return seen
+        chosen = [(-1 if seen is None else seen.best) if index is None else index for index in classes]
         try:
             names = [self.labels[self._class(index)] for index in chosen]
         except FastshapError as error:
             return error
         prepared = Prepared(encoded, torch.tensor(chosen, device="cpu"), names)
-        if logits is None or best >= len(self.labels) or not self._predicts() or not logits.isfinite().all():
+        if seen is None or not seen.tells or seen.best >= len(self.labels):
             return prepared
-        probabilities = self.probabilities(logits)
-        prediction = Prediction(self.labels[best], float(probabilities[best]), probabilities[chosen].cpu())
+        prediction = Prediction(self.labels[seen.best], seen.probability, seen.probabilities[chosen])
         return dataclasses.replace(prepared, prediction=prediction)
 
     def entries(self, targets: Any) -> Iterator[Any]:

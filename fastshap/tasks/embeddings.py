@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -93,15 +93,17 @@ def told(subject: Subject, what: str, known: str | None = None) -> Iterator[None
         raise UnsupportedModelError(known or message) from error
 
 
-@torch.no_grad()
-def reads_padding(subject: Subject, encoded: Encoded) -> bool:
-    """Whether a text with the model's own padding token means something else as ids than as embeddings.
+def reading_padding(subject: Subject) -> Callable[[Encoded], bool]:
+    """Tells whether a text with the model's own padding token means something else as ids than as embeddings.
 
     A decoder that classifies the last token before the padding does so by the ids.
     """
     pad: Any = getattr(subject.model.config.get_text_config(), "pad_token_id", None)
-    if pad is None or pad not in encoded.input_ids:
-        return False
+    return lambda encoded: pad is not None and pad in encoded.input_ids and _differs_from_ids(subject, encoded)
+
+
+@torch.no_grad()
+def _differs_from_ids(subject: Subject, encoded: Encoded) -> bool:
     ids, inputs = subject.alone(encoded)
     try:
         x = subject.model.get_input_embeddings()(ids)

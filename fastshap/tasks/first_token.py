@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fastshap.engine.run import backward_only_once
 from fastshap.models.replicas import is_plain, watched
+from fastshap.models.tree import modules_of
 
 # What follows a layer's attention and takes each token by itself: in BERT and its kin, in DistilBERT, in ModernBERT.
 _AFTER_ATTENTION = ("attention.output", "sa_layer_norm", "mlp_norm")
@@ -32,13 +33,18 @@ class Cut(NamedTuple):
 
 def structure_of(model: nn.Module) -> Any:
     """What a model is made of; where that has changed, a cut that was right may be so no more."""
-    config = repr(vars(model.config))  # which token a head reads may stand there
-    return [_structure_of(module) for module in model.modules()], config, watched()
+    return [_structure_of(module) for module in modules_of(model)]
 
 
 def _structure_of(module: nn.Module) -> tuple[Any, ...]:
     plain = [(name, value) for name, value in vars(module).items() if type(value) in _PLAIN and name != "training"]
-    return id(module), type(module), type(module).forward, is_plain(module), plain
+    return id(module), type(module), is_plain(module), plain
+
+
+def configuration(model: nn.Module) -> Any:
+    """What else a cut may hang on: which token a head reads may stand in the configuration."""
+    kinds = {type(module): type(module).forward for module in modules_of(model)}
+    return repr(vars(model.config)), kinds, watched()
 
 
 def cuts(model: nn.Module) -> list[Cut]:
@@ -46,7 +52,7 @@ def cuts(model: nn.Module) -> list[Cut]:
 
     Nowhere if anything in it is not as transformers and PyTorch make it, or hooks could see that something is missing.
     """
-    stock = all(is_plain(module) and type(module).__module__.startswith(_KNOWN) for module in model.modules())
+    stock = all(is_plain(module) and type(module).__module__.startswith(_KNOWN) for module in modules_of(model))
     if not stock or watched() or backward_only_once(model):
         return []
     found = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,7 +17,8 @@ from fastshap.engine.run import device_of
 from fastshap.errors import UnsupportedModelError
 from fastshap.models.provenance import version_of
 from fastshap.models.replicas import hooks_of
-from fastshap.tasks.first_token import structure_of
+from fastshap.models.tree import modules_of
+from fastshap.tasks.first_token import configuration, structure_of
 from fastshap.tasks.trial import Judge, Ran, ToLogits, remembered
 from fastshap.text.encode import EXTRA, Encoded
 
@@ -131,7 +133,9 @@ class Subject:
             return self._state
         kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
         modes = [(kind, torch.get_autocast_dtype(kind)) for kind in kinds], torch.get_float32_matmul_precision()
-        its = structure_of(self._model), hooks_of(self._model), version_of(self._model), modes
+        # A view is another one where the model's modules, or what they hold, have changed.
+        made = (structure_of(self._model), hooks_of(self._model)) if self._running is self._model else self._running
+        its = made, configuration(self._model), version_of(self._model), modes
         state = its, (type(self), len(self.tokenizer), self.max_length(), *self.extra())
         self._state = state if self._at_work else None
         return state
@@ -154,7 +158,7 @@ def own_embeddings(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _positions(model: nn.Module) -> int | None:
-    for name, module in model.named_modules():
+    for name, module in itertools.chain.from_iterable(one._modules.items() for one in modules_of(model)):
         # RoBERTa and its kin count positions from padding_idx + 1.
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
             return module.num_embeddings - module.padding_idx - 1

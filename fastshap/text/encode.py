@@ -207,6 +207,8 @@ def _read(
 def first_visible(text: str, span: tuple[int, int]) -> int:
     """Where the first character of a span that is not white space stands; its beginning if there is none."""
     start, end = span
+    if not text[start : start + 1].isspace():
+        return start
     return next((at for at in range(start, end) if not text[at].isspace()), start)
 
 

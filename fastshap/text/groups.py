@@ -82,9 +82,20 @@ class Grouping:
         self.strategy = strategy.value
         self.backend = backend
         self.scope = scope
-        self.members, self.elements = given or groups(encoded, granularity)
-        self.spans = [span(encoded, member) for member in self.members]
+        self.members = given[0] if given else members_of(encoded, granularity)
+        if given:
+            self.elements = given[1]
         self.joined = self._as_sums() if joins else None
+
+    @cached_property
+    def elements(self) -> list[str]:
+        """The elements as the text shows them."""
+        return [_shown(self.encoded, member) for member in self.members]
+
+    @cached_property
+    def spans(self) -> list[tuple[int, int]]:
+        """Where each element begins and ends in the text."""
+        return [span(self.encoded, member) for member in self.members]
 
     @property
     def linear(self) -> bool:
@@ -169,7 +180,10 @@ class Grouping:
         """(t,): the total of what no visible element shows."""
         shown = {i for member in self.members for i in member}
         others = [i for i in range(len(self.encoded)) if i not in shown]
-        total = tokens[:, others].sum(1)  # (T,)
+        if len(others) == 2:  # most often, and the same sum
+            total = tokens[:, others[0]] + tokens[:, others[1]]  # (T,)
+        else:
+            total = tokens[:, others].sum(1)
         if self._hidden is not None:
             places = _places(self.members, len(self.encoded))
             unseen = self._hidden[:, places] & (places >= 0)  # (t, L)
@@ -189,13 +203,10 @@ def reduce_samples(groupings: Sequence[Grouping], samples: Tensor) -> Tensor:
     For linear strategies. Several texts at once must be alike in t, and keep their targets.
     """
     first, (targets, n, _) = groupings[0], samples.shape
-    starts = itertools.accumulate((len(grouping.encoded) for grouping in groupings), initial=0)
-    members = [
-        [start + i for i in member]
-        for grouping, start in zip(groupings, starts, strict=False)
-        for member in grouping.members
-    ]
-    scores = first._reduce(samples.flatten(0, 1), members, first.backend).unflatten(0, (targets, n))  # (T, n, G)
+    flat, offsets = _side_by_side(groupings)
+    where = to_device(flat, samples.device), to_device(offsets, samples.device)
+    scores = ops.segment_reduce(samples.flatten(0, 1), *where, first.strategy, backend=first.backend)
+    scores = scores.unflatten(0, (targets, n))  # (T, n, G)
     if not first.keeps_targets:
         rows = first._target_members or []
         flat = first._reduce(scores.flatten(1).T, rows, first.backend).T  # (t, n G)
@@ -204,6 +215,15 @@ def reduce_samples(groupings: Sequence[Grouping], samples: Tensor) -> Tensor:
     if not masks:
         return scores
     return scores.masked_fill(to_device(torch.cat(masks, 1).numpy(), scores.device)[:, None], torch.nan)
+
+
+def _side_by_side(groupings: Sequence[Grouping]) -> tuple[np.ndarray, np.ndarray]:
+    """The members of all groups of texts whose tokens stand side by side, and where each group's begin and end."""
+    starts = np.cumsum([0, *(len(grouping.encoded) for grouping in groupings)])
+    each = [_flat_on_host(grouping.members) for grouping in groupings]
+    flat = np.concatenate([own + start for (own, _), start in zip(each, starts, strict=False)])
+    sizes = np.concatenate([np.diff(offsets) for _, offsets in each])
+    return flat, np.concatenate([[0], np.cumsum(sizes)])
 
 
 def _places(members: list[list[int]], length: int) -> Tensor:
@@ -226,22 +246,22 @@ def _flat_on_host(members: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def groups(encoded: Encoded, granularity: Granularity) -> tuple[list[list[int]], list[str]]:
-    """The token indices of every element, in reading order, and the elements as the text shows them.
-
-    No element holds tokens of two parts of the text.
-    """
-    if granularity is Granularity.ALL_TOKENS:
-        members = [[i] for i in range(len(encoded))]
-    elif granularity is Granularity.TOKEN:
-        members = [[i] for i in range(len(encoded)) if not encoded.special[i]]
-    else:
-        keys = _keys(encoded, granularity)
-        gathered: dict[tuple[int, Any], list[int]] = {}
-        for i, key in enumerate(keys):
-            if key is not None:
-                gathered.setdefault((bisect.bisect_right(encoded.parts, i), key), []).append(i)
-        members = [gathered[key] for key in sorted(gathered)]
+    """The token indices of every element, in reading order, and the elements as the text shows them."""
+    members = members_of(encoded, granularity)
     return members, [_shown(encoded, member) for member in members]
+
+
+def members_of(encoded: Encoded, granularity: Granularity) -> list[list[int]]:
+    """The token indices of every element, in reading order. No element holds tokens of two parts of the text."""
+    if granularity is Granularity.ALL_TOKENS:
+        return [[i] for i in range(len(encoded))]
+    if granularity is Granularity.TOKEN:
+        return [[i] for i in range(len(encoded)) if not encoded.special[i]]
+    gathered: dict[Any, list[int]] = {}
+    for i, key in enumerate(_keys(encoded, granularity)):
+        if key is not None:
+            gathered.setdefault((bisect.bisect_right(encoded.parts, i), key), []).append(i)
+    return [gathered[key] for key in sorted(gathered)]
 
 
 def _shown(encoded: Encoded, member: list[int]) -> str:
@@ -271,10 +291,15 @@ def _word_keys(encoded: Encoded) -> list[tuple[int, int] | None]:
     """The word that a token begins in; without spaces between words, the tokenizer's word within it too."""
     text, starts = encoded.text, word_starts(encoded.text)
     keys: list[tuple[int, int] | None] = []
-    piece, before = 0, None
+    piece, before, spaced = 0, None, encoded.text.isascii()
     for word, span in zip(encoded.words, encoded.offsets, strict=True):
         first = first_visible(text, span)
-        if word != before and first > 0 and (unspaced(text[first - 1]) or unspaced(text[first : first + 1])):
+        if (
+            not spaced
+            and word != before
+            and first > 0
+            and (unspaced(text[first - 1]) or unspaced(text[first : first + 1]))
+        ):
             piece += 1
         before = word
         # A token of white space alone belongs to what follows.

@@ -74,7 +74,7 @@ def test_small_n_has_the_expectation_of_large_n(bert_pair, reduction, count):
     model, tokenizer = bert_pair
     explainer = fastshap.GradientShap(model, tokenizer, batch_size=256, noise_std=0.3, reduction=reduction)
     ids = tokenizer("not good")["input_ids"]
-    item = Item(torch.tensor(ids), torch.tensor([1]), torch.zeros(len(ids), dtype=torch.bool), {})
+    item = Item(ids, torch.tensor([1]), [False] * len(ids), {})
 
     def runs(sampling, n, times, density=None):
         samples = [draw_samples(seed, ids, n, sampling, path_density=density) for seed in range(times)]

@@ -1,6 +1,9 @@
-"""A long job gives back what is free."""
+"""A long job gives back what is free, and garbage does not stay."""
 
+import copy
+import gc
 import platform
+import weakref
 
 import pytest
 
@@ -32,3 +35,43 @@ def test_other_libraries_do_without(monkeypatch):
     monkeypatch.setattr(memory, "_counted", memory._TEXTS)
     memory.trim(1)
     assert memory._counted == 0
+
+
+class Cycle:
+    """Refers to itself, and so is garbage that only a search finds."""
+
+    def __init__(self):
+        self.itself = self
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_collector_pauses_and_what_a_model_leaves_is_found(default_pair, wanted):
+    """Cycles that one model call left are gone when the next begins; a collector that the user switched off stays off."""
+    model, tokenizer = copy.deepcopy(default_pair[0]), default_pair[1]
+    left, found, pausing = [], [], []
+
+    def leave(*_):
+        pausing.append(not gc.isenabled())
+        found.append(sum(one() is not None for one in left))
+        left.append(weakref.ref(Cycle()))
+
+    explainer = fastshap.GradientShap(model, tokenizer, batch_size=10)
+    explainer("fine", 1)
+    model.bert.encoder.register_forward_hook(leave)
+    try:
+        gc.enable() if wanted else gc.disable()
+        explainer(["a fine film", "not good at all", "dull"], 1)
+        assert gc.isenabled() == wanted
+        model.bert.register_forward_hook(stop)
+        with pytest.raises(fastshap.ModelFailedError, match="stop"):
+            explainer("a fine film", 1)
+        assert gc.isenabled() == wanted
+    finally:
+        gc.enable()
+    assert all(pausing)
+    assert len(found) > 3
+    assert max(found) == (1 if wanted else len(found) - 1)
+
+
+def stop(*_):
+    raise KeyError("stop")

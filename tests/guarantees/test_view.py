@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from transformers.models.bert.modeling_bert import BertPooler
 
 import fastshap
 from fastshap.models.view import Desk
@@ -99,7 +100,7 @@ def test_nothing_is_held_between_calls(bert_pair):
     model = copy.deepcopy(bert_pair[0])
     explainer = fastshap.GradientShap(model, bert_pair[1])
     before = explainer(TEXTS)
-    held = {parameter.data_ptr() for parameter in explainer._desk._view._model.parameters()}
+    held = {parameter.data_ptr() for parameter in explainer._desk._view()._model.parameters()}
     assert not held & {parameter.data_ptr() for parameter in model.parameters()}
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
@@ -127,7 +128,16 @@ def new_buffer(model):
     model.bert.embeddings.position_ids = model.bert.embeddings.position_ids.flip(1)
 
 
-@pytest.mark.parametrize("change", [new_weight, new_layer, new_attribute, new_values, new_buffer])
+class Opposite(BertPooler):
+    def forward(self, hidden):
+        return -super().forward(hidden)
+
+
+def new_class(model):
+    model.bert.pooler.__class__ = Opposite
+
+
+@pytest.mark.parametrize("change", [new_weight, new_layer, new_attribute, new_values, new_buffer, new_class])
 def test_changes_of_the_model_are_seen(bert_pair, change):
     model = copy.deepcopy(bert_pair[0])
     explainer = fastshap.GradientShap(model, bert_pair[1])
@@ -137,6 +147,24 @@ def test_changes_of_the_model_are_seen(bert_pair, change):
     after = explainer(TEXTS, 1)
     assert not equal(after, before)
     assert equal(after, fastshap.GradientShap(copy.deepcopy(model), bert_pair[1])(TEXTS, 1))
+
+
+def test_explainers_of_a_model_share_its_view_and_may_explain_within_each_other(bert_pair):
+    model, tokenizer = copy.deepcopy(bert_pair[0]), bert_pair[1]
+    other, inner = fastshap.GradientShap(model, tokenizer), []
+
+    def explaining(logits):
+        if not inner:
+            inner.append(None)
+            inner[0] = other(TEXTS, 1)
+        return 1 * logits
+
+    explainer = fastshap.GradientShap(model, tokenizer, inference_mode=explaining)
+    outputs = explainer(TEXTS, 1)
+    assert explainer._desk._view() is other._desk._view()
+    assert equal(inner[0], other(TEXTS, 1))
+    for output, expected in zip(outputs, inner[0], strict=True):
+        torch.testing.assert_close(output.attributions, expected.attributions)
 
 
 def hooked(model):

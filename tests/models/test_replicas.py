@@ -176,7 +176,7 @@ def test_all_work_at_the_same_time(job, few_ahead, work, devices):
     several(texts, targets)
     models = {model for model, _ in done}
     assert len(models) == len(devices)
-    assert id(several._desk._view._model) in models
+    assert id(several._desk._view()._model) in models
     assert len({thread for _, thread in done}) == len(devices)
     assert threading.main_thread().name not in {thread for _, thread in done}
     assert threads() == before
@@ -187,7 +187,7 @@ def test_one_device_needs_no_thread_and_no_copy(bert_pair, work):
         done = work(1)
         explainer = fastshap.GradientShap(*bert_pair, device=device, batch_size=4)
         explainer(TEXTS, 1)
-        assert {model for model, _ in done} == {id(explainer._desk._view._model)}
+        assert {model for model, _ in done} == {id(explainer._desk._view()._model)}
         assert {thread for _, thread in done} == {threading.main_thread().name}
         assert explainer._replicas.models(bert_pair[0]) == [bert_pair[0]]
 

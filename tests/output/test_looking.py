@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import dataclasses
 import io
 import math
 import pickle
@@ -346,3 +347,21 @@ def test_a_comparison_is_escaped(outputs):
             "div style article section p span i bdi table thead tbody tr th td".split()
         )
         assert not set(str(compared)) & {"\x1b", "\x07", "\u202e", "\x85"}
+
+
+# ------------------------------------------------------------------ fields that are made when somebody looks
+
+
+def test_fields_made_later_are_as_if_made_at_once(explainer):
+    """Whoever copies, pickles, compares or changes an output before looking at it sees the same."""
+    looked, copied, pickled, changed = (explainer("A gorgeous film", 1)[0] for _ in range(4))
+    whole = looked.to_dict()
+    assert copy.deepcopy(copied).to_dict() == whole
+    assert pickle.loads(pickle.dumps(pickled)).to_dict() == whole
+    assert looked.elements is looked.elements
+    assert looked.model_inputs_to_explain is looked.model_inputs_to_explain
+    assert looked.element_spans == [(0, 1), (2, 10), (11, 15)]
+    changed.elements = ["x", "y", "z"]
+    assert changed.elements == ["x", "y", "z"]
+    assert dataclasses.replace(looked, text="other").elements == looked.elements
+    assert explainer(["A gorgeous film"] * 2, 1)[1].elements is not looked.elements
