@@ -32,7 +32,7 @@ from fastshap.models.view import Desk
 from fastshap.output.inputs import encoded_of, model_inputs
 from fastshap.output.output import AttributionOutput
 from fastshap.output.progress import Progress
-from fastshap.output.record import Later, Record
+from fastshap.output.record import Record, later
 from fastshap.settings import DEFAULTS, Settings, documented
 from fastshap.tasks import Prediction, Prepared
 from fastshap.tasks.subject import table_shape
@@ -285,7 +285,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         found = seen.results(keys, self.task.state(), computed)
         self._provenance = provenance_of(self.model, self.tokenizer, engine.device_of(self.model))
         each = zip(found, prepared, groupings, strict=True)
-        return [one if isinstance(one, FastshapError) else self._output(*given, *one) for one, *given in each]
+        return [one if isinstance(one, FastshapError) else self._output(text, group, *one) for one, text, group in each]
 
     def _work(self) -> Work:
         models = self._replicas.models(self.task.model)
@@ -299,7 +299,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         if (first := next(texts, None)) is None:
             return
         if self._tried != (state := self.task.state()):
-            self.task.found("adjoint", lambda: check_linear_layers(self.task.model) or True)
+            self.task.found("adjoint", lambda: check_linear_layers(self.task.model))
             found = self.task.layout(itertools.chain([first], texts))
             side, maskless = (None, False) if found is None else (found.padding_side, found.maskless)
             self._layout = Layout(side or "right", equal_lengths=side is None, maskless=maskless)
@@ -325,8 +325,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         kept = prepared.scope.positions if self.task.keeps_positions else None
         return AttributionOutput(
             attributions=running.attributions,
-            elements=Later(lambda: grouping.elements),
-            model_inputs_to_explain=Later(lambda: model_inputs(prepared.encoded, kept)),
+            elements=later(lambda: grouping.elements),
+            model_inputs_to_explain=later(lambda: model_inputs(prepared.encoded, kept)),
             targets=prepared.targets,
             classes=prepared.targets if self.task.targets_are_classes else None,
             target_names=grouping.names(prepared.target_names),
@@ -335,7 +335,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
             unassigned=grouping.unassigned(running.tokens),
             convergence_delta=None if delta is None else grouping.reduce_targets(delta).clone(),
             text=prepared.encoded.text,
-            element_spans=Later(lambda: grouping.spans),
+            element_spans=later(lambda: grouping.spans),
             element_tokens=grouping.members,
             predicted_label=prepared.prediction.label,
             probability=prepared.prediction.probability,

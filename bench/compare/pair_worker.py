@@ -88,7 +88,8 @@ def host(targets: Any) -> Run:
             return SequenceClassifierOutput(logits=self.head(x.sum(1)).tanh())
 
     # Calls as large as on a GPU, so that their number does not count.
-    budget, run = importlib.import_module("fastshap.engine.budget"), importlib.import_module("fastshap.engine.run")
+    budget: Any = importlib.import_module("fastshap.engine.budget")
+    run: Any = importlib.import_module("fastshap.engine.run")
     large = [
         (budget._TOKENS, budget._TOKENS_ON_A_GPU),
         (budget._ENOUGH, budget._ENOUGH_ON_A_GPU),
@@ -96,7 +97,8 @@ def host(targets: Any) -> Run:
     ]
     tokenizer = fastshap.load_default_model()[1]
     torch.manual_seed(0)
-    config = PretrainedConfig(num_labels=2, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
+    configured: Any = PretrainedConfig
+    config = configured(num_labels=2, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
     model = NothingForSequenceClassification(config).eval()
     texts = [f"{text} {number}" for number, text in enumerate(sentences(HOSTED, 4, 12))]
     explainer = fastshap.GradientShap(model, tokenizer, batch_size="auto")
@@ -123,8 +125,13 @@ def deep() -> tuple[Any, Any]:
 
     tokenizer = fastshap.load_default_model()[1]
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 12, "num_attention_heads": 2}
-    return BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), num_labels=2, **sizes)).eval(), tokenizer
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 2,
+    }
+    return BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), **sizes)).eval(), tokenizer
 
 
 def small_calls(targets: Any) -> Run:

@@ -39,7 +39,7 @@ def estimates(
     subject_: Subject, execution: Execution, forward: Any, item: Item, sampling: str, n: int, rounds: range
 ) -> np.ndarray:
     """(rounds, L): the means of so many independent rounds of n samples."""
-    samples = [draw_samples(7, item.input_ids.tolist(), n, sampling, round_) for round_ in rounds]
+    samples = [draw_samples(7, item.input_ids, n, sampling, round_) for round_ in rounds]
     with Desk(subject_.model).at_work() as model:
         execution = dataclasses.replace(execution, budget=Budget(128, engine.device_of(model)))
         groups = engine.token_scores([model], [item] * len(samples), samples, forward, execution)

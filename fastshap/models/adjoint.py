@@ -21,12 +21,15 @@ _TOLERANCE = 0.1  # of the size; forward noise is 1e-6 (float32) to 2e-2 (bfloat
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def check_linear_layers(model: nn.Module) -> None:
+def check_linear_layers(model: nn.Module) -> bool:
     """Tests <W^T u, v> = <u, W v> at random vectors for every linear layer that is not a plain one of plain floats.
 
     Tested are modules with ``in_features`` and ``out_features``: quantised replacements of ``nn.Linear``, adapters around
     them, and ``nn.Linear`` itself where the weight is a tensor subclass. Not tested: quantised weights that no such module
     holds, and layers that are not linear, of which only a missing gradient is noticed.
+
+    Returns:
+        True.
 
     Raises:
         UnsupportedModelError: a layer's backward pass fails, gives nothing, or gives something else than its forward pass
@@ -47,6 +50,7 @@ def check_linear_layers(model: nn.Module) -> None:
             f"layers tested, {len(wrong)} failed. Load the model in float32 or bfloat16, or with quantisation of the weights "
             "alone and kernels that have a backward pass on this device."
         )
+    return True
 
 
 def _is_suspect(layer: nn.Module) -> bool:

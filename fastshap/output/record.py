@@ -24,12 +24,20 @@ TARGET_POSITIONS = "target_positions"
 
 
 class Later:
-    """A field's value that is made when somebody looks at it."""
+    """A field's value that is made when somebody looks at it. See :func:`later`."""
 
     __slots__ = ("make",)
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self.make = make
+
+
+def later(make: Callable[[], Any]) -> Any:
+    """What to give a record for a field in place of ``make()``: it is called when somebody looks at the field first.
+
+    Outputs by the thousand are mostly asked for their scores alone.
+    """
+    return Later(make)
 
 
 @dataclass(slots=True, eq=False)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import grad
 
+from fastshap.engine.memory import collect_young
 from fastshap.engine.run import backward_only_once
 from fastshap.models.locks import lock_of
 
@@ -51,6 +52,7 @@ def ran(forward: ToLogits, z: Tensor, inputs: Mapping[str, Tensor], real: Tensor
     with torch.enable_grad():
         logits = forward({"inputs_embeds": z, **inputs})
         (gradients,) = grad(_mixed(logits, real), z)
+    collect_young()
     return Ran(logits.detach(), gradients)
 
 

@@ -209,8 +209,8 @@ def reduce_samples(groupings: Sequence[Grouping], samples: Tensor) -> Tensor:
     scores = scores.unflatten(0, (targets, n))  # (T, n, G)
     if not first.keeps_targets:
         rows = first._target_members or []
-        flat = first._reduce(scores.flatten(1).T, rows, first.backend).T  # (t, n G)
-        scores = flat.unflatten(1, scores.shape[1:])
+        reduced = first._reduce(scores.flatten(1).T, rows, first.backend).T  # (t, n G)
+        scores = reduced.unflatten(1, scores.shape[1:])
     masks = [grouping._hidden for grouping in groupings if grouping._hidden is not None]
     if not masks:
         return scores
