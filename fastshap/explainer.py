@@ -26,7 +26,7 @@ from fastshap.errors import (
 )
 from fastshap.models.adjoint import check_linear_layers
 from fastshap.models.copies import Copied, check_picklable
-from fastshap.models.provenance import Provenance, provenance_of
+from fastshap.models.provenance import Provenance, generation_settings, provenance_of
 from fastshap.models.replicas import Replicas
 from fastshap.models.view import Desk
 from fastshap.output.inputs import encoded_of, model_inputs
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 _GENERATING = 0.2  # the share of a text's work that is done once its target is generated
 _FIXED = ("tokenizer", "device")  # parameters that no call can change
-_ANEW = ("_desk", "_replicas", "_budget", "_origin", "_tried", "_layout")  # what a copy makes or finds out for itself
+_ANEW = ("_desk", "_replicas", "_budget", "_origin", "_tried", "_described", "_layout")  # what a copy makes or finds out for itself
 
 
 class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
@@ -161,6 +161,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         self._given = {name: value for name, value in given.items() if name in OPTIONS}
         self._given |= {"baseline": self.settings.baseline}
         self._provenance = Provenance()
+        self._described: Any = None  # the model's state when its provenance was found
         self._tried: Any = None  # the model's state when something was found
         self._truncation_warned = False
         self._origin: GradientShap | None = None
@@ -187,7 +188,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         self._desk = Desk(self.model)
         self._replicas = Replicas(self.model, further)
         self._budget = Budget(batch_size, engine.device_of(self.model))
-        self._tried, self._origin, self._layout = None, None, Layout()
+        self._tried, self._described, self._origin, self._layout = None, None, None, Layout()
 
     @property
     def padding(self) -> tuple[int, int]:
@@ -283,9 +284,15 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
 
         keys = [one.key(group.members) for one, group in zip(prepared, groupings, strict=True)]
         found = seen.results(keys, self.task.state(), computed)
-        self._provenance = provenance_of(self.model, self.tokenizer, engine.device_of(self.model))
+        self._describe_model()
         each = zip(found, prepared, groupings, strict=True)
         return [one if isinstance(one, FastshapError) else self._output(text, group, *one) for one, text, group in each]
+
+    def _describe_model(self) -> None:
+        state = self.task.state(), generation_settings(self.model)
+        if self._described != state:
+            self._provenance = provenance_of(self.model, self.tokenizer, engine.device_of(self.model))
+            self._described = state
 
     def _work(self) -> Work:
         models = self._replicas.models(self.task.model)

@@ -135,6 +135,11 @@ def configuration_of(model: nn.Module) -> tuple[str, str, str]:
     return _cached(_configurations, model, _state_of(model.config) + _state_of(generation), made)
 
 
+def generation_settings(model: Any) -> bytes:
+    """What changes with the model's generation configuration."""
+    return _state_of(getattr(getattr(model, "_orig_mod", model), "generation_config", None))
+
+
 def version_of(model: nn.Module) -> list[tuple[int, int, torch.dtype]]:
     """What changes with the model's parameters and buffers, but for changes through ``.data``."""
     return [(tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in tensors_of(model)]

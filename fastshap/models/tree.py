@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+import weakref
+from collections.abc import Iterator
+
 from torch import Tensor, nn
+
+_standing: weakref.WeakKeyDictionary[nn.Module, list[nn.Module]] = weakref.WeakKeyDictionary()
+
+
+@contextlib.contextmanager
+def standing(*trees: list[nn.Module]) -> Iterator[None]:
+    """Meanwhile these trees, each as :func:`modules_of` found it, are not walked again."""
+    before = [(modules[0], _standing.get(modules[0])) for modules in trees]
+    _standing.update({modules[0]: modules for modules in trees})
+    try:
+        yield
+    finally:
+        for model, known in before:
+            if known is None:
+                _standing.pop(model, None)
+            else:
+                _standing[model] = known
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:
     """As ``model.modules()`` gives them, each once, parents first."""
+    known = _standing.get(model)
+    if known is not None:
+        return known
     found: dict[int, nn.Module] = {}
     waiting: list[nn.Module] = [model]
     while waiting:

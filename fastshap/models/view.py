@@ -24,7 +24,7 @@ from fastshap.errors import SharedModelWarning
 from fastshap.models.forked import prepare_threads
 from fastshap.models.locks import lock_of
 from fastshap.models.replicas import is_plain, watched
-from fastshap.models.tree import modules_of
+from fastshap.models.tree import modules_of, standing
 
 _views: weakref.WeakKeyDictionary[nn.Module, _View] = weakref.WeakKeyDictionary()
 
@@ -45,9 +45,12 @@ class Desk:
         with lock_of(self._model), torch.inference_mode(False):
             prepare_threads()
             view = self._view()
-            alone = view is None or watched()  # hooks on all modules may look for the model's own
-            with _frozen(self._model) if alone else view.lent() as model:  # type: ignore[union-attr]
-                yield model
+            if view is None or watched():  # hooks on all modules may look for the model's own
+                with _frozen(self._model) as model:
+                    yield model
+            else:
+                with view.lent() as model, standing(modules_of(self._model), view.modules):
+                    yield model
 
     def _view(self) -> _View | None:
         view = _views.get(self._model)
@@ -74,11 +77,9 @@ class _State(NamedTuple):
 
     def is_of(self, module: nn.Module) -> bool:
         """Whether the module holds the same now."""
-        attributes = dict(vars(module))
-        attributes.pop("training", None)
         return (
             type(module) is self.kind
-            and attributes == self.attributes
+            and (vars(module) == self.attributes or {**vars(module), "training": None} == {**self.attributes, "training": None})
             and module._parameters == self.parameters
             and module._buffers == self.buffers
             and module._modules == self.modules
@@ -90,6 +91,7 @@ class _View:
         self._copies: dict[int, nn.Module] = {}
         self._weights: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}  # the model's and ours
         self._model = self._copied(model)
+        self.modules = modules_of(self._model)
         self._then = [_state(module) for module in modules_of(model)]
         self._lent = 0  # times at once: a caller's function may explain another text meanwhile
 
@@ -144,7 +146,7 @@ class _View:
 def _state(module: nn.Module) -> _State:
     return _State(
         type(module),
-        {name: value for name, value in vars(module).items() if name != "training"},
+        dict(vars(module)),
         dict(module._parameters),
         dict(module._buffers),
         dict(module._modules),

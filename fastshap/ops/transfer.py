@@ -20,7 +20,7 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
 def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Tensors of one dtype on the CPU: from a GPU in a single copy, which alone is waited for."""
     if not tensors or not tensors[0].is_cuda:
-        return [tensor.cpu() for tensor in tensors]
+        return [tensor if tensor.is_cpu else tensor.cpu() for tensor in tensors]
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     host = torch.empty(flat.shape, dtype=flat.dtype, device="cpu", pin_memory=True)
     host.copy_(flat, non_blocking=True)

@@ -30,20 +30,26 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor
         counter: four int64 tensors in [0, 2^32), shapes that broadcast together.
         key: two int64 tensors in [0, 2^32), likewise.
     """
-    k0, k1 = key
+    keys = [_keys(word, weyl) for word, weyl in zip(key, _WEYL, strict=True)]
     shape = torch.broadcast_shapes(*(part.shape for part in (*counter, *key)))
     # In place, so that all stays in the cache.
     c0, c1, c2, c3 = (part.expand(shape).clone() for part in counter)
     p0, p1 = torch.empty_like(c0), torch.empty_like(c0)
-    for i in range(10):
+    for k0, k1 in zip(*keys, strict=True):
         # A product of two 32-bit numbers wraps in int64, but its 64 bits are right.
         torch.mul(c0, _MULTIPLIERS[0], out=p0)
         torch.mul(c2, _MULTIPLIERS[1], out=p1)
-        _mix(p1, c1, (k0 + i * _WEYL[0]) & _MASK, c0)
-        _mix(p0, c3, (k1 + i * _WEYL[1]) & _MASK, c2)
+        _mix(p1, c1, k0, c0)
+        _mix(p0, c3, k1, c2)
         torch.bitwise_and(p1, _MASK, out=c1)
         torch.bitwise_and(p0, _MASK, out=c3)
     return c0, c1, c2, c3
+
+
+def _keys(word: Tensor, weyl: int) -> tuple[Tensor, ...]:
+    """A key's word in each of the ten rounds."""
+    rounds = torch.arange(10, device=word.device).view(10, *[1] * word.ndim)
+    return word.add(rounds, alpha=weyl).bitwise_and_(_MASK).unbind(0)
 
 
 def _mix(product: Tensor, word: Tensor, key: Tensor, out: Tensor) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from fastshap.errors import (
     InvalidTypeError,
     UnsupportedModelError,
 )
-from fastshap.tasks.base import Predict, Prediction, Prepared, Task
+from fastshap.tasks.base import NO_PREDICTION, Predict, Prediction, Prepared, Task
 from fastshap.tasks.embeddings import reading_padding
 from fastshap.tasks.first_token import Cut, cuts, first_token_alone
 from fastshap.tasks.layout import masked
@@ -40,7 +39,7 @@ class _Seen(NamedTuple):
     best: int  # the class of the largest logit
     tells: bool  # whether that is a prediction
     probability: float  # of that class
-    probabilities: Tensor  # (classes,) float32
+    probabilities: np.ndarray  # (classes,) float32
 
 
 class ClassificationTask(Task):
@@ -157,7 +156,7 @@ class ClassificationTask(Task):
         best, probabilities = together.argmax(1), self.probabilities(together)
         finite = together.isfinite().all(1).tolist() if self._predicts() else [False] * len(rows)
         of_best = probabilities.gather(1, best[:, None]).squeeze(1).tolist()
-        told = zip(best.tolist(), finite, of_best, probabilities, strict=True)
+        told = zip(best.tolist(), finite, of_best, probabilities.numpy(), strict=True)
         return [one if isinstance(one, FastshapError) else _Seen(*next(told)) for one in logits]
 
     def _with_classes(
@@ -211,16 +210,16 @@ class ClassificationTask(Task):
         """``seen``: None where neither a target nor a prediction hangs on the text's own logits."""
         if isinstance(seen, FastshapError):
             return seen
+        labels = self.labels
         chosen = [(-1 if seen is None else seen.best) if index is None else index for index in classes]
         try:
-            names = [self.labels[self._class(index)] for index in chosen]
+            names = [labels[i] if 0 <= i < len(labels) else labels[self._class(i)] for i in chosen]
         except FastshapError as error:
             return error
-        prepared = Prepared(encoded, torch.tensor(chosen, device="cpu"), names)
-        if seen is None or not seen.tells or seen.best >= len(self.labels):
-            return prepared
-        prediction = Prediction(self.labels[seen.best], seen.probability, seen.probabilities[chosen])
-        return dataclasses.replace(prepared, prediction=prediction)
+        prediction = NO_PREDICTION
+        if seen is not None and seen.tells and seen.best < len(labels):
+            prediction = Prediction(labels[seen.best], seen.probability, torch.from_numpy(seen.probabilities[chosen]))
+        return Prepared(encoded, torch.from_numpy(np.array(chosen, np.int64)), names, prediction)
 
     def entries(self, targets: Any) -> Iterator[Any]:
         if isinstance(targets, bytes | Mapping):

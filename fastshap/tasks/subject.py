@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import inspect
 import itertools
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -148,8 +149,24 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def takes(model: nn.Module, name: str) -> bool:
     """Whether the model's forward has an argument of this name, or passes on what it does not name."""
-    parameters = inspect.signature(unwrapped(model).forward).parameters
-    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    names, others = _arguments(unwrapped(model).forward)
+    return others or name in names
+
+
+def _arguments(function: Any) -> tuple[frozenset[str], bool]:
+    """The names of a function's arguments, and whether it takes others too."""
+    function = getattr(function, "__func__", function)
+    try:
+        return _arguments_of[function]
+    except (KeyError, TypeError):
+        parameters = inspect.signature(function).parameters
+    found = frozenset(parameters), any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    with contextlib.suppress(TypeError):  # no weak reference to it can be made
+        _arguments_of[function] = found
+    return found
+
+
+_arguments_of: weakref.WeakKeyDictionary[Any, tuple[frozenset[str], bool]] = weakref.WeakKeyDictionary()
 
 
 def own_embeddings(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,7 +175,8 @@ def own_embeddings(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _positions(model: nn.Module) -> int | None:
-    for name, module in itertools.chain.from_iterable(one._modules.items() for one in modules_of(model)):
+    named = (one._modules.items() for one in modules_of(model) if one._modules)
+    for name, module in itertools.chain.from_iterable(named):
         # RoBERTa and its kin count positions from padding_idx + 1.
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
             return module.num_embeddings - module.padding_idx - 1

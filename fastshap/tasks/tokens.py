@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from fastshap.errors import FastshapError, InvalidArgumentError
 from fastshap.tasks.subject import Subject, takes, unwrapped
-from fastshap.text.encode import Encoded, encode
+from fastshap.text.encode import EXTRA, Encoded, encode
 from fastshap.text.inputs import Tokens
 
 
@@ -20,16 +21,25 @@ def encode_for(subject: Subject, sources: Sequence[Any], **options: Any) -> list
         options: those of :func:`fastshap.text.encode.encode`.
     """
     checked = [_fit(subject, source) if isinstance(source, Tokens) else source for source in sources]
+    known, foreign = _known(subject), {name for name in EXTRA if not takes(subject.model, name)}
     return [
-        unknown(subject, one.input_ids) or _without_foreign(subject, one) if isinstance(one, Encoded) else one
+        _unknown(known, one.input_ids) or _without(foreign, one) if isinstance(one, Encoded) else one
         for one in encode(subject.tokenizer, checked, **options)
     ]
 
 
 def unknown(subject: Subject, ids: Sequence[int]) -> FastshapError | None:
     """What is wrong with token ids that the model's embeddings do not reach."""
-    known = getattr(subject.model.get_input_embeddings(), "num_embeddings", None)
-    if known is None or max(ids, default=0) < known:
+    return _unknown(_known(subject), ids)
+
+
+def _known(subject: Subject) -> float:
+    """How many token ids the model's embeddings reach."""
+    return getattr(subject.model.get_input_embeddings(), "num_embeddings", math.inf)
+
+
+def _unknown(known: float, ids: Sequence[int]) -> FastshapError | None:
+    if max(ids, default=0) < known:
         return None
     return InvalidArgumentError(
         f"Token id {max(ids)} lies outside the model's embedding table of {known} rows. Either the "
@@ -63,7 +73,9 @@ def _fit(subject: Subject, source: Tokens) -> Tokens | FastshapError:
     return unknown(subject, source.ids) or source
 
 
-def _without_foreign(subject: Subject, encoded: Encoded) -> Encoded:
+def _without(foreign: set[str], encoded: Encoded) -> Encoded:
     """Leaves out what the tokenizer gives and the model does not take."""
-    extra = {name: values for name, values in encoded.extra.items() if takes(subject.model, name)}
-    return encoded if extra.keys() == encoded.extra.keys() else dataclasses.replace(encoded, extra=extra)
+    if foreign.isdisjoint(encoded.extra):
+        return encoded
+    extra = {name: values for name, values in encoded.extra.items() if name not in foreign}
+    return dataclasses.replace(encoded, extra=extra)

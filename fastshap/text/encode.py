@@ -109,11 +109,11 @@ def _encode_fast(tokenizer: PreTrainedTokenizerBase, texts: list[str], options: 
     return [
         Encoded(
             text=text,
-            input_ids=list(encoding.ids),
-            special=[bool(flag) for flag in encoding.special_tokens_mask],
-            offsets=list(encoding.offsets),
-            tokens=list(encoding.tokens),
-            words=_numbered(encoding.word_ids, encoding.special_tokens_mask),
+            input_ids=encoding.ids,
+            special=(special := [*map(bool, encoding.special_tokens_mask)]),
+            offsets=encoding.offsets,
+            tokens=encoding.tokens,
+            words=_numbered(encoding.word_ids, special),
             truncated=bool(encoding.overflowing),
             extra=_extra(rows, i),
         )
@@ -214,6 +214,8 @@ def first_visible(text: str, span: tuple[int, int]) -> int:
 
 def _numbered(word_ids: Sequence[int | None], special: Sequence[int]) -> list[int | None]:
     """A word for every token of the text; one that the tokenizer counts to no word belongs to the one before."""
+    if [word is None for word in word_ids] == special:  # most often
+        return list(word_ids)
     numbers: list[int | None] = []
     last = 0
     for word, flag in zip(word_ids, special, strict=True):

@@ -178,10 +178,10 @@ class Grouping:
 
     def unassigned(self, tokens: Tensor) -> Tensor:
         """(t,): the total of what no visible element shows."""
-        shown = {i for member in self.members for i in member}
-        others = [i for i in range(len(self.encoded)) if i not in shown]
+        others = sorted({*range(len(self.encoded))}.difference(*self.members))
         if len(others) == 2:  # most often, and the same sum
-            total = tokens[:, others[0]] + tokens[:, others[1]]  # (T,)
+            scores = tokens.numpy()
+            total = torch.from_numpy(scores[:, others[0]] + scores[:, others[1]])  # (T,)
         else:
             total = tokens[:, others].sum(1)
         if self._hidden is not None:
@@ -219,11 +219,10 @@ def reduce_samples(groupings: Sequence[Grouping], samples: Tensor) -> Tensor:
 
 def _side_by_side(groupings: Sequence[Grouping]) -> tuple[np.ndarray, np.ndarray]:
     """The members of all groups of texts whose tokens stand side by side, and where each group's begin and end."""
-    starts = np.cumsum([0, *(len(grouping.encoded) for grouping in groupings)])
-    each = [_flat_on_host(grouping.members) for grouping in groupings]
-    flat = np.concatenate([own + start for (own, _), start in zip(each, starts, strict=False)])
-    sizes = np.concatenate([np.diff(offsets) for _, offsets in each])
-    return flat, np.concatenate([[0], np.cumsum(sizes)])
+    flat, offsets = _flat_on_host([member for grouping in groupings for member in grouping.members])
+    starts = itertools.accumulate((len(grouping.encoded) for grouping in groupings), initial=0)
+    sizes = [sum(map(len, grouping.members)) for grouping in groupings]
+    return flat + np.repeat([*starts][:-1], sizes), offsets
 
 
 def _places(members: list[list[int]], length: int) -> Tensor:
@@ -241,8 +240,8 @@ def _flat(members: list[list[int]], device: torch.device) -> tuple[Tensor, Tenso
 
 def _flat_on_host(members: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     """All indices one after the other, and where each member's begin and end."""
-    flat = np.fromiter(itertools.chain.from_iterable(members), np.int64)
-    return flat, np.cumsum([0, *map(len, members)], dtype=np.int64)
+    flat = np.array([*itertools.chain.from_iterable(members)], np.int64)
+    return flat, np.array([0, *itertools.accumulate(map(len, members))], np.int64)
 
 
 def groups(encoded: Encoded, granularity: Granularity) -> tuple[list[list[int]], list[str]]:
@@ -257,10 +256,15 @@ def members_of(encoded: Encoded, granularity: Granularity) -> list[list[int]]:
         return [[i] for i in range(len(encoded))]
     if granularity is Granularity.TOKEN:
         return [[i] for i in range(len(encoded)) if not encoded.special[i]]
+    keys = _keys(encoded, granularity)
+    if encoded.parts:
+        keys = [None if key is None else (bisect.bisect_right(encoded.parts, i), key) for i, key in enumerate(keys)]
     gathered: dict[Any, list[int]] = {}
-    for i, key in enumerate(_keys(encoded, granularity)):
-        if key is not None:
-            gathered.setdefault((bisect.bisect_right(encoded.parts, i), key), []).append(i)
+    for i, key in enumerate(keys):
+        if key in gathered:
+            gathered[key].append(i)
+        elif key is not None:
+            gathered[key] = [i]
     return [gathered[key] for key in sorted(gathered)]
 
 
@@ -287,37 +291,35 @@ def _keys(encoded: Encoded, granularity: Granularity) -> Sequence[Any]:
     )
 
 
-def _word_keys(encoded: Encoded) -> list[tuple[int, int] | None]:
+def _word_keys(encoded: Encoded) -> Sequence[Any]:
     """The word that a token begins in; without spaces between words, the tokenizer's word within it too."""
     text, starts = encoded.text, word_starts(encoded.text)
+    if text.isascii():
+        each = zip(encoded.words, encoded.offsets, strict=True)
+        return [None if word is None else _run(text, starts, first_visible(text, span)) for word, span in each]
     keys: list[tuple[int, int] | None] = []
-    piece, before, spaced = 0, None, encoded.text.isascii()
+    piece, before = 0, None
     for word, span in zip(encoded.words, encoded.offsets, strict=True):
         first = first_visible(text, span)
-        if (
-            not spaced
-            and word != before
-            and first > 0
-            and (unspaced(text[first - 1]) or unspaced(text[first : first + 1]))
-        ):
+        if word != before and first > 0 and (unspaced(text[first - 1]) or unspaced(text[first : first + 1])):
             piece += 1
         before = word
-        # A token of white space alone belongs to what follows.
-        run = bisect.bisect_right(starts, first) + text[first : first + 1].isspace()
-        keys.append(None if word is None else (run, piece))
+        keys.append(None if word is None else (_run(text, starts, first), piece))
     return keys
+
+
+def _run(text: str, starts: list[int], first: int) -> int:
+    """How many words have begun where a token does; one of white space alone belongs to what follows."""
+    return bisect.bisect_right(starts, first) + text[first : first + 1].isspace()
 
 
 def _tokenizer_word_keys(encoded: Encoded) -> list[tuple[int, int] | None]:
     """The tokenizer's word and the run of text between white space: some tokenizers take a whole text for one word."""
     starts = [match.start() for match in re.finditer(r"\S+", encoded.text)]
-    keys: list[tuple[int, int] | None] = []
-    for word, span in zip(encoded.words, encoded.offsets, strict=True):
-        first = first_visible(encoded.text, span)
-        # A token of white space alone belongs to what follows.
-        run = bisect.bisect_right(starts, first) + encoded.text[first : first + 1].isspace()
-        keys.append(None if word is None else (word, run))
-    return keys
+    return [
+        None if word is None else (word, _run(encoded.text, starts, first_visible(encoded.text, span)))
+        for word, span in zip(encoded.words, encoded.offsets, strict=True)
+    ]
 
 
 def _sentence_keys(encoded: Encoded, granularity: Granularity) -> list[int | None]:
