@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +49,17 @@ if TYPE_CHECKING:
 
 
 _GENERATING = 0.2  # the share of a text's work that is done once its target is generated
+_ELEMENTS, _SPANS = map(operator.attrgetter, ("elements", "spans"))  # of a grouping
 _FIXED = ("tokenizer", "device")  # parameters that no call can change
-_ANEW = ("_desk", "_replicas", "_budget", "_origin", "_tried", "_described", "_layout")  # what a copy makes or finds out for itself
+_ANEW = (
+    "_desk",
+    "_replicas",
+    "_budget",
+    "_origin",
+    "_tried",
+    "_described",
+    "_layout",
+)  # what a copy makes or finds out for itself
 
 
 class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
@@ -285,8 +295,11 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         keys = [one.key(group.members) for one, group in zip(prepared, groupings, strict=True)]
         found = seen.results(keys, self.task.state(), computed)
         self._describe_model()
-        each = zip(found, prepared, groupings, strict=True)
-        return [one if isinstance(one, FastshapError) else self._output(text, group, *one) for one, text, group in each]
+        each, common = zip(found, prepared, groupings, strict=True), self._common()
+        return [
+            one if isinstance(one, FastshapError) else self._output(common, text, group, *one)
+            for one, text, group in each
+        ]
 
     def _describe_model(self) -> None:
         state = self.task.state(), generation_settings(self.model)
@@ -327,13 +340,18 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         return [found[key] for key in keys]
 
     def _output(
-        self, prepared: Prepared, grouping: Grouping, running: Running, delta: Tensor | None
+        self,
+        common: Mapping[str, Any],
+        prepared: Prepared,
+        grouping: Grouping,
+        running: Running,
+        delta: Tensor | None,
     ) -> AttributionOutput:
         kept = prepared.scope.positions if self.task.keeps_positions else None
         return AttributionOutput(
             attributions=running.attributions,
-            elements=later(lambda: grouping.elements),
-            model_inputs_to_explain=later(lambda: model_inputs(prepared.encoded, kept)),
+            elements=later(_ELEMENTS, grouping),
+            model_inputs_to_explain=later(model_inputs, prepared.encoded, kept),
             targets=prepared.targets,
             classes=prepared.targets if self.task.targets_are_classes else None,
             target_names=grouping.names(prepared.target_names),
@@ -342,7 +360,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
             unassigned=grouping.unassigned(running.tokens),
             convergence_delta=None if delta is None else grouping.reduce_targets(delta).clone(),
             text=prepared.encoded.text,
-            element_spans=later(lambda: grouping.spans),
+            element_spans=later(_SPANS, grouping),
             element_tokens=grouping.members,
             predicted_label=prepared.prediction.label,
             probability=prepared.prediction.probability,
@@ -350,7 +368,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
             truncated=prepared.encoded.truncated,
             converged=None if self.settings.rtol is None else running.meets(self.settings.rtol),
             rounds=running.rounds,
-            **self._common(),
+            **common,
         )
 
     def _failed(self, error: FastshapError, text: str) -> AttributionOutput:

@@ -17,7 +17,7 @@ SAMPLINGS = ("antithetic", "iid")
 _BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Samples:
     """The n samples of one text in one round."""
 

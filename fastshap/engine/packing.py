@@ -25,9 +25,10 @@ from fastshap.text.encode import Encoded
 
 # Kernels read fastest from addresses that are multiples of 16 bytes, and are compiled once where all are.
 _ALIGNMENT = 16
+_ONE = torch.zeros(1, dtype=torch.int64, device="cpu")  # no target in particular
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """One text to explain: L tokens, T targets, t scores to differentiate. All on the CPU."""
 
@@ -44,13 +45,13 @@ class Item:
     ) -> Item:
         """A tokenised text; without ``targets`` one for each of the rows that are asked for."""
         if targets is None:
-            targets = torch.zeros(1 if positions is None else len(positions), dtype=torch.int64, device="cpu")
+            targets = _ONE if positions is None else torch.zeros(len(positions), dtype=torch.int64, device="cpu")
         return cls(encoded.input_ids, targets, encoded.special, encoded.extra, joined, positions)
 
     @property
     def n_scores(self) -> int:
         """t."""
-        return len(self.targets if self.joined is None else self.joined)
+        return self.targets.numel() if self.joined is None else len(self.joined)
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Execution:
     budget: Budget
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Piece:
     """The samples ``lo:hi`` of one item."""
 
@@ -243,53 +244,59 @@ def _lay_out(
     drawn = [(samples[piece.item], slice(piece.lo, piece.hi)) for piece in pieces]
     lengths = [len(text.input_ids) for text in texts]
     counts = [piece.hi - piece.lo for piece in pieces]
-    rows, length, targets = sum(counts), max(lengths), max(len(text.targets) for text in texts)
-    mask = np.zeros((rows, length), np.int64)
-    extra = {name: np.zeros_like(mask) for text in texts for name in text.extra}
-    # A text of fewer targets asks for its last token's again, and its scores leave that out.
-    placed = texts[0].positions is not None
-    wanted, at = np.zeros((rows, targets), np.int64), np.zeros((rows, targets) if placed else 0, np.int64)
-    joins = any(text.joined is not None for text in texts)
-    joined = np.zeros((rows, texts[0].n_scores, targets) if joins else 0, np.float32)
-    row = 0
-    for text, count in zip(texts, counts, strict=True):
-        here, there = slice(row, row + count), columns(len(text.input_ids), length, layout.padding_side)
-        own = len(text.targets)
-        mask[here, there] = 1
-        for name, values in extra.items():
-            if name in text.extra:
-                values[here, there] = text.extra[name]
-        wanted[here, :own] = text.targets.numpy()
-        if text.positions is not None:
-            at[here] = there.start - length + text.positions.numpy()[np.minimum(np.arange(targets), own - 1)]
-        if joins:
-            joined[here, :, :own] = np.eye(own, dtype=np.float32) if text.joined is None else text.joined.numpy()
-        row += count
+    rows, length, side = sum(counts), max(lengths), layout.padding_side
+    own = [text.targets.numel() for text in texts]
     arrays = {
-        "input_ids": np.fromiter(itertools.chain.from_iterable(text.input_ids for text in texts), np.int64),
-        "token_offsets": np.cumsum([0, *lengths], dtype=np.int64),
-        "row_offsets": np.cumsum([0, *counts], dtype=np.int64),
+        "input_ids": np.array([*itertools.chain.from_iterable(text.input_ids for text in texts)], np.int64),
+        "token_offsets": _offsets(lengths),
+        "row_offsets": _offsets(counts),
         "alphas": np.concatenate([sample.alphas[part] for sample, part in drawn]),
         "streams": np.array([sample.stream for sample, _ in drawn], np.int64),
         "draws": np.concatenate([sample.draws[part] for sample, part in drawn]),
         "signs": np.concatenate([sample.signs[part] for sample, part in drawn]),
-        "targets": wanted,
+        "targets": _table([text.targets.numpy() for text in texts], max(own)).repeat(counts, 0),
     }
-    if placed:
-        arrays |= {"row": np.arange(rows)[:, None], "at": at}
-    arrays |= {f"input {name}": values for name, values in extra.items()}
+    kept = 0
+    if texts[0].positions is not None:
+        # A text of fewer targets asks for its last token's again, and its scores leave that out.
+        last = np.minimum(np.arange(max(own)), np.array(own)[:, None] - 1)
+        places = [text.positions.numpy()[some] for text, some in zip(texts, last, strict=True)]  # type: ignore[union-attr]
+        at = np.stack(places) - (np.array(lengths)[:, None] if side == "left" else length)
+        arrays |= {"row": np.arange(rows)[:, None], "at": at.repeat(counts, 0)}
+        kept = int(-at.min(initial=0))
+    for name in {name: None for text in texts for name in text.extra}:
+        values = [text.extra.get(name) or [0] * size for text, size in zip(texts, lengths, strict=True)]
+        arrays[f"input {name}"] = _table(values, length, side).repeat(counts, 0)
     if not layout.maskless or min(lengths) < length:
+        mask = _table([[1] * size for size in lengths], length, side).repeat(counts, 0)
         arrays["input attention_mask"] = mask
-        if layout.padding_side == "left":
+        if side == "left":
             arrays["input position_ids"] = (mask.cumsum(1) - 1).clip(0)
-    if joins:
-        arrays["joined"] = joined
+    if any(text.joined is not None for text in texts):
+        joined = np.zeros((len(texts), texts[0].n_scores, max(own)), np.float32)
+        for room, text, count in zip(joined, texts, own, strict=True):
+            room[:, :count] = np.eye(count, dtype=np.float32) if text.joined is None else text.joined.numpy()
+        arrays["joined"] = joined.repeat(counts, 0)
     if not execution.settings.perturb_special_tokens:
-        arrays["held"] = np.fromiter(itertools.chain.from_iterable(text.special for text in texts), np.bool_)
+        arrays["held"] = np.array([*itertools.chain.from_iterable(text.special for text in texts)], np.bool_)
     weights = np.concatenate([sample.weights[part] for sample, part in drawn])
     if (weights != 1).any():
         arrays["weights"] = weights
-    return length, int(-at.min(initial=0)) if placed else 0, {name: cargo.add(array) for name, array in arrays.items()}
+    return length, kept, {name: cargo.add(array) for name, array in arrays.items()}
+
+
+def _offsets(sizes: Sequence[int]) -> np.ndarray:
+    return np.array([*itertools.accumulate(sizes, initial=0)], np.int64)
+
+
+def _table(rows: Sequence[Sequence[int] | np.ndarray], width: int, padding_side: str = "right") -> np.ndarray:
+    """Rows of numbers, filled up with zeros: (rows, width) int64."""
+    if all(len(row) == width for row in rows):
+        return np.array(rows, np.int64)
+    table = np.zeros((len(rows), width), np.int64)
+    for room, row in zip(table, rows, strict=True):
+        room[columns(len(row), width, padding_side)] = row
+    return table
 
 
 def _batch(

@@ -70,13 +70,13 @@ def token_scores(
     ):
         complete = []
         for pieces, scores in done:
-            row = 0
-            scores = scores.to(device)
-            for piece in pieces:
-                count = piece.hi - piece.lo
-                there = columns(len(items[piece.item].input_ids), scores.shape[-1], execution.layout.padding_side)
-                parts.setdefault(piece.item, []).append(scores[:, row : row + count, there])
-                row += count
+            length = scores.shape[-1]
+            of_each = scores.to(device).split([piece.hi - piece.lo for piece in pieces], 1)
+            for piece, part in zip(pieces, of_each, strict=True):
+                tokens = len(items[piece.item].input_ids)
+                if tokens < length:
+                    part = part[..., columns(tokens, length, execution.layout.padding_side)]
+                parts.setdefault(piece.item, []).append(part)
                 if piece.hi == len(samples[piece.item].alphas):
                     complete.append(piece.item)
         # A text's samples are put together before anything is summed, so that the order never depends on the batches.

@@ -79,7 +79,10 @@ class _State(NamedTuple):
         """Whether the module holds the same now."""
         return (
             type(module) is self.kind
-            and (vars(module) == self.attributes or {**vars(module), "training": None} == {**self.attributes, "training": None})
+            and (
+                vars(module) == self.attributes
+                or {**vars(module), "training": None} == {**self.attributes, "training": None}
+            )
             and module._parameters == self.parameters
             and module._buffers == self.buffers
             and module._modules == self.modules

@@ -26,18 +26,18 @@ TARGET_POSITIONS = "target_positions"
 class Later:
     """A field's value that is made when somebody looks at it. See :func:`later`."""
 
-    __slots__ = ("make",)
+    __slots__ = ("make", "of")
 
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self.make = make
+    def __init__(self, make: Callable[..., Any], of: tuple[Any, ...]) -> None:
+        self.make, self.of = make, of
 
 
-def later(make: Callable[[], Any]) -> Any:
-    """What to give a record for a field in place of ``make()``: it is called when somebody looks at the field first.
+def later(make: Callable[..., Any], *of: Any) -> Any:
+    """What to give a record for a field in place of ``make(*of)``: it is called when somebody looks at the field first.
 
     Outputs by the thousand are mostly asked for their scores alone.
     """
-    return Later(make)
+    return Later(make, of)
 
 
 @dataclass(slots=True, eq=False)
@@ -138,7 +138,7 @@ def _made_when_asked_for(name: str) -> None:
     def get(record: Record) -> Any:
         value = slot.__get__(record)
         if type(value) is Later:
-            value = value.make()
+            value = value.make(*value.of)
             slot.__set__(record, value)
         return value
 

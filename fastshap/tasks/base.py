@@ -39,7 +39,7 @@ class Prediction(NamedTuple):
 NO_PREDICTION = Prediction(None, None, None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """One text ready to be explained."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ EXTRA = ("token_type_ids",)
 _APART = re.compile(r"(?<=\w) (['’]) (?=(?:t|s|m|d|re|ve|ll)\b)", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Encoded:
     """One tokenised text, unpadded; the lists have one entry a token."""
 
@@ -229,7 +230,7 @@ def _extra(rows: BatchEncoding, i: int) -> dict[str, list[int]]:
 
 
 def _replaced(encoded: Encoded, **changes: Any) -> Encoded:
-    return Encoded(**{**vars(encoded), **changes})
+    return dataclasses.replace(encoded, **changes)
 
 
 def without_ending(encoded: Encoded) -> Encoded:

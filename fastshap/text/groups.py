@@ -295,8 +295,14 @@ def _word_keys(encoded: Encoded) -> Sequence[Any]:
     """The word that a token begins in; without spaces between words, the tokenizer's word within it too."""
     text, starts = encoded.text, word_starts(encoded.text)
     if text.isascii():
-        each = zip(encoded.words, encoded.offsets, strict=True)
-        return [None if word is None else _run(text, starts, first_visible(text, span)) for word, span in each]
+        return [
+            None
+            if word is None
+            else _run(text, starts, first_visible(text, span))
+            if text[span[0] : span[0] + 1].isspace()
+            else bisect.bisect_right(starts, span[0])
+            for word, span in zip(encoded.words, encoded.offsets, strict=True)
+        ]
     keys: list[tuple[int, int] | None] = []
     piece, before = 0, None
     for word, span in zip(encoded.words, encoded.offsets, strict=True):
