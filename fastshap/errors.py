@@ -95,6 +95,10 @@ class SharedModelWarning(UserWarning):
     """Another thread changed the model while it was explained. Noticed only if it has hooks, compiled or quantised parts."""
 
 
+class SlowBackendWarning(UserWarning):
+    """The kernels cannot run on this GPU's machine, so that PyTorch's operators compute the same numbers more slowly."""
+
+
 class UntrainedHeadWarning(UserWarning):
     """The model's checkpoint lacks weights that the task needs, so they are random. The scores explain nothing it learned."""
 

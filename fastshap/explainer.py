@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,6 @@ from fastshap import checks, ops
 from fastshap.base import AttributionExplainer, MultitaskExplainerMixin
 from fastshap.engine import run as engine
 from fastshap.engine.budget import Budget
-from fastshap.engine.estimate import Running
 from fastshap.engine.packing import Execution, Item, Layout
 from fastshap.engine.seen import Seen
 from fastshap.engine.work import Work, tokens_of_some_seconds
@@ -30,10 +28,11 @@ from fastshap.models.copies import Copied, check_picklable
 from fastshap.models.provenance import Provenance, generation_settings, provenance_of
 from fastshap.models.replicas import Replicas
 from fastshap.models.view import Desk
-from fastshap.output.inputs import encoded_of, model_inputs
+from fastshap.output.inputs import encoded_of
+from fastshap.output.made import Maker
 from fastshap.output.output import AttributionOutput
 from fastshap.output.progress import Progress
-from fastshap.output.record import Record, later
+from fastshap.output.record import Record
 from fastshap.settings import DEFAULTS, Settings, documented
 from fastshap.tasks import Prediction, Prepared
 from fastshap.tasks.subject import table_shape
@@ -49,7 +48,6 @@ if TYPE_CHECKING:
 
 
 _GENERATING = 0.2  # the share of a text's work that is done once its target is generated
-_ELEMENTS, _SPANS = map(operator.attrgetter, ("elements", "spans"))  # of a grouping
 _FIXED = ("tokenizer", "device")  # parameters that no call can change
 _ANEW = (
     "_desk",
@@ -241,6 +239,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         progress: Progress,
     ) -> list[AttributionOutput]:
         with self._desk.at_work() as model, self.task.running_on(model):
+            if first == 0:
+                self._replicas.begin()
             self._try_model(self.task.readable(tokenised))
             prepared = self.task.prepare(tokenised, targets, self._predict, options, lambda: progress.add(_GENERATING))
             prepared = [self._checked(one) for one in prepared]
@@ -254,10 +254,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
                 self._origin._truncation_warned |= self._truncation_warned
                 if self._origin.settings.inference_mode is self.settings.inference_mode:
                     self._origin._learn(self)
-            return [
-                self._failed(one, text if isinstance(text, str) else "") if isinstance(one, FastshapError) else one
-                for one, text in zip(results, texts, strict=True)
-            ]
+            failed, each = self._maker().failed, zip(results, texts, strict=True)
+            return [failed(one, text) if isinstance(one, FastshapError) else one for one, text in each]
 
     def _repeat(self, record: Record) -> AttributionOutput:
         """Computes an output again: the same tokens, elements, targets and number of rounds, by this explainer's settings."""
@@ -266,6 +264,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         prepared = self.task.again(encoded, record.targets, record.target_names, prediction, positions)
         grouping = self._grouping(prepared, (record.element_tokens, record.elements))
         with self._desk.at_work() as model, self.task.running_on(model):
+            self._replicas.begin()
             self._raise_error([unknown(self.task, encoded.input_ids)], 0)
             self._try_model(iter([prepared.encoded]))
             (output,) = self._score([prepared], [grouping], Seen(), Progress(), record.rounds)
@@ -295,11 +294,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         keys = [one.key(group.members) for one, group in zip(prepared, groupings, strict=True)]
         found = seen.results(keys, self.task.state(), computed)
         self._describe_model()
-        each, common = zip(found, prepared, groupings, strict=True), self._common()
-        return [
-            one if isinstance(one, FastshapError) else self._output(common, text, group, *one)
-            for one, text, group in each
-        ]
+        output, each = self._maker().output, zip(found, prepared, groupings, strict=True)
+        return [one if isinstance(one, FastshapError) else output(text, group, *one) for one, text, group in each]
 
     def _describe_model(self) -> None:
         state = self.task.state(), generation_settings(self.model)
@@ -339,43 +335,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         found = dict(zip(different, self._work().at_texts(items, forward), strict=True))
         return [found[key] for key in keys]
 
-    def _output(
-        self,
-        common: Mapping[str, Any],
-        prepared: Prepared,
-        grouping: Grouping,
-        running: Running,
-        delta: Tensor | None,
-    ) -> AttributionOutput:
-        kept = prepared.scope.positions if self.task.keeps_positions else None
-        return AttributionOutput(
-            attributions=running.attributions,
-            elements=later(_ELEMENTS, grouping),
-            model_inputs_to_explain=later(model_inputs, prepared.encoded, kept),
-            targets=prepared.targets,
-            classes=prepared.targets if self.task.targets_are_classes else None,
-            target_names=grouping.names(prepared.target_names),
-            standard_error=running.standard_error(),
-            degrees_of_freedom=running.freedom,
-            unassigned=grouping.unassigned(running.tokens),
-            convergence_delta=None if delta is None else grouping.reduce_targets(delta).clone(),
-            text=prepared.encoded.text,
-            element_spans=later(_SPANS, grouping),
-            element_tokens=grouping.members,
-            predicted_label=prepared.prediction.label,
-            probability=prepared.prediction.probability,
-            target_probabilities=prepared.prediction.of_targets,
-            truncated=prepared.encoded.truncated,
-            converged=None if self.settings.rtol is None else running.meets(self.settings.rtol),
-            rounds=running.rounds,
-            **common,
-        )
-
-    def _failed(self, error: FastshapError, text: str) -> AttributionOutput:
-        return AttributionOutput.failed(error, text, **self._common())
-
-    def _common(self) -> dict[str, Any]:
-        return {"model_task": self.task.model_task, "settings": self.settings, "provenance": self._provenance}
+    def _maker(self) -> Maker:
+        return Maker(self.task, self.settings, self._provenance)
 
     def _checked(self, one: Prepared | FastshapError) -> Prepared | FastshapError:
         if isinstance(one, FastshapError):

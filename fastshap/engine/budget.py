@@ -81,14 +81,16 @@ class Budget:
         if free is None:
             yield
             return
-        weights = {
-            tensor.untyped_storage().data_ptr() for tensor in itertools.chain(model.parameters(), model.buffers())
-        }
+        held = [*itertools.chain(model.parameters(), model.buffers())]
+        weights = {tensor.untyped_storage().data_ptr() for tensor in held}
+        shapes = {shape for tensor in held for shape in (tuple(tensor.shape), tuple(tensor.shape)[::-1])}
         kept: dict[int, int] = {}
 
         def pack(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
-            if tensor.device.type == self._device.type and storage.data_ptr() not in weights:
+            # Autocast keeps copies of weights; they do not grow with the rows.
+            copied = not tensor.requires_grad and tuple(tensor.shape) in shapes
+            if tensor.device.type == self._device.type and storage.data_ptr() not in weights and not copied:
                 kept[storage.data_ptr()] = storage.nbytes()
             return tensor
 

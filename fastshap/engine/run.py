@@ -139,15 +139,20 @@ def _shared_out(
     free: queue.SimpleQueue[nn.Module] = queue.SimpleQueue()
     for model in models:
         free.put(model)
-    modes = {device_of(model).type for model in models}
+    devices = [device_of(model) for model in models]
+    modes = {device.type for device in devices}
+    # What threads do not inherit: the caller's autocast, and the streams that the caller's other work is on.
     autocast = [(kind, torch.get_autocast_dtype(kind)) for kind in modes if torch.is_autocast_enabled(kind)]
+    streams = {device: torch.cuda.current_stream(device) for device in devices if device.type == "cuda"}
 
     def work(group: list[list[Piece]]) -> _Done[_Result]:
         model = free.get()
         try:
             with contextlib.ExitStack() as stack:
-                for kind, dtype in autocast:  # the caller's, which threads do not inherit
+                for kind, dtype in autocast:
                     stack.enter_context(torch.autocast(kind, dtype))
+                if streams:
+                    stack.enter_context(torch.cuda.stream(streams[device_of(model)]))
                 return group_done(model, group)
         finally:
             free.put(model)
@@ -210,8 +215,9 @@ def _group_done(
     """The results of some calls. One that does not fit into the device's memory is run as two of half the rows."""
     device, budget = device_of(model), execution.budget
     done: _Done[_Result] = []
+    here = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     # What is sent may be needed for a backward pass.
-    with torch.inference_mode(False):
+    with here, torch.inference_mode(False):
         waiting = sent(group, items, samples, execution, device)[::-1]
         while waiting:
             batch = waiting.pop()

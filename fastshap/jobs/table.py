@@ -176,7 +176,7 @@ class BatchExplainer:
 
     def failed_output(self, error: FastshapError, text: str = "") -> AttributionOutput:
         """The output of a row that was not explained."""
-        output = self.explainer._failed(error, text)
+        output = self.explainer._maker().failed(error, text)
         output.provenance = self.provenance
         return output
 

@@ -14,6 +14,8 @@ from fastshap.errors import UnsupportedModelError
 from fastshap.models.provenance import checksum, version_of
 from fastshap.models.tree import modules_of, tensors_of
 
+_PLAIN = (Tensor, nn.Parameter)
+
 
 class Replicas:
     """Copies are made when they are first needed, and made again where the model was changed."""
@@ -22,26 +24,30 @@ class Replicas:
         self._model = model
         self.further = further
         self._copies: list[nn.Module] = []
-        self._copied: Any = None
+        self._copied: tuple[Any, Any] | None = None
+        self._looked = False  # at the values, since the call began
+
+    def begin(self) -> None:
+        """A call begins: the values of the weights are looked at once in it."""
+        self._looked = False
 
     def models(self, running: nn.Module) -> list[nn.Module]:
         """``running`` (the model, or a view of it) and copies of it, which are in the state that the model is in now."""
         if self.further:
-            state = self._state()
-            if state != self._copied:
-                self._copies = []  # first, so that there is room for the new ones
-                self._copies = [_copied(running).to(device) for device in self.further]
-                self._copied = state
+            seen = version_of(self._model), hooks_of(self._model)
+            if self._copied is None or self._copied[0] != seen or not self._looked:
+                values = self._values()
+                if self._copied != (seen, values):
+                    self._copies = []  # first, so that there is room for the new ones
+                    self._copies = [_copied(running, device) for device in self.further]
+                    self._copied = seen, values
+                self._looked = True
         return [running, *self._copies]
 
-    def _state(self) -> Any:
-        """What tells whether the model has changed."""
-        # Changes through .data leave no trace but in the values.
-        sums = [
-            checksum(t) for t in tensors_of(self._model) if type(t) in (Tensor, nn.Parameter) and t.is_floating_point()
-        ]
-        together = torch.stack([one.to(sums[0].device) for one in sums]).tolist() if sums else []
-        return version_of(self._model), together, hooks_of(self._model)
+    def _values(self) -> Any:
+        """What tells whether weights have changed, also through .data, which leaves no other trace. It reads all of them."""
+        sums = [checksum(t) for t in tensors_of(self._model) if type(t) in _PLAIN and t.is_floating_point()]
+        return torch.stack([one.to(sums[0].device) for one in sums]).tolist() if sums else []
 
 
 def side_by_side(model: nn.Module, count: int) -> list[nn.Module]:
@@ -62,14 +68,23 @@ def side_by_side(model: nn.Module, count: int) -> list[nn.Module]:
         return [model]
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def _copied(model: nn.Module, device: torch.device) -> nn.Module:
+    """A copy on another device. Its weights go straight there, so that the model's own device needs no room for them."""
     try:
-        return copy.deepcopy(model)
+        moved = {id(tensor): _moved(tensor, device) for tensor in tensors_of(model) if type(tensor) in _PLAIN}
+        return copy.deepcopy(model, moved).to(device)
     except Exception as error:
         raise UnsupportedModelError(
             f"{type(model).__name__} cannot be copied to a second device, as something in it cannot be copied "
             f"({type(error).__name__}: {error}). Name one device."
         ) from error
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    there = tensor.detach().to(device, copy=True)
+    made = nn.Parameter(there, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else there
+    vars(made).update(vars(tensor))
+    return made
 
 
 def is_plain(module: nn.Module) -> bool:

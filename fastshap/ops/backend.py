@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.library import Library, infer_schema, register_fake
 
-from fastshap.errors import BackendUnavailableError, InvalidArgumentError
+from fastshap.errors import BackendUnavailableError, InvalidArgumentError, SlowBackendWarning, warn
 
 BACKENDS = ("auto", "triton", "torch")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -34,8 +36,8 @@ def check_backend(backend: str) -> None:
         raise _unknown(backend)
     if backend == "triton" and not _triton_runs(torch.cuda.is_available()):
         raise BackendUnavailableError(
-            "backend='triton' was asked for, but its kernels cannot run here: they need the triton package and a CUDA or ROCm "
-            "device. Use backend='auto' or 'torch', which run on CPU and GPU tensors alike."
+            "backend='triton' was asked for, but its kernels cannot run here: they need the triton package, a CUDA or ROCm "
+            "device and a C compiler. Use backend='auto' or 'torch', which run on CPU and GPU tensors alike."
         )
 
 
@@ -44,7 +46,29 @@ def _unknown(backend: str) -> InvalidArgumentError:
 
 
 def _triton_runs(on_gpu: bool) -> bool:
-    return (on_gpu or _interpreting()) and importlib.util.find_spec("triton") is not None
+    return _interpreting() or (on_gpu and _compiles())
+
+
+@functools.cache
+def _compiles() -> bool:
+    """Whether Triton can compile kernels here. It builds their launchers with a C compiler, and looks for it as we do here."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    return bool(os.environ.get("CC")) or any(map(shutil.which, ("gcc", "clang")))
+
+
+@functools.cache
+def _told_of_torch() -> bool:
+    """Says once that torch computes what Triton cannot; False."""
+    missing = (
+        "the triton package" if importlib.util.find_spec("triton") is None else "a C compiler (gcc or clang, or CC)"
+    )
+    warn(
+        f"fastshap's kernels need {missing}, which is not there. PyTorch's operators take their place: the numbers are the "
+        "same, but it is slower.",
+        SlowBackendWarning,
+    )
+    return False
 
 
 def _interpreting() -> bool:
@@ -60,7 +84,7 @@ def with_triton(backend: str, tensor: Tensor) -> bool:
         return False
     fits = tensor.dtype in _TRITON_DTYPES
     if backend == "auto":
-        return tensor.is_cuda and fits and _triton_runs(True)
+        return tensor.is_cuda and fits and (_triton_runs(True) or _told_of_torch())
     if not fits or not _triton_runs(tensor.is_cuda):
         raise BackendUnavailableError(
             f"backend='triton' was asked for, but its kernels take float32, float16 and bfloat16 on a GPU; got "

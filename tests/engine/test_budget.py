@@ -1,5 +1,7 @@
 """Rows of each call: what fits is found out once, and no number depends on it."""
 
+import copy
+
 import pytest
 import torch
 
@@ -344,3 +346,18 @@ def test_nothing_is_measured_where_a_number_was_asked_for(bert_pair, memory, siz
     tried, _ = sizes(bert_pair[0], tried_before=(bert_pair, TEXTS, 1))
     fastshap.GradientShap(*bert_pair, batch_size=6, n_perturbations=12)(TEXTS, 1)
     assert {rows for rows, _ in tried} == {6}
+
+
+def test_autocasts_copies_of_weights_are_no_activations(bert_pair, memory, monkeypatch):
+    """They are kept for the backward pass, and do not grow with the rows."""
+    model, found = copy.deepcopy(bert_pair[0]).requires_grad_(False), []
+    for rows in (2, 20):
+        memory(2**22)
+        budget = Budget("auto", CPU)
+        budget.measured = False
+        z = torch.zeros(rows, 10, model.config.hidden_size, requires_grad=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16), budget.watch(model, z):
+            model(inputs_embeds=z)
+        assert budget.measured
+        found.append(budget._tokens)
+    assert found[0] == pytest.approx(found[1], rel=0.05)

@@ -8,6 +8,7 @@ import torch
 
 import fastshap
 from fastshap.engine import run as engine
+from fastshap.models.replicas import Replicas
 from fastshap.reference import rows as reference_rows
 from helpers.checks import assert_equal
 from helpers.texts import INPUTS
@@ -197,9 +198,9 @@ def test_models_are_not_copied_anew_for_each_call(bert_pair, few_ahead, monkeypa
 
     class Copier:
         @staticmethod
-        def deepcopy(thing):
+        def deepcopy(*arguments):
             copies.append(1)
-            return copy.deepcopy(thing)
+            return copy.deepcopy(*arguments)
 
     monkeypatch.setattr("fastshap.models.replicas.copy", Copier)
     explainer = fastshap.GradientShap(*bert_pair, device=THREE, **OPTIONS)
@@ -208,6 +209,41 @@ def test_models_are_not_copied_anew_for_each_call(bert_pair, few_ahead, monkeypa
     explainer(TEXTS, 1)
     list(explainer.iter_explain(TEXTS))
     assert len(copies) == 2
+
+
+def test_a_copys_weights_go_straight_to_its_device(bert_pair, monkeypatch):
+    """None is copied where the model is, which may have no room for it; what is tied stays tied."""
+    model = copy.deepcopy(bert_pair[0])
+    model.bert.pooler.dense.bias = model.classifier.further = torch.nn.Parameter(torch.zeros(model.config.hidden_size))
+    replicas = Replicas(model, [torch.device("meta")])
+    monkeypatch.setattr(torch.nn.Parameter, "__deepcopy__", lambda *_: pytest.fail("a weight was copied in place"))
+    monkeypatch.setattr(torch.Tensor, "__deepcopy__", lambda *_: pytest.fail("a tensor was copied in place"))
+    _, there = replicas.models(model)
+    assert {tensor.device.type for tensor in (*there.parameters(), *there.buffers())} == {"meta"}
+    assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"cpu"}
+    assert there.bert.pooler.dense.bias is there.classifier.further
+    assert len([*there.parameters()]) == len([*model.parameters()])
+
+
+def test_weights_are_read_once_a_call(bert_pair, few_ahead, monkeypatch):
+    """A change through .data is noticed by the next call, any other by the next window of texts."""
+    model, tokenizer = copy.deepcopy(bert_pair[0]), bert_pair[1]
+    one, several = explainers((model, tokenizer), TWO)
+    read, values = [], Replicas._values
+    monkeypatch.setattr(Replicas, "_values", lambda self: read.append(1) or values(self))
+    monkeypatch.setattr("fastshap.base._WINDOW", 2)
+    several(TEXTS)
+    assert len(read) == 1
+    weight = model.classifier.weight
+    weight.data = 2 * weight.data
+    assert_equal(several(TEXTS, 1), one(TEXTS, 1))
+    read.clear()
+    outputs = several.iter_explain(TEXTS, 1)
+    first = next(outputs)
+    with torch.no_grad():
+        weight.mul_(3)
+    assert_equal([first, *outputs][-1:], one(TEXTS, 1)[-1:])
+    assert len(read) == 2
 
 
 # Errors

@@ -2,13 +2,15 @@
 
 import dataclasses
 import importlib
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import fastshap
 from fastshap import ops
-from fastshap.errors import BackendUnavailableError, InvalidArgumentError
+from fastshap.errors import BackendUnavailableError, InvalidArgumentError, SlowBackendWarning
+from fastshap.ops import backend
 from fastshap.reference import segment_reduce
 from helpers.operators import CASES, SHAPES, expected_points, expected_segments, make
 
@@ -385,3 +387,26 @@ def test_backends_that_cannot_run(backend, dtype, error, message, nothing_runs):
     for call in calls:
         with pytest.raises(error, match=message):
             call()
+
+
+@pytest.mark.parametrize("missing", ["compiler", "triton"])
+def test_without_a_compiler_torch_takes_over_with_one_warning(missing, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    if missing == "triton":
+        monkeypatch.setenv("CC", "/usr/bin/cc")
+        monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
+    backend._compiles.cache_clear()
+    backend._told_of_torch.cache_clear()
+    on_a_gpu = SimpleNamespace(is_cuda=True, dtype=torch.float32, device="cuda:0")
+    try:
+        what = "C compiler" if missing == "compiler" else "triton package"
+        with pytest.warns(SlowBackendWarning, match=what) as told:
+            assert [backend.with_triton("auto", on_a_gpu) for _ in range(2)] == [False, False]
+        assert len(told) == 1
+        with pytest.raises(BackendUnavailableError, match="triton"):
+            backend.with_triton("triton", on_a_gpu)
+    finally:
+        backend._compiles.cache_clear()
+        backend._told_of_torch.cache_clear()

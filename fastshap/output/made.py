@@ -1,0 +1,70 @@
+"""Outputs, made of what was computed for a text."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fastshap.engine.estimate import Running
+from fastshap.errors import FastshapError
+from fastshap.models.provenance import Provenance
+from fastshap.output.inputs import model_inputs
+from fastshap.output.output import AttributionOutput
+from fastshap.output.record import later
+from fastshap.settings import Settings
+from fastshap.tasks import Prepared, Task
+from fastshap.text.groups import Grouping
+
+_ELEMENTS, _SPANS = operator.attrgetter("elements"), operator.attrgetter("spans")
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes outputs of one task, by one explainer's settings."""
+
+    task: Task
+    settings: Settings
+    provenance: Provenance
+
+    def output(
+        self, prepared: Prepared, grouping: Grouping, running: Running, delta: Tensor | None
+    ) -> AttributionOutput:
+        """Of a text that was explained; ``delta``: its convergence delta (T,) or (t,), where it was asked for."""
+        kept = prepared.scope.positions if self.task.keeps_positions else None
+        return AttributionOutput(
+            attributions=running.attributions,
+            elements=later(_ELEMENTS, grouping),
+            model_inputs_to_explain=later(model_inputs, prepared.encoded, kept),
+            targets=prepared.targets,
+            model_task=self.task.model_task,
+            classes=prepared.targets if self.task.targets_are_classes else None,
+            settings=self.settings,
+            target_names=grouping.names(prepared.target_names),
+            standard_error=running.standard_error(),
+            degrees_of_freedom=running.freedom,
+            unassigned=grouping.unassigned(running.tokens),
+            convergence_delta=None if delta is None else grouping.reduce_targets(delta).clone(),
+            text=prepared.encoded.text,
+            element_spans=later(_SPANS, grouping),
+            element_tokens=grouping.members,
+            predicted_label=prepared.prediction.label,
+            probability=prepared.prediction.probability,
+            target_probabilities=prepared.prediction.of_targets,
+            truncated=prepared.encoded.truncated,
+            converged=None if self.settings.rtol is None else running.meets(self.settings.rtol),
+            rounds=running.rounds,
+            provenance=self.provenance,
+        )
+
+    def failed(self, error: FastshapError, text: Any) -> AttributionOutput:
+        """Of a text, as the user gave it, that was not explained."""
+        return AttributionOutput.failed(
+            error,
+            text if isinstance(text, str) else "",
+            model_task=self.task.model_task,  # type: ignore[arg-type]  # or a registered task's name
+            settings=self.settings,
+            provenance=self.provenance,
+        )
