@@ -40,7 +40,11 @@ NEEDED = "these tests need a CUDA or ROCm device, and torch.cuda.is_available() 
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION"),
-    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores"),
+    # Inductor's own: of what it could do faster, and of what it uses of torch.jit.
+    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"),
+    # The profiler's own, of cycles that nobody asked for.
+    pytest.mark.filterwarnings("ignore:Warning. Profiler clears events at the end of each cycle:UserWarning"),
     # numpy's, in the interpreter: 0 / 0 where the result is NaN or is not used.
     pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:divide by zero encountered:RuntimeWarning"),
