@@ -110,7 +110,8 @@ def scores_together(size: Size, device: torch.device) -> dict[str, Any]:
     from transformers import BertConfig, BertForSequenceClassification
 
     torch.manual_seed(0)
-    config = BertConfig(num_labels=6)
+    config = BertConfig()
+    config.num_labels = 6
     if size.narrow:
         config.hidden_size, config.intermediate_size, config.num_hidden_layers = 48, 96, 1
     model = BertForSequenceClassification(config).eval().to(device).requires_grad_(False)
