@@ -287,10 +287,13 @@ BESIDE = ("pytest", "hypothesis", "safetensors", "typer", "rich", "tqdm")
 
 
 def python312():
-    found = shutil.which("python3.12")
-    ours = sys.executable if sys.version_info[:2] == (3, 12) else None
-    installed = sorted(Path.home().glob(".pyenv/versions/3.12*/bin/python3.12"))
-    return found or ours or (str(installed[-1]) if installed else None)
+    """One that runs: a version manager may have a name for what it does not start."""
+    installed = sorted(map(str, Path.home().glob(".pyenv/versions/3.12*/bin/python3.12")))
+    check = "import sys, venv; sys.exit(sys.version_info[:2] != (3, 12))"
+    for python in (sys.executable, shutil.which("python3.12"), *installed):
+        if python and subprocess.run([python, "-c", check], capture_output=True).returncode == 0:
+            return python
+    return None
 
 
 @pytest.mark.slow
