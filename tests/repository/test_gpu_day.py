@@ -67,7 +67,7 @@ def test_a_case_that_fails_loses_no_other(tmp_path, case, status, why):
 def test_a_process_that_never_begins_is_not_tried_for_ever(tmp_path):
     nothing = Lane("0", (sys.executable, "-c", "import nothing_of_this_name"))
     leading.lead(
-        [Step("broken", [nothing], 1.0), step("next", tmp_path, "one")], tmp_path, time.monotonic() + 60, lambda: 0
+        [Step("broken", [nothing], 1.0), step("next", tmp_path, "one")], tmp_path, time.monotonic() + 60, lambda: True
     )
     assert states(tmp_path, "broken")["(process 0)"] == FAILED
     assert "ModuleNotFoundError" in cases(tmp_path / "results.jsonl")["broken", "(process 0)"]["why"]
@@ -77,7 +77,7 @@ def test_a_process_that_never_begins_is_not_tried_for_ever(tmp_path):
 def test_the_deadline_holds_and_later_steps_get_their_share(tmp_path):
     start, seen = time.monotonic(), []
     some = [step("long", tmp_path, "one", "hang", "never"), step("short", tmp_path, "two")]
-    leading.lead(some, tmp_path, start + 8, lambda: seen.append(len(lines(tmp_path / "results.jsonl"))))
+    leading.lead(some, tmp_path, start + 8, lambda: seen.append(len(lines(tmp_path / "results.jsonl"))) is None)
     assert time.monotonic() - start < 10
     assert states(tmp_path, "long") == {"one": OK, "hang": UNFINISHED, "(process 0)": UNFINISHED, "(step)": "ended"}
     assert states(tmp_path, "short")["two"] == OK
@@ -88,6 +88,18 @@ def test_the_deadline_holds_and_later_steps_get_their_share(tmp_path):
 def test_what_spoils_no_context(text):
     assert not is_spoilt(text)
     assert is_spoilt("torch.AcceleratorError: CUDA error: unspecified launch failure")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
+def test_without_a_gpu_the_day_ends_at_once(tmp_path):
+    command = [sys.executable, "-m", "bench.gpu", "--day", "--out", str(tmp_path)]
+    own = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "there is no GPU" in done.stdout
+    assert {name for name, _ in cases(tmp_path / "results.jsonl")} == {"day", "environment"}
+    counts = json.loads((tmp_path / "claims.json").read_text())["counts"]
+    assert counts == {"proved": 0, "refuted": 0, "not run": len(CLAIMS)}
 
 
 def test_the_leader_needs_the_standard_library_alone():
@@ -165,6 +177,7 @@ def functions():
 def good_day(out):
     """What a day writes if all is as it is hoped; cases have the names that the steps give them on a GPU."""
     write = lambda step, case, data: Record(out / "results.jsonl", step).write(case, OK, data=data)  # noqa: E731
+    write("day", "device", "cuda")
     write("environment", "environment", {"gpu_result": True, "device": "a GPU", "devices": 1, "absent": {}})
     write("tests", "(collected gpu 0)", dict.fromkeys(functions(), 1))
     for name in functions():
@@ -220,7 +233,7 @@ def test_a_good_day_proves_all_that_one_gpu_can(tmp_path):
 def test_a_bad_day_refutes_all_that_one_gpu_can(tmp_path):
     good_day(tmp_path)
     for (name, case), line in cases(tmp_path / "results.jsonl").items():
-        record, data = Record(tmp_path / "results.jsonl", name), line["data"]
+        record, data = Record(tmp_path / "results.jsonl", name), line["data"] if name != "day" else None
         if (name == "tests" and "::" in case) or case == "check":
             record.write(case, FAILED, "CheckFailedError: off by 3")
         elif "kernel" in (data or {}):
@@ -247,7 +260,7 @@ def test_what_did_not_run_proves_nothing(tmp_path):
     assert {verdict.status for verdict in verdicts(tmp_path).values()} == {NOT_RUN}
     good_day(tmp_path)
     for (name, case), line in cases(tmp_path / "results.jsonl").items():
-        if (name, case) != ("environment", "environment") and not case.startswith("(collected"):
+        if name not in ("environment", "day") and not case.startswith("(collected"):
             why = "not installed" if "interpreto" in case else "the time of this step was up"
             Record(tmp_path / "results.jsonl", name, line["lane"]).write(case, UNFINISHED, why)
     found = verdicts(tmp_path)
@@ -258,7 +271,7 @@ def test_what_did_not_run_proves_nothing(tmp_path):
 
 def test_a_cpu_proves_nothing_of_a_gpu(tmp_path):
     good_day(tmp_path)
-    Record(tmp_path / "results.jsonl", "environment").write("environment", OK, data={"gpu_result": False})
+    Record(tmp_path / "results.jsonl", "day").write("device", OK, data="cpu")
     found = verdicts(tmp_path)
     assert {verdict.status for verdict in found.values()} == {NOT_RUN}
     assert found["Random words are equal bit by bit"].why.startswith("no GPU; the rehearsal would say proved")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import time
 from pathlib import Path
 
 from bench.gpu.day import report
 from bench.gpu.day.leading import lead
+from bench.gpu.day.record import ABSENT, OK, Record, cases
 from bench.gpu.day.steps import steps
 
 _END = 8.0  # seconds kept for ending processes and for the table
@@ -30,6 +30,16 @@ def main(arguments: list[str]) -> int:
     if (out / "results.jsonl").exists():
         parser.error(f"{out} holds the results of another day")
     deadline = begun + 60 * options.minutes - _END
-    lead(steps(out, options.device), out, deadline, functools.partial(report.write, out))
+    Record(out / "results.jsonl", "day").write("device", OK, data=options.device)
+
+    def goes_on() -> bool:
+        report.write(out)
+        environment = cases(out / "results.jsonl").get(("environment", "environment"))
+        return environment is None or environment["status"] != ABSENT
+
+    lead(steps(out, options.device), out, deadline, goes_on)
     print(report.write(out, (time.monotonic() - begun) / 60))
+    if not goes_on():
+        print("The day ended at once: there is no GPU. --device cpu rehearses it.")
+        return 2
     return 0 if report.all_ran(out) else 1

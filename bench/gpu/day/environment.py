@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from bench.gpu.command import environment
-from bench.gpu.day.record import Record
+from bench.gpu.day.record import AbsentError, Record
 
 # What some case wants, and what goes missing without it.
 WANTED = {
@@ -29,6 +29,8 @@ def measure(record: Record, device: torch.device) -> None:
 
 def here(device: torch.device) -> dict[str, Any]:
     """Versions, the device, and ``absent``: a name with what goes missing."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise AbsentError("there is no GPU: torch.cuda.is_available() is False")
     absent = {name: loss for name, loss in WANTED.items() if importlib.util.find_spec(name) is None}
     if not any(map(shutil.which, ("cc", "gcc", "clang"))):
         absent["a C compiler"] = "torch.compile, and the first start of Triton"

@@ -43,13 +43,14 @@ class Step:
     quiet: float = 90.0
 
 
-def lead(steps: Sequence[Step], out: Path, deadline: float, after: Callable[[], object]) -> None:
-    """All steps; ``deadline`` by time.monotonic(). ``after`` is called after each."""
+def lead(steps: Sequence[Step], out: Path, deadline: float, after: Callable[[], bool]) -> None:
+    """All steps; ``deadline`` by time.monotonic(). ``after`` is called after each, and says whether to go on."""
     for place, step in enumerate(steps):
         left = deadline - time.monotonic()
         share = step.share / sum(later.share for later in steps[place:])
         run_step(step, out, time.monotonic() + max(0.0, left) * share)
-        after()
+        if not after():
+            return
 
 
 def run_step(step: Step, out: Path, until: float) -> None:

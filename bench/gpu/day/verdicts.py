@@ -36,7 +36,9 @@ class Found:
 
     @property
     def on_a_gpu(self) -> bool:
-        return bool(self.environment.get("gpu_result"))
+        """By what the leader was asked for: that holds also where the environment's own case fails."""
+        leader = self.cases.get(("day", "device"))
+        return leader is not None and leader["data"] == "cuda"
 
     def data(self, step: str, case: str) -> dict[str, Any]:
         """What a case gave.
