@@ -17,7 +17,6 @@ from torch.utils._pytree import tree_leaves
 
 import fastshap
 from fastshap import ops
-from fastshap.engine import rounds as rounds_module
 from fastshap.engine.rounds import Rounds
 
 META = torch.device("meta")
@@ -67,18 +66,18 @@ class Watched(TorchDispatchMode):
 def on_meta(bert_pair, llama_pair, monkeypatch):
     """Explains on the CPU, then lets the engine do the same work on meta; what was sent, how often was fetched, who read."""
 
-    def run(task, **options):
+    def run(task, work="run", **options):
         model, tokenizer = bert_pair if task == "classification" else llama_pair
         explainer = fastshap.GradientShap(model, tokenizer, **{"batch_size": 4, "n_perturbations": 8, **options})
         seen = []
-        real = Rounds.run
+        real = getattr(Rounds, work)
 
         def recorded(self, models, *arguments):
             seen.append((self, arguments))
             return real(self, models, *arguments)
 
         with monkeypatch.context() as patched:
-            patched.setattr(Rounds, "run", recorded)
+            patched.setattr(Rounds, work, recorded)
             explainer(TEXTS, 1 if task == "classification" else ["fine film"] * len(TEXTS))
         ((its, arguments),) = seen
         watched, fetched = Watched(), []
@@ -89,11 +88,12 @@ def on_meta(bert_pair, llama_pair, monkeypatch):
 
         there = copy.deepcopy(model).to(META)
         with monkeypatch.context() as patched:
-            patched.setattr(rounds_module, "to_host", fetch)
+            for module in ("rounds", "run"):
+                patched.setattr(f"fastshap.engine.{module}.to_host", fetch)
             for module in ("engine.packing", "text.groups"):
                 patched.setattr(f"fastshap.{module}.to_device", watched.sending(module, ops.transfer.to_device))
             with watched:
-                its.run([there], *arguments)
+                getattr(its, work)([there], *arguments)
         return watched.sent, len(fetched), watched.others
 
     return run
@@ -114,10 +114,20 @@ OPTIONS = [
 def test_values_are_sent_together_and_fetched_once(on_meta, task, options):
     sent, fetched, others = on_meta(task, **options)
     assert fetched == 1
-    # Eight calls or fewer: what all need goes in one copy for each of four dtypes at most. Groups' members follow at the end.
-    assert 0 < sent["engine.packing"] <= 4
+    # What all calls need goes in one copy for each of three dtypes at most. Groups' members follow at the end.
+    assert 0 < sent["engine.packing"] <= 3
     assert sent["text.groups"] <= 6 * len(TEXTS)
     assert others <= {"find_packed_sequence_indices", "_ignore_causal_mask_sdpa", "_ignore_bidirectional_mask_sdpa"}
+
+
+@pytest.mark.parametrize("task", ["classification", "generation"])
+def test_calls_without_gradients_neither(on_meta, task):
+    """Those of the convergence delta, at the texts and at their noisy baselines."""
+    sent, fetched, _ = on_meta(
+        task, work="deltas", return_convergence_delta=True, granularity_aggregation_strategy="sum"
+    )
+    assert fetched == 1
+    assert 0 < sent["engine.packing"] <= 3
 
 
 WRONG = {
@@ -150,4 +160,4 @@ def test_a_call_that_is_sent_alone_is_found(on_meta, monkeypatch):
     """The bound on what is sent fails where each call's inputs travel by themselves."""
     monkeypatch.setattr("fastshap.engine.run._CALLS_AHEAD", 1)
     sent, _, _ = on_meta("classification")
-    assert sent["engine.packing"] > 4
+    assert sent["engine.packing"] > 3

@@ -13,7 +13,12 @@ from bench.paths import ROOT
 _STRICT = "addopts=--strict-markers --strict-config"  # without what needs plugins, which need not be there
 _PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "bench.gpu.day.plugin", "--tb=short")
 _ORDERLY = frozenset({0, 1, 5})  # all passed; some failed; there was none left to run
-_ON_ANY_MACHINE = ("tests/operators/test_philox.py", "tests/operators/test_operators.py")
+_ON_ANY_MACHINE = (
+    "tests/operators/test_philox.py",
+    "tests/operators/test_operators.py",
+    "tests/engine/test_operator_count.py",
+    "tests/engine/test_nothing_waits.py",
+)
 _ON_A_GPU = "tests/operators/test_gpu.py"
 # Of the GPU's tests, what the rehearsal runs in Triton's interpreter.
 _INTERPRETED = "(test_moments and 5) or test_words_equal or (test_shows_in_profiles and moments)"
@@ -26,7 +31,7 @@ def steps(out: Path, device: str) -> list[Step]:
         Step("environment", [_work("environment", out, device)], share=20),
         Step("tests", list(_tests(out, device)), share=170),
         Step("kernels", [_work("kernels", out, device)], share=140),
-        Step("explanations", [_work("explanations", out, device)], share=130),
+        Step("explanations", [_work("explanations", out, device)], share=130, quiet=120),
         Step("memory", [_work("memory", out, device)], share=60),
     ]
 
