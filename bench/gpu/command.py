@@ -1,6 +1,7 @@
 """The kernels and whole explanations on a GPU, against torch, torch.compile, interpreto and captum.
 
     python -m bench.gpu [--device cuda|cpu] [--quick] [--tiny] [--out FILE]
+    python -m bench.gpu --day --out DIR        (see bench.gpu.day)
 
 On a GPU the result goes to ``bench/results/gpu_<device>.json``. On a CPU the torch side and the explanations run with smaller
 models, to show that the benchmark works: the result goes to standard output and says that nothing in it is a GPU result.

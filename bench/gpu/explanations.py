@@ -7,6 +7,8 @@ depend on them.
 from __future__ import annotations
 
 import copy
+import functools
+import importlib.util
 import random
 import statistics
 import time
@@ -178,6 +180,11 @@ def run_captum(subject: Subject, size: Size, device: torch.device) -> Callable[[
     return run
 
 
+def is_there(tool: str) -> bool:
+    """Whether this machine has a library at all."""
+    return importlib.util.find_spec(tool) is not None
+
+
 TOOLS = {"fastshap": run_fastshap, "interpreto": run_interpreto, "captum": run_captum}
 
 
@@ -200,13 +207,16 @@ def _measure(subject: Subject, dtype: str, size: Size, device: torch.device) -> 
     best: dict[str, tuple[Callable[[Any], Any], Any]] = {}
     for tool, prepare in TOOLS.items():
         say(f"{subject.name}, {dtype}: {tool}")
+        if not is_there(tool):
+            found[tool] = {"absent": f"{tool} is not installed"}
+            continue
         grid: dict[str, Any] = {}
         seconds: dict[Any, float] = {}
         run = prepare(subject, size, device)
         for batch_size in size.grids[tool]:
             try:
                 run(batch_size)  # warm
-                seconds[batch_size] = grid[str(batch_size)] = _seconds(run, batch_size, device)
+                seconds[batch_size] = grid[str(batch_size)] = seconds_of(functools.partial(run, batch_size), device)
             except Exception as error:
                 if tool == "fastshap":
                     raise
@@ -220,7 +230,7 @@ def _measure(subject: Subject, dtype: str, size: Size, device: torch.device) -> 
         for tool, (run, batch_size) in best.items():
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
-            taken[tool].append(_seconds(run, batch_size, device))
+            taken[tool].append(seconds_of(functools.partial(run, batch_size), device))
             if device.type == "cuda":
                 peak[tool] = max(peak.get(tool, 0), torch.cuda.max_memory_allocated(device))
     for tool, (_, batch_size) in best.items():
@@ -246,11 +256,12 @@ def _measure(subject: Subject, dtype: str, size: Size, device: torch.device) -> 
     }
 
 
-def _seconds(run: Callable[[Any], Any], batch_size: Any, device: torch.device) -> float:
+def seconds_of(run: Callable[[], Any], device: torch.device) -> float:
+    """Of one run, until the device has done all of it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()
-    run(batch_size)
+    run()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start

@@ -6,15 +6,19 @@ interpreter: a rehearsal, named "interpreter" in the test's id; those that ask f
 
 import copy
 import dataclasses
+import importlib
 import os
 import re
 import warnings
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 
 import fastshap
 from fastshap import ops, reference
+from fastshap.ops.transfer import to_host
 from helpers import operators
 from helpers.operators import (
     EXACT_STRATEGIES,
@@ -40,7 +44,11 @@ NEEDED = "these tests need a CUDA or ROCm device, and torch.cuda.is_available() 
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION"),
-    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores"),
+    # Inductor's own: of what it could do faster, and of what it uses of torch.jit.
+    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"),
+    # The profiler's own, of cycles that nobody asked for.
+    pytest.mark.filterwarnings("ignore:Warning. Profiler clears events at the end of each cycle:UserWarning"),
     # numpy's, in the interpreter: 0 / 0 where the result is NaN or is not used.
     pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:divide by zero encountered:RuntimeWarning"),
@@ -577,21 +585,31 @@ def test_auto_takes_the_kernels(gpu):
 NAMES = ["perturb", "attribute", "segment_reduce", "moments"]
 
 
+@contextmanager
+def waits_are(mode):
+    """What PyTorch does where the host waits for the device: "error", "warn" or "default" (nothing)."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the mode is a prototype
+        torch.cuda.set_sync_debug_mode(mode)
+    try:
+        yield
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.cuda.set_sync_debug_mode(before)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_no_host_synchronisation(gpu, name, dtype):
     call = every_operator(gpu, dtype)[name]
     call()  # compiles
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the mode is a prototype
-        torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waits_are("error"):
         call()
         with pytest.raises(RuntimeError, match="synchroniz"):
             torch.ones(1, device=gpu).item()  # the mode is on
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.gpu
@@ -627,6 +645,106 @@ def test_runs_on_the_current_stream(gpu):
         ours = both(late, rows)
     stream.synchronize()
     assert all(torch.equal(a, b) for a, b in zip(ours, right, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{}, {"inference_mode": "softmax"}, {"reduction": "abs_mean"}], ids=str)
+@pytest.mark.parametrize("lengths", ["of one length", "of several lengths"])
+def test_nothing_of_ours_waits_between_model_calls(gpu, task, lengths, options, monkeypatch, record_property):
+    """All of a call of the explainer but the model itself, and the one fetching of each round's results, which has to wait.
+
+    transformers looks at values of its masks in some paths: where it does is written down, and is no fault of ours.
+    """
+    model, tokenizer, (texts, targets) = task
+    texts = texts[:1] * 3 if lengths == "of one length" else texts
+    targets = targets if isinstance(targets, str) else targets[:1] * 3 if lengths == "of one length" else targets
+    explainer = fastshap.GradientShap(model, tokenizer, batch_size=4, device=gpu, **options)
+    explainer(texts, targets)  # the model is tried, kernels are compiled
+    inside, fetched, waited = [0], [], {}
+
+    def of_the_model(call):
+        def called(*args, **kwargs):
+            if inside[0]:
+                return call(*args, **kwargs)
+            inside[0] += 1
+            try:
+                with warnings.catch_warnings(record=True) as found, waits_are("warn"):
+                    warnings.simplefilter("always")
+                    return call(*args, **kwargs)
+            finally:
+                inside[0] -= 1
+                for one in found:
+                    if "synchroniz" in str(one.message):
+                        place = f"{one.filename.split('site-packages/')[-1]}:{one.lineno}"
+                        waited[place] = waited.get(place, 0) + 1
+
+        return called
+
+    def fetching(tensors):
+        fetched.append(len(tensors))
+        with waits_are("default"):
+            return to_host(tensors)
+
+    monkeypatch.setattr(type(model), "forward", of_the_model(type(model).forward))
+    monkeypatch.setattr(torch.autograd, "grad", of_the_model(torch.autograd.grad))
+    for module in ("rounds", "run"):
+        monkeypatch.setattr(f"fastshap.engine.{module}.to_host", fetching)
+    with waits_are("error"):
+        explainer(texts, targets)
+        with pytest.raises(RuntimeError, match="synchroniz"):
+            torch.ones(1, device=gpu).item()  # the mode is on
+    record_property("waits_inside_the_model", waited)
+    assert len(fetched) <= 2  # the explanation, and what the model predicts for the texts
+    assert not [place for place in waited if place.startswith(str(Path(fastshap.__file__).parent))]
+
+
+@pytest.mark.gpu
+def test_explanations_on_a_side_stream(gpu, task):
+    """The default stream is busy meanwhile: what ran there would come too late."""
+    model, tokenizer, arguments = task
+    model.set_attn_implementation("eager")  # the fused backward passes of attention may add in any order
+    explainer = fastshap.GradientShap(model, tokenizer, batch_size=16, device=gpu)
+    right = explainer(*arguments)
+    torch.cuda.synchronize(gpu)
+    stream = torch.cuda.Stream(gpu)
+    torch.cuda._sleep(400_000_000)
+    with torch.cuda.stream(stream):
+        ours = explainer(*arguments)
+    torch.cuda.synchronize(gpu)
+    for a, b in zip(ours, right, strict=True):
+        assert torch.equal(a.attributions.nan_to_num(), b.attributions.nan_to_num())
+        assert torch.equal(a.standard_error.nan_to_num(), b.standard_error.nan_to_num())
+
+
+# Compiled forms of each kernel for one model and one manner: of generation, words are reduced along tokens, then along targets.
+VARIANTS = {
+    "classification": {"perturb": 1, "attribute": 1, "segment": 1, "moments": 1},
+    "generation": {"perturb": 1, "attribute": 1, "segment": 2, "moments": 1},
+}
+
+
+@pytest.mark.gpu
+def test_as_many_variants_as_expected(gpu, task, texts, record_property):
+    """Texts, rows and samples of any number run what the first texts compiled: nothing is compiled late."""
+    model, tokenizer, (few, targets) = task
+    kind = "classification" if isinstance(targets, str) else "generation"
+    kernels = {
+        name: getattr(importlib.import_module(f"fastshap.kernels.{name}"), f"{name}_kernel") for name in VARIANTS[kind]
+    }
+    for kernel in kernels.values():
+        kernel.device_caches.clear()
+
+    def compiled():
+        return {name: len(kernel.device_caches[gpu.index][0]) for name, kernel in kernels.items()}
+
+    fastshap.GradientShap(model, tokenizer, batch_size=4, device=gpu)(few, targets)
+    first = compiled()
+    many = [text for text in texts if text.strip()][:40]
+    endings = targets if isinstance(targets, str) else [("A fine, long film." * (1 + k % 3)) for k in range(len(many))]
+    for rows, n in ((1, 10), (7, 9), ("auto", 16)):
+        fastshap.GradientShap(model, tokenizer, batch_size=rows, n_perturbations=n, device=gpu)(many, endings)
+    record_property("variants", {"first": first, "in_the_end": compiled()})
+    assert compiled() == VARIANTS[kind], f"after the first texts {first}"
 
 
 @pytest.mark.gpu

@@ -191,6 +191,9 @@ def test_compile(case):
         torch.testing.assert_close(ours, right, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:Warning. Profiler clears events at the end of each cycle:UserWarning"
+)  # torch 2.11's
 def test_names_in_profiles():
     explain = fastshap.GradientShap(*fastshap.load_default_model())
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:

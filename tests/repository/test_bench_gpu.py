@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bench.gpu import command as gpu
-from bench.gpu import operators
+from bench.gpu import explanations, operators
 
 
 @pytest.mark.filterwarnings("default")  # as outside pytest
@@ -62,6 +62,16 @@ def test_the_least_of_it_on_a_cpu(monkeypatch, capsys):
             assert len(its["seconds"]) == 1
             assert str(its["batch_size"]) in its["grid"]
         assert one["tools"]["fastshap"]["times_fastshap"] == 1
+
+
+def test_a_library_that_is_absent_loses_no_result(monkeypatch):
+    monkeypatch.setattr(explanations, "is_there", lambda tool: tool == "fastshap")
+    _, size = gpu.sizes(torch.device("cpu"), quick=True, tiny=True)
+    subject = explanations.classifier(size, torch.float32)
+    tools = explanations._measure(subject, "float32", size, torch.device("cpu"))["tools"]
+    assert tools["interpreto"] == {"absent": "interpreto is not installed"}
+    assert tools["captum"] == {"absent": "captum is not installed"}
+    assert tools["fastshap"]["median_seconds"] > 0
 
 
 def test_no_report_when_an_operator_is_wrong(monkeypatch, capsys):
