@@ -87,6 +87,7 @@ def validator():
 def outputs_fit_the_schema(request, monkeypatch):
     """Every output of the suite comes back from JSON, which our own check reads by the schema; the first also by jsonschema."""
     import fastshap
+    from fastshap.output.made import Maker
 
     made = []
 
@@ -98,8 +99,8 @@ def outputs_fit_the_schema(request, monkeypatch):
         return kept
 
     if "slow" not in request.keywords:  # where memory is watched over many calls
-        for name in ("_output", "_failed"):
-            monkeypatch.setattr(fastshap.GradientShap, name, keeping(getattr(fastshap.GradientShap, name)))
+        for name in ("output", "failed"):
+            monkeypatch.setattr(Maker, name, keeping(getattr(Maker, name)))
     yield
     for count, output in enumerate(made):
         text = output.to_json()
