@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -174,10 +175,6 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         self._truncation_warned = False
         self._origin: GradientShap | None = None
 
-    @property
-    def _execution(self) -> Execution:
-        return Execution(self.settings, self._layout, self._backend, self._budget)
-
     def _state(self) -> dict[str, Any]:
         """All that a copy starts from: it finds out for itself how the model can be run, where it is."""
         state = {name: value for name, value in vars(self).items() if name not in _ANEW}
@@ -242,6 +239,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
             if first == 0:
                 self._replicas.begin()
             self._try_model(self.task.readable(tokenised))
+            if len(texts) == 1 and (output := self._with_riding_text(tokenised, targets, progress)) is not None:
+                return [output]
             prepared = self.task.prepare(tokenised, targets, self._predict, options, lambda: progress.add(_GENERATING))
             prepared = [self._checked(one) for one in prepared]
             self._raise_error(prepared, first)
@@ -256,6 +255,26 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
                     self._origin._learn(self)
             failed, each = self._maker().failed, zip(results, texts, strict=True)
             return [failed(one, text) if isinstance(one, FastshapError) else one for one, text in each]
+
+    def _with_riding_text(
+        self, tokenised: Any, targets: Sequence[Any] | None, progress: Progress
+    ) -> AttributionOutput | None:
+        """Of one text: what the model makes of it is seen in the calls with gradients. None: not so, for whatever reason."""
+        if self.settings.rtol is not None or self.return_convergence_delta:
+            return None
+        riding = self.task.riding(tokenised, targets)
+        if riding is None or not isinstance(self._checked(riding.prepared), Prepared):
+            return None
+        grouping, work = self._grouping(riding.prepared), self._work(with_text=True)
+        item = riding.prepared.item(grouping.joined)
+        if not work.text_may_ride(item):
+            return None
+        (found,) = work.scores([item], [grouping], riding.scores, progress.stage, None, False)
+        if isinstance(found, FastshapError) or isinstance(prepared := riding.complete(), FastshapError):
+            return None
+        self._warn_of_truncation([prepared])
+        self._describe_model()
+        return self._maker().output(prepared, grouping, *found)
 
     def _repeat(self, record: Record) -> AttributionOutput:
         """Computes an output again: the same tokens, elements, targets and number of rounds, by this explainer's settings."""
@@ -303,9 +322,14 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
             self._provenance = provenance_of(self.model, self.tokenizer, engine.device_of(self.model))
             self._described = state
 
-    def _work(self) -> Work:
+    def _work(self, with_text: bool = False) -> Work:
         models = self._replicas.models(self.task.model)
-        return Work(models[0], models, self._execution, stop=self.on_error == "raise")
+        execution = dataclasses.replace(self._execution, with_text=with_text)
+        return Work(models[0], models, execution, stop=self.on_error == "raise")
+
+    @property
+    def _execution(self) -> Execution:
+        return Execution(self.settings, self._layout, self._backend, self._budget)
 
     def _try_model(self, texts: Iterator[Encoded]) -> None:
         """Whether the model can be explained at all, and how rows may share a call: until something is known of it.

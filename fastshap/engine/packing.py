@@ -65,12 +65,16 @@ class Layout:
 
 @dataclass(frozen=True)
 class Execution:
-    """How calls are made: by the settings, which decide the numbers, and by what decides none."""
+    """How calls are made: by the settings, which decide the numbers, and by what decides none.
+
+    ``with_text``: there is one text, and each call has the text itself as a last row, which gets no score.
+    """
 
     settings: Settings
     layout: Layout
     backend: str
     budget: Budget
+    with_text: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -244,12 +244,15 @@ def _batch_scores(
     settings = execution.settings
     with torch.no_grad():
         x, z = _points(model, batch, execution)
+        rows = len(z)
+        if execution.with_text:
+            batch, z = _with_last_again(batch), torch.cat([z, x[None]])
         call = _with_embeddings(batch, z.requires_grad_())
         scores: list[Tensor] = []
         for gradients in _gradients(model, call, z, forward, batch, execution.budget):
             score = ops.attribute(
-                gradients,
-                z.detach(),
+                gradients[:, :rows],
+                z.detach()[:rows],
                 x,
                 batch.rows,
                 reduction=settings.reduction,
@@ -317,6 +320,18 @@ def _points(model: Any, batch: Batch, execution: Execution) -> tuple[Tensor, Ten
     """The embeddings x (M, D) and the perturbed points z (R, L, D)."""
     x = model.get_input_embeddings()(batch.input_ids)
     return x, ops.perturb(x, batch.rows, backend=execution.backend)
+
+
+def _with_last_again(batch: Batch) -> Batch:
+    """The same call with its last row twice."""
+
+    def longer(tensor: Tensor) -> Tensor:
+        return torch.cat([tensor, tensor[-1:]])
+
+    call, joined = batch.call, batch.call.joined
+    inputs = {name: longer(tensor) for name, tensor in call.inputs.items()}
+    joined = None if joined is None else longer(joined)
+    return dataclasses.replace(batch, call=Call(inputs, longer(call.targets), joined))
 
 
 def _with_embeddings(batch: Batch, z: Tensor) -> Call:

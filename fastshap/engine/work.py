@@ -15,6 +15,7 @@ from fastshap.engine.rounds import Rounds, Stage, at_texts
 from fastshap.engine.run import Forward, device_of
 from fastshap.errors import FastshapError, ModelFailedError, NonFiniteError
 from fastshap.models.replicas import side_by_side
+from fastshap.models.tree import modules_of, tensors_of
 from fastshap.text.groups import Grouping
 from fastshap.types import InferenceModes
 
@@ -25,6 +26,11 @@ _ENOUGH_ON_A_GPU = 1 << 15  # so many tokens fill one
 # longer with the packaged model, because small windows hold few texts of one length. Not measured on a GPU.
 _WORK = {"cpu": 4e11}
 _WORK_ON_A_GPU = 1e14
+# Additions and multiplications of a second, and the seconds that the call of a module takes beside. Roughly measured on a CPU
+# (docs/adr/0019); not measured on a GPU.
+_SUMS = {"cpu": 2e11}
+_SUMS_ON_A_GPU = 1e14
+_MODULE = 2e-5
 
 _Text = TypeVar("_Text")
 _Result = TypeVar("_Result")
@@ -78,6 +84,17 @@ class Work:
             return found
         return [one if isinstance(one, FastshapError) else _finite(*one) for one in found]
 
+    def text_may_ride(self, item: Item) -> bool:
+        """Whether a text's own row costs less as one more row of its calls, with gradients, than in a call of its own.
+
+        It does where a forward pass takes long for its modules' sake and not for its sums': small models, and GPUs.
+        """
+        if len(self.models) > 1:
+            return False
+        device = device_of(self.model).type
+        sums = 4 * len(item.input_ids) * _weights(self.model)  # twice a forward pass of the row
+        return sums / _SUMS.get(device, _SUMS_ON_A_GPU) < _MODULE * len(modules_of(self.model))
+
     def at_texts(self, items: Sequence[Item], forward: Forward) -> list[Tensor | FastshapError]:
         """What ``forward`` gives for the texts themselves, one row each, on the CPU."""
 
@@ -123,10 +140,14 @@ class Work:
 def tokens_of_some_seconds(model: nn.Module, passes: int, n: int) -> float:
     """How many tokens of texts make some seconds' work for a model, with n samples per text and so many passes."""
     device = device_of(model).type
-    table = next(model.get_input_embeddings().parameters()).numel()  # type: ignore[operator]
-    weights = sum(one.numel() for one in model.parameters()) - table
-    rows = _WORK.get(device, _WORK_ON_A_GPU) / (2 * max(1, weights) * passes)
+    rows = _WORK.get(device, _WORK_ON_A_GPU) / (2 * _weights(model) * passes)
     return max(rows, ENOUGH_TOKENS if device == "cpu" else _ENOUGH_ON_A_GPU) / n
+
+
+def _weights(model: nn.Module) -> int:
+    """Of what a token goes through: all but the table of embeddings."""
+    table = next(model.get_input_embeddings().parameters()).numel()  # type: ignore[operator]
+    return max(1, sum(one.numel() for one in tensors_of(model)) - table)
 
 
 def _finite(running: Running, delta: Tensor | None) -> tuple[Running, Tensor | None] | NonFiniteError:

@@ -73,6 +73,14 @@ class Shown:
     map_axes: tuple[str, str] | None = None
 
 
+class Riding(NamedTuple):
+    """One text, what of its targets the model decides being open until its own row, the last one of each call, has run."""
+
+    prepared: Prepared
+    scores: Forward  # as :meth:`Task.scores`; targets that are open are -1
+    complete: Callable[[], Prepared | FastshapError]  # after a call: with targets and prediction
+
+
 class Predict(Protocol):
     """Runs the model on texts as they are, without noise or gradients."""
 
@@ -222,6 +230,15 @@ class Task(Subject, ABC):
             predict: runs the model on the texts themselves.
             generated: call this after each text that the model has written a target for.
         """
+
+    def riding(self, tokenised: Any, targets: Sequence[Any] | None) -> Riding | None:
+        """What is explained of one text where its own row rides in the calls with gradients; None: :meth:`prepare` says it.
+
+        Args:
+            tokenised: one text, from :meth:`tokenised`.
+            targets: of this text, as for :meth:`prepare`.
+        """
+        return None
 
     def again(
         self,

@@ -22,7 +22,8 @@ from fastshap.errors import (
     InvalidTypeError,
     UnsupportedModelError,
 )
-from fastshap.tasks.base import NO_PREDICTION, Predict, Prediction, Prepared, Task
+from fastshap.ops.transfer import to_host
+from fastshap.tasks.base import NO_PREDICTION, Predict, Prediction, Prepared, Riding, Task
 from fastshap.tasks.embeddings import reading_padding
 from fastshap.tasks.first_token import Cut, cuts, first_token_alone
 from fastshap.tasks.layout import masked
@@ -146,6 +147,26 @@ class ClassificationTask(Task):
         if self._predicts() or any(None in classes for _, classes in read):
             seen = iter(self._seen(predict([encoded for encoded, _ in read], self.logits)))
         return [self._prepared(*one, next(seen)) if isinstance(one, tuple) else one for one in found]
+
+    def riding(self, tokenised: Any, targets: Sequence[Any] | None) -> Riding | None:
+        found = self._with_classes(tokenised[0], [None] if targets is None else targets[0], reading_padding(self))
+        if isinstance(found, FastshapError) or not (self._predicts() or None in found[1]):
+            return None
+        encoded, classes = found
+        own: list[Tensor] = []  # the text's logits
+
+        def scores(model: Any, call: Call) -> Tensor:
+            logits = self.logits(model, call)
+            own[:] = [logits[-1].detach()]
+            best = own[0].argmax().to(call.targets.device)
+            chosen = call.targets.where(call.targets >= 0, best)
+            return self.transformed(logits).to(chosen.device).gather(1, chosen)
+
+        def complete() -> Prepared | FastshapError:
+            return self._prepared(encoded, classes, self._seen(to_host(own))[0])
+
+        wanted = np.array([-1 if index is None else index for index in classes], np.int64)
+        return Riding(Prepared(encoded, torch.from_numpy(wanted), []), scores, complete)
 
     def _seen(self, logits: Sequence[Tensor | FastshapError]) -> list[_Seen | FastshapError]:
         """What rows of logits tell, all at once."""
