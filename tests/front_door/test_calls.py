@@ -357,6 +357,21 @@ def test_options_that_there_are_not(default_pair):
         explainer(TEXTS[0], device="cpu")
 
 
+def test_parameters_of_an_explainer_that_there_are_not(bert_pair):
+    with pytest.raises(InvalidTypeError, match=r"GradientShap has no option n_perturbation \(did you mean n_pertur") as caught:
+        GradientShap(*bert_pair, n_perturbation=5)
+    assert isinstance(caught.value, TypeError)
+    assert "self" not in str(caught.value)
+    with pytest.raises(InvalidTypeError, match=r"n_samples \(did you mean n_perturbations\?\)"):
+        GradientShap(*bert_pair, n_samples=5)
+    with pytest.raises(InvalidTypeError, match="GradientShap: missing a required argument: 'model'"):
+        GradientShap()
+    with pytest.raises(InvalidTypeError, match="GradientShap: too many positional arguments"):
+        GradientShap(*bert_pair, *range(20))
+    with pytest.raises(InvalidTypeError, match="GradientShap: multiple values for argument 'model'"):
+        GradientShap(*bert_pair, model=bert_pair[0])
+
+
 def test_a_model_and_a_tokenizer_in_the_wrong_places(default_pair):
     model, tokenizer = default_pair
     with pytest.raises(InvalidTypeError, match="passed a tokenizer as targets; write tokenizer="):
