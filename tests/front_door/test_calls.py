@@ -358,7 +358,9 @@ def test_options_that_there_are_not(default_pair):
 
 
 def test_parameters_of_an_explainer_that_there_are_not(bert_pair):
-    with pytest.raises(InvalidTypeError, match=r"GradientShap has no option n_perturbation \(did you mean n_pertur") as caught:
+    with pytest.raises(
+        InvalidTypeError, match=r"GradientShap has no option n_perturbation \(did you mean n_pertur"
+    ) as caught:
         GradientShap(*bert_pair, n_perturbation=5)
     assert isinstance(caught.value, TypeError)
     assert "self" not in str(caught.value)

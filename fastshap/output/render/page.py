@@ -96,7 +96,7 @@ def _output(record: Record, name: str, caption: str | None) -> Iterator[str]:
     if not names:
         yield _sentence(marked(record.text)) if record.text.strip() else ""
     elif len(names) == 1:
-        yield view(record, 0, stretches, names[0])
+        yield view(record, 0, stretches, names[0], alone=True)
     else:
         yield from _switch(record, name, stretches, names)
     yield "</article>"
@@ -133,11 +133,20 @@ def _sentence(content: str) -> str:
     return f'<p class="s" lang="" dir="auto">{content}</p>'
 
 
-def view(record: Record, t: int, stretches: list[Stretch], target: str, largest: float | None = None) -> str:
+def view(
+    record: Record,
+    t: int,
+    stretches: list[Stretch],
+    target: str,
+    largest: float | None = None,
+    *,
+    alone: bool = False,
+) -> str:
     """The text and its legend for one target.
 
     Args:
         largest: the score of full colour; by default the target's own largest.
+        alone: nothing beside it says how probable the target is.
     """
     scores = record.attributions[t].tolist()
     errors = record.standard_error[t].tolist() if record.standard_error.numel() else [math.nan] * len(scores)
@@ -153,7 +162,7 @@ def view(record: Record, t: int, stretches: list[Stretch], target: str, largest:
             content.append(_hidden(text, chip, i == own))
         else:
             content.append(_element(text, chip, _step(scores[i], largest), _exact(scores[i], errors[i], signed)))
-    legend = f"<span>{_scale(largest, target, signed)}</span> <span>{_notes(record, t)}</span>"
+    legend = f"<span>{_scale(largest, target, signed)}</span> <span>{_notes(record, t, alone)}</span>"
     return f'{_sentence("".join(content))}<p class="k">{legend}</p>'
 
 
@@ -197,7 +206,7 @@ def _scale(largest: float, target: str, signed: bool) -> str:
     return f'opposes −{most} <i class="n"></i><i class="p"></i> +{most} supports {name}'
 
 
-def _notes(record: Record, t: int) -> str:
+def _notes(record: Record, t: int, alone: bool) -> str:
     """What one score stands for and how it was drawn."""
     notes = [
         f"explains the {wording.explained(record)}",
@@ -206,7 +215,7 @@ def _notes(record: Record, t: int) -> str:
     ]
     notes += (note.replace("-", "−") for note in wording.remainders(record, t, "+.3g"))
     known = wording.probability(record, t)
-    if known is not None and len(record.target_names) == 1 and record.target_names[0] != record.predicted_label:
+    if alone and known is not None and record.target_names[t] != record.predicted_label:
         notes.append(f"probability of this target {known:.3f}")
     if record.truncated:
         notes.append("the text was cut to what the model takes")
