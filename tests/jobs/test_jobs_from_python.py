@@ -245,6 +245,7 @@ def test_a_job_of_an_earlier_version_is_read_and_verified(tmp_path, default_pair
         assert len(str(output)) > 10
         assert math.isfinite(sum(row.attribution for row in output.rows()))
     assert fastshap.write_html([first, empty], tmp_path / "page.html") == 2
+    assert fastshap.write_html(fastshap.jobs.read(out, ids=True), tmp_path / "page.html") == 3
     assert "gorgeous" in (tmp_path / "page.html").read_text()
     assert len(first.to_pandas()) == 2 * len(first.elements)
     with pytest.raises(InvalidArgumentError, match="holds no tokens"):

@@ -305,6 +305,17 @@ def test_captions():
         page_of(record, record, captions=["one"])
 
 
+def test_ids_stand_in_place_of_numbers():
+    record, evil = record_of("not good"), "<i>\x07</i>"
+    found = Parsed(page_of(("r-17", record), (8, record), (evil, record), record))
+    named = [attrs.get("class") for tag, attrs in found.tags if tag == "article"]
+    assert named == ["i", "i", "i", None]
+    assert "r-17" in found.text
+    assert "<i>" in found.text
+    assert "\x07" not in page_of((evil, record)).replace('data-u="U+0007">\x07', "")
+    assert ":not(.i)::before{content:counter(text)" in page_of(record)
+
+
 def test_the_call_names_what_is_not_a_default():
     assert "fastshap.GradientShap(model, tokenizer)" in page_of(record_of("a b", baseline=0.0))
     record = record_of(

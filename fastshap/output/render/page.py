@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from itertools import repeat
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from fastshap.output.record import Record
 from fastshap.output.render import style, wording
@@ -30,7 +30,7 @@ def article(record: Record, name: str, caption: str | None = None) -> str:
 
 
 def write_page(
-    records: Iterable[Record],
+    records: Iterable[Record | tuple[Any, Record]],
     file: TextIO,
     title: str = "fastshap",
     captions: Iterable[str | None] | None = None,
@@ -38,15 +38,17 @@ def write_page(
     """Writes a page of any number of outputs, one after the other as they come.
 
     Args:
+        records: outputs, or pairs of an id and an output; an id takes the place of the output's number.
         file: open for text, in UTF-8.
         captions: a line above each output; where there is none, the predicted class, if it is known.
     """
     file.write(style.head(title))
     settings = Recipes()
     pairs = zip(records, repeat(None)) if captions is None else zip(records, captions, strict=True)
-    for i, (record, caption) in enumerate(pairs, 1):
+    for i, (entry, caption) in enumerate(pairs, 1):
+        identity, record = entry if isinstance(entry, tuple) else (None, entry)
         settings.add(record)
-        file.writelines(_output(record, f"t{i}", caption))
+        file.writelines(_output(record, f"t{i}", caption, identity))
         file.write("\n")
     file.writelines(settings.html())
     file.write(style.END)
@@ -86,9 +88,13 @@ def stretches_of(record: Record) -> list[Stretch]:
     return [*stretches, Stretch(text[at:])]
 
 
-def _output(record: Record, name: str, caption: str | None) -> Iterator[str]:
+def _output(record: Record, name: str, caption: str | None, identity: Any = None) -> Iterator[str]:
     """One output, a target at a time."""
-    yield f'<article id="{plain(name)}">{_caption(record, caption)}'
+    if identity is None:
+        yield f'<article id="{plain(name)}">'
+    else:
+        yield f'<article id="{plain(name)}" class="i"><p class="q" dir="auto">{marked(str(identity))}</p>'
+    yield _caption(record, caption)
     if record.error is not None:
         yield f'<p class="e">not explained: {marked(record.error)}</p>'
     stretches = stretches_of(record)
