@@ -197,9 +197,30 @@ def refuse_unknown(
     Raises:
         InvalidArgumentError: there are such names.
     """
-    if unknown := sorted(options.keys() - set(known)):
-        named = ", ".join(name + meant(name, options[name], [*beside, *known]) for name in unknown)
-        raise InvalidArgumentError(f"{who} has no option {named}; there are {', '.join(sorted(known))}. {further}")
+    if said := _of_unknown(options, known, beside):
+        raise InvalidArgumentError(f"{who} has {said}. {further}")
+
+
+def _of_unknown(options: Mapping[str, Any], known: Collection[str], beside: Sequence[str] = ()) -> str:
+    """Which names are no options, and which options there are; nothing where all are known."""
+    unknown = sorted(options.keys() - set(known))
+    named = ", ".join(name + meant(name, options[name], [*beside, *known]) for name in unknown)
+    return f"no option {named}; there are {', '.join(sorted(known))}" if unknown else ""
+
+
+def bound(signature: inspect.Signature, who: str, given: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by their names. The first in ``given`` is the object itself.
+
+    Raises:
+        InvalidTypeError: they do not fit the signature; for a name that it does not have, what may have been meant.
+    """
+    known = [name for name in signature.parameters if name != "self"]
+    if said := _of_unknown(named, known):
+        raise InvalidTypeError(f"{who} has {said}.")
+    try:
+        return signature.bind(*given, **named).arguments
+    except TypeError as error:
+        raise InvalidTypeError(f"{who}: {error}.") from None
 
 
 def signature(places: Sequence[str], defaults: Mapping[str, Any]) -> inspect.Signature:

@@ -135,7 +135,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
     else:
 
         def __init__(self, *args: Any, **named: Any) -> None:
-            self._set_up(_SIGNATURE.bind(self, *args, **named).arguments)
+            self._set_up(checks.bound(_SIGNATURE, type(self).__name__, (self, *args), named))
 
     def _set_up(self, given: Mapping[str, Any]) -> None:
         own = {**_OWN, **given}

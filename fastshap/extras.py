@@ -20,5 +20,10 @@ def needed(module: str, extra: str | None = None) -> Any:
         package = module.split(".")[0]
         if error.name != package:  # it is there, but lacks something itself
             raise
-        how = f"pip install 'fastshap-text[{extra}]'" if extra else f"pip install {package}"
+        how = installing(extra) if extra else f"pip install {package}"
         raise MissingPackageError(f"This needs the package {package}, which is not installed: {how}") from None
+
+
+def installing(extra: str) -> str:
+    """How to install an extra, as a package and in a clone."""
+    return f"pip install 'fastshap-text[{extra}]' (in a clone: pip install -e '.[{extra}]')"

@@ -258,7 +258,8 @@ class Settings:
         "example 0.05.",
         doc="None, or a target accuracy: sample in independent rounds of ``n_perturbations`` until every standard error is at "
         "most this fraction of the largest absolute score of the text and target. This is judged after four rounds, or at 8 "
-        "degrees of freedom. Finished texts leave the batch. Chance makes some scores large and ends these texts sooner, so "
+        "degrees of freedom. Finished texts leave the batch. With the same seed, five rounds of 10 give other numbers than "
+        "``n_perturbations=50``, because each round draws anew. Chance makes some scores large and ends these texts sooner, so "
         "the largest score comes out too large, by at most about ``rtol`` squared (1 % of it at 0.1; docs/adr/0014). With MAX, "
         "MIN and SIGNED_MAX, rounds go on while it is open which token is selected: near ties of opposite sign may never "
         "converge.",

@@ -87,6 +87,9 @@ def explain(
     ] = "record",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per text and nothing else.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write a page for a browser instead of printing the words.")] = None,
+    title: Annotated[
+        str | None, typer.Option(help="The heading of the page, with --html.  [default: fastshap]")
+    ] = None,
     **settings: Any,
 ) -> None:
     """Explains texts: a score for each word. Words with a positive score support the predicted label (or --target), words
@@ -99,6 +102,8 @@ def explain(
             stream.reconfigure(errors="replace")  # what the terminal cannot show is no reason to stop
     if html is not None and os.path.isdir(html):  # as "" is too
         _fail(f"--html is the file to write; {str(html)!r} is a directory.")
+    if title is not None and html is None:
+        _fail("--title is the heading of a page; add --html.")
     wanted_texts = _texts(texts or [], file or [])
     from transformers.utils import logging
 
@@ -145,7 +150,7 @@ def explain(
             if html is None:
                 deque(results(), maxlen=0)
             else:
-                _write_page(results(), html)
+                _write_page(results(), html, "fastshap" if title is None else title)
         except FastshapError as error:
             _fail(str(error), 2 if error.text_index is None else 1)
         except OSError as error:
@@ -214,11 +219,11 @@ def _number(value: str, option: str) -> int:
         _fail(f"{option} is a whole number or 'auto'; got {value!r}.")
 
 
-def _write_page(results: Iterator[tuple[AttributionOutput, str | None]], path: Path) -> None:
+def _write_page(results: Iterator[tuple[AttributionOutput, str | None]], path: Path, title: str) -> None:
     from fastshap.output.files import write_html
 
     outputs, captions = itertools.tee(results)
-    count = write_html((one for one, _ in outputs), path, captions=(caption for _, caption in captions))
+    count = write_html((one for one, _ in outputs), path, title, (caption for _, caption in captions))
     typer.echo(f"fastshap: {count} {'text' if count == 1 else 'texts'} written to {printable(str(path))}", err=True)
 
 

@@ -70,7 +70,7 @@ def run(
     """Explains a table of texts and writes a directory of Parquet files.
 
     Each id appears exactly once, even if the job is interrupted and resumed. The job runs on Ray if it is installed
-    (pip install 'fastshap-text[ray]'). Otherwise, or with --local, it runs in this process.
+    (the extra ray). Otherwise, or with --local, it runs in this process.
 
     Exit code: 0 if every row has attributions or a recorded error, 1 if rows are missing, 2 if the job could not start, 130 if
     Ctrl-C stopped it, 143 if SIGTERM did.

@@ -16,6 +16,7 @@ from fastshap.jobs.ids import Known, found, keys, missing, short_hashes
 from fastshap.jobs.inputs import InputRows
 from fastshap.jobs.job import Job
 from fastshap.jobs.progress import JobProgress
+from fastshap.jobs.reading import TEXT_FILES
 from fastshap.jobs.stopping import stoppable
 from fastshap.jobs.store import FORMAT, Store, in_use
 from fastshap.jobs.summary import JobSummary
@@ -128,6 +129,11 @@ def _refuse(root: Store, same: dict[str, Any], resume: bool, overwrite: bool) ->
         raise JobError(
             f"{root.location} holds files that no job wrote ({', '.join(foreign[:_SHOWN])}); name a directory that is new, "
             "empty, or a job's own."
+        )
+    if root.location.lower().endswith(TEXT_FILES) and not root.holds_job():
+        raise JobError(
+            f"{root.location} is named like a file, but the output is a directory of Parquet files: leave out the ending, or "
+            "name another directory. fastshap.write_csv and write_jsonl make such a file of fastshap.jobs.read's outputs."
         )
     if overwrite:
         return

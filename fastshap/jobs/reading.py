@@ -35,6 +35,8 @@ _KINDS = {
     ".json": "jsonl",
 }
 _PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+# How a table of text is called, which is one file. A directory of Parquet files is often called after its format.
+TEXT_FILES = tuple(kind + packed for kind in (".csv", ".jsonl", ".ndjson", ".json") for packed in ("", *_PACKED))
 
 
 @dataclass(frozen=True)

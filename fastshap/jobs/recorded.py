@@ -43,6 +43,11 @@ def kind_of(entry: str) -> str:
     return entry.split(":", 1)[0]
 
 
+def message_of(entry: str) -> str:
+    """What the error says, without the name of its class."""
+    return entry.split(":", 1)[-1].strip()
+
+
 def count_failed(errors: Sequence[str | None]) -> int:
     """On how many of these rows the model failed."""
     return sum(map(_model_failed, errors))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastshap import checks
 from fastshap.errors import InvalidArgumentError, MissingPackageError
+from fastshap.extras import installing
 
 if TYPE_CHECKING:
     from fastshap.jobs.summary import JobSummary
@@ -108,6 +109,6 @@ def _explain(runner: str, for_ray: list[str]) -> tuple[Callable[..., JobSummary]
     if runner == "auto":
         runner = "ray" if find_spec("ray") is not None else "local"
         if runner == "local" and for_ray:
-            raise MissingPackageError(f"{names}: these need Ray: pip install 'fastshap-text[ray]'")
+            raise MissingPackageError(f"{names}: these need Ray: {installing('ray')}")
     module, name = _RUNNERS[runner].split(":")
     return getattr(importlib.import_module(module), name), runner == "ray"

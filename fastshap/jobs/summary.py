@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fastshap.jobs.progress import duration
-from fastshap.jobs.recorded import kind_of
+from fastshap.jobs.recorded import kind_of, message_of
 from fastshap.jobs.store import about_of
+from fastshap.output.visible import printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+_WIDE = 110  # characters of an error's message on a terminal
 
 
 @dataclass
@@ -21,6 +25,7 @@ class JobSummary:
     Attributes:
         rows: in the output, from this run and those before it.
         errors: rows with a recorded error, by its kind.
+        messages: of each kind of error, what the first one says.
         truncated: rows whose text was longer than the model takes.
         samples: samples used for all rows.
         before: rows that earlier runs had written.
@@ -43,6 +48,18 @@ class JobSummary:
     startup: float = 0.0
     padding: float | None = None
     versions: dict[str, set[str]] = field(default_factory=dict)
+    messages: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """The rows in one line, and in a second how long they took."""
+        failed = self.errors.total()
+        kinds = (
+            f" ({', '.join(f'{printable(kind)} {count:,}' for kind, count in self.errors.most_common())})"
+            if failed
+            else ""
+        )
+        shown = f"{_rows(self.rows)}: {self.rows - failed:,} explained{self._cut()}, {failed:,} with an error{kinds}"
+        return f"{shown}\n{duration(self.seconds)}, {self.rate:,.1f} texts a second" if self.seconds else shown
 
     def add(self, table: pa.Table) -> None:
         """Rows of the output."""
@@ -50,7 +67,10 @@ class JobSummary:
         for name, version in (about_of(table) or {}).get("versions", {}).items():
             self.versions.setdefault(name, set()).add(version)
         errors = table.column("error").to_pylist()
-        self.errors.update(kind_of(error) for error in errors if error is not None)
+        for error in errors:
+            if error is not None:
+                self.errors[kind_of(error)] += 1
+                self.messages.setdefault(kind_of(error), message_of(error))
         self.truncated += sum(table.column("truncated").to_pylist())
         samples = table.column("n_perturbations").to_pylist()
         self.samples += sum(count for count, error in zip(samples, errors, strict=True) if error is None)
@@ -75,7 +95,12 @@ class JobSummary:
         shown = [f"rows             {self.rows:,}" + (f" ({self.before:,} from before)" if self.before else "")]
         shown.append(f"explained        {self.rows - failed:,}" + self._cut())
         shown.append(f"errors           {failed:,}")
-        shown += [f"  {kind:<28} {count:,}" for kind, count in self.errors.most_common()]
+        for kind, count in self.errors.most_common():
+            shown.append(f"  {kind:<28} {count:,}")
+            if message := self.messages.get(kind):
+                shown.append(
+                    f"    {'' if count == 1 else 'the first: '}{textwrap.shorten(message, _WIDE, placeholder=' …')}"
+                )
         if self.rows > failed:
             shown.append(f"samples          {self.samples:,} ({self.samples / (self.rows - failed):.1f} a text)")
         if self.seconds:
@@ -96,3 +121,7 @@ class JobSummary:
 
     def _cut(self) -> str:
         return f" ({self.truncated:,} truncated to what the model takes)" if self.truncated else ""
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} {'row' if count == 1 else 'rows'}"

@@ -27,6 +27,7 @@ _STATES = {
     "interrupted": "was interrupted",
     "switching": "is complete and was interrupted before it took the old output's place",
 }
+_COMPLETE = "Every row of the input is there exactly once"
 
 
 @dataclass
@@ -62,6 +63,11 @@ class Verdict:
     damaged: list[str] = field(default_factory=list)
     replacing: str = ""
 
+    def __str__(self) -> str:
+        """Whether all is well, in a few words, and a summary of the output."""
+        shown = f"{'good' if self.good else 'not good'}: {'; '.join(self._findings()) or _COMPLETE}"
+        return f"{shown}\n{self.summary}"
+
     @property
     def good(self) -> bool:
         """Every row of the input is in the output exactly once, with attributions or an error, as it was written."""
@@ -71,16 +77,7 @@ class Verdict:
     def lines(self) -> list[str]:
         """What to print on a terminal."""
         said = [f"input rows       {self.expected:,}", *self.summary.lines()]
-        for what, count in (
-            ("missing", self.missing),
-            ("there twice", self.twice),
-            ("not in the input", self.surplus),
-            ("text has changed", self.changed),
-            ("without a result", self.empty),
-            ("damaged rows", self.wrong),
-        ):
-            if count:
-                said.append(f"{what:<16} {count:,}")
+        said += [f"{what:<16} {count:,}" for what, count in self._counts()]
         if self.unchecked:
             said.append(f"not checked      {self.unchecked:,} rows of an earlier version, which kept no digests")
         said += [f"damaged          {name}" for name in self.damaged]
@@ -89,15 +86,36 @@ class Verdict:
                 f"An overwrite of this output {_STATES[self.replacing]}. Until it is complete, this is the output."
             )
         if self.good:
-            return [*said, "Every row of the input is there exactly once."]
+            return [*said, f"{_COMPLETE}."]
         if self.state != "complete":
-            said.append(f"{'An overwrite' if self.state == 'switching' else 'The job'} {_STATES[self.state]}.")
+            said.append(f"{self._of_state()}.")
         if self.state == "running":
             return said
         how = "--overwrite" if self.twice or self.surplus else "--resume"
         if self.changed and how == "--resume":
             how = "--resume --redo-changed (or --overwrite)"
         return [*said, f"The output is not complete; run it again with {how}."]
+
+    def _counts(self) -> list[tuple[str, int]]:
+        """What is wrong with rows, and with how many."""
+        every = (
+            ("missing", self.missing),
+            ("there twice", self.twice),
+            ("not in the input", self.surplus),
+            ("text has changed", self.changed),
+            ("without a result", self.empty),
+            ("damaged rows", self.wrong),
+        )
+        return [(what, count) for what, count in every if count]
+
+    def _of_state(self) -> str:
+        return f"{'An overwrite' if self.state == 'switching' else 'The job'} {_STATES[self.state]}"
+
+    def _findings(self) -> list[str]:
+        """Why it is not good."""
+        state = [] if self.state == "complete" else [self._of_state()]
+        damaged = [f"damaged parts {len(self.damaged):,}"] if self.damaged else []
+        return [*state, *(f"{what} {count:,}" for what, count in self._counts()), *damaged]
 
 
 def verify(output: str | os.PathLike[str], source: str | os.PathLike[str]) -> Verdict:

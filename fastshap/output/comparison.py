@@ -30,7 +30,7 @@ class ComparedElement(NamedTuple):
 
     element: str
     scores: tuple[float, ...]
-    difference: float  #: the second column's score less the first's; NaN but for two columns of the same kind of score
+    difference: float  #: the second column's score minus the first's; NaN but for two columns of the same kind of score
 
 
 class Comparison:
@@ -40,6 +40,7 @@ class Comparison:
         columns: what is compared.
         elements: those of all columns in reading order. Elements of two columns are one where they stand for the same
             characters of the text, white space around them aside; of several for the same characters, each with its like.
+        standard_errors: of each element's scores, one a column; NaN where there is none.
         alike: whether the scores are of one kind, so that they share a colour scale and may be subtracted.
     """
 
@@ -47,7 +48,7 @@ class Comparison:
         self.columns = columns
         kinds = {(wording.explained(one.output), one.output.reduction, one.output.input_x_gradient) for one in columns}
         self.alike = len(kinds) == 1
-        self.elements = _elements(columns, self.alike)
+        self.elements, self.standard_errors = _elements(columns, self.alike)
 
     def show(self, console: Console | None = None) -> None:
         """Prints a table of the elements with their scores."""
@@ -167,24 +168,29 @@ def _places(output: AttributionOutput) -> list[tuple[_Place, int]]:
     return found
 
 
-def _elements(columns: list[ComparedColumn], alike: bool) -> list[ComparedElement]:
+def _elements(columns: list[ComparedColumn], alike: bool) -> tuple[list[ComparedElement], list[tuple[float, ...]]]:
+    """The elements of all columns, and the standard errors of their scores."""
     named: dict[_Place, str] = {}
     order: dict[_Place, int] = {}
-    scores: list[dict[_Place, float]] = []
+    found: list[dict[_Place, tuple[float, float]]] = []
     for column in columns:
         places = _places(column.output)
         for (place, at), element in zip(places, column.output.elements, strict=True):
             named.setdefault(place, element)
             order.setdefault(place, at)
-        row = column.output.attributions[column.target].tolist()
-        scores.append(dict(zip((place for place, _ in places), row, strict=True)))
-    if not set.intersection(*map(set, scores)):
+        scores = column.output.attributions[column.target].tolist()
+        known = column.output.standard_error
+        errors = known[column.target].tolist() if known.numel() else [math.nan] * len(scores)
+        each = zip(places, scores, errors, strict=True)
+        found.append({place: (score, error) for (place, _), score, error in each})
+    if not set.intersection(*map(set, found)):
         raise InvalidArgumentError(
             "The outputs have no element in common; explain both texts with the same granularity, WORD say."
         )
-    rows = []
+    rows, all_errors = [], []
     for place in sorted(order, key=lambda place: order[place]):
-        values = tuple(one.get(place, math.nan) for one in scores)
+        values, errors_of = zip(*(one.get(place, (math.nan, math.nan)) for one in found), strict=True)
         difference = values[1] - values[0] if alike and len(values) == 2 else math.nan
         rows.append(ComparedElement(named[place], values, difference))
-    return rows
+        all_errors.append(errors_of)
+    return rows, all_errors

@@ -69,7 +69,7 @@ def _cell(value: Any) -> Any:
 
 
 def write_html(
-    outputs: Iterable[Record],
+    outputs: Iterable[Record | tuple[Any, Record]],
     path: StrPath,
     title: str = "fastshap",
     captions: Iterable[str | None] | None = None,
@@ -79,6 +79,8 @@ def write_html(
     It fetches nothing and runs no script; texts are escaped. Scores and standard errors show on hover and on focus.
 
     Args:
+        outputs: outputs, or pairs of an id and an output, as :func:`fastshap.jobs.read` gives them. An id stands above its
+            output, in place of its number.
         captions: a line for each output, above its text; by default the predicted class where the model chose it.
     """
     from fastshap.output.render.page import write_page
@@ -92,11 +94,11 @@ def write_html(
 class _Counted:
     """An iterable that knows how much of it was taken."""
 
-    def __init__(self, entries: Iterable[Record]) -> None:
+    def __init__(self, entries: Iterable[Record | tuple[Any, Record]]) -> None:
         self._entries = entries
         self.count = 0
 
-    def __iter__(self) -> Iterator[Record]:
+    def __iter__(self) -> Iterator[Record | tuple[Any, Record]]:
         for entry in self._entries:
             self.count += 1
             yield entry

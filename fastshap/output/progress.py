@@ -15,6 +15,7 @@ from fastshap.errors import InvalidTypeError
 Wanted = bool | Callable[[float, int | None], object] | None
 
 _QUIET = 1.0  # seconds before a bar that nobody asked for
+_SETTLED = 1.0  # seconds after the first text, which may have to warm the model up, before a rate is told
 _USUAL = {"ncols": 80, "nrows": 20}  # of a terminal, for tqdm
 
 
@@ -57,6 +58,7 @@ class Progress:
         self._part = self._most = 0.0  # of these, and what it may become in the stage that is on
         self._hidden = False  # while the user's own code runs
         self._start = time.time()
+        self._first: tuple[float, float] | None = None  # when the first text was done, and how many were then
         self._guard = threading.RLock()
         self._timer: threading.Timer | None = None
 
@@ -130,14 +132,29 @@ class Progress:
         with self._guard:
             if not self._shown or self._hidden or time.time() < self._start + self._quiet - 0.01:
                 return
-            if self._bar is None:
-                from tqdm.auto import tqdm
+            from tqdm.auto import tqdm
 
-                self._bar = tqdm(total=self._total, unit="text", leave=False, miniters=0, **room())
+            done = self._finished + self._part
+            form = self._form(done, tqdm.format_interval)
+            if self._bar is None:
+                self._bar = tqdm(total=self._total, leave=False, miniters=0, bar_format=form, **room())
                 self._bar.start_t = self._start
-            self._bar.total = self._total
-            self._bar.n = round(self._finished + self._part, 1) if self._part else self._finished
+            self._bar.total, self._bar.n, self._bar.bar_format = self._total, done, form
             self._bar.update(0)
+
+    def _form(self, done: float, duration: Callable[[float], str]) -> str:
+        """The bar with whole numbers of texts, and how fast it goes once that is known."""
+        count = f"{int(done):,}" + ("" if self._total is None else f"/{self._total:,}")
+        now = time.time()
+        if self._first is None and done >= 1:
+            self._first = now, done
+        rest = ""
+        if self._first is not None and done > self._first[1] and now - self._first[0] >= _SETTLED:
+            rate = (done - self._first[1]) / (now - self._first[0])
+            left = "" if self._total is None else f"<{duration((self._total - done) / rate)}"
+            rest = f"{left}, " + (f"{rate:,.1f} texts/s" if rate >= 1 else f"{1 / rate:,.1f} s/text")
+        bar = "" if self._total is None else "{l_bar}{bar}| "
+        return f"{bar}{count} texts [{{elapsed}}{rest}]"
 
 
 def _on_a_terminal() -> bool:

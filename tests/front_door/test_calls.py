@@ -122,14 +122,38 @@ def test_on_a_terminal_a_bar_comes_after_a_second(monkeypatch):
         progress.add(0)
         progress._bar.mininterval = 0
         progress.add(0.25)
-        assert "3.2/10 [00:02" in screen.getvalue()
+        assert "3/10 texts [00:02]" in screen.getvalue()  # whole texts
         progress.end()
-        assert "10/10" in screen.getvalue()
+        assert "10/10 texts" in screen.getvalue()
         shown = len(screen.getvalue())
         progress.hide()
         progress.add(0)
         assert screen.getvalue()[shown:].strip("\r ") == ""  # the line is the user's
     assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer) and not thread.daemon]
+
+
+@pytest.mark.parametrize(
+    ("total", "shown"), [(20, "12/20 texts [00:05<00:01, 5.6 texts/s]"), (None, "12 texts [00:05, 5.6 texts/s]")]
+)
+def test_a_bar_tells_no_rate_before_it_is_known(monkeypatch, total, shown):
+    screen, now = terminal(monkeypatch), [1000.0]
+    for clock in ("time.time", "tqdm.std.time"):
+        monkeypatch.setattr(clock, lambda: now[0])
+    with Progress(True, total) as progress:
+        progress._timer.cancel()
+        progress.begin(1)
+        now[0] += 3  # the model warms up
+        progress.end()
+        progress._bar.mininterval = 0
+        progress.begin(3)
+        now[0] += 0.5
+        progress.end()
+        assert "texts/s" not in screen.getvalue()
+        progress.begin(20)
+        now[0] += 1.5
+        progress.add(5)
+        progress.add(3.25)
+    assert shown in screen.getvalue()
 
 
 def test_a_bar_is_there_though_nothing_is_reported(monkeypatch):
@@ -151,7 +175,7 @@ def test_a_terminal_that_says_it_has_no_columns(monkeypatch):
             progress.add(3)
             screen.flush()
             assert select.select([main], [], [], 0)[0], "nothing was shown"
-            assert b"/10 [" in os.read(main, 4096)
+            assert b"/10 texts [" in os.read(main, 4096)
         monkeypatch.undo()
     os.close(main)
 
@@ -355,6 +379,23 @@ def test_options_that_there_are_not(default_pair):
         explainer(TEXTS[0], n_perturbations=0)
     with pytest.raises(InvalidArgumentError, match="device are the explainer's own"):
         explainer(TEXTS[0], device="cpu")
+
+
+def test_parameters_of_an_explainer_that_there_are_not(bert_pair):
+    with pytest.raises(
+        InvalidTypeError, match=r"GradientShap has no option n_perturbation \(did you mean n_pertur"
+    ) as caught:
+        GradientShap(*bert_pair, n_perturbation=5)
+    assert isinstance(caught.value, TypeError)
+    assert "self" not in str(caught.value)
+    with pytest.raises(InvalidTypeError, match=r"n_samples \(did you mean n_perturbations\?\)"):
+        GradientShap(*bert_pair, n_samples=5)
+    with pytest.raises(InvalidTypeError, match="GradientShap: missing a required argument: 'model'"):
+        GradientShap()
+    with pytest.raises(InvalidTypeError, match="GradientShap: too many positional arguments"):
+        GradientShap(*bert_pair, *range(20))
+    with pytest.raises(InvalidTypeError, match="GradientShap: multiple values for argument 'model'"):
+        GradientShap(*bert_pair, model=bert_pair[0])
 
 
 def test_a_model_and_a_tokenizer_in_the_wrong_places(default_pair):

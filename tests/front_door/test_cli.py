@@ -192,6 +192,10 @@ def test_a_page(tmp_path):
     assert page.count("predicted ") >= 5
     assert "battery" in page
     assert "not explained" in page
+    titled = run("--html", str(path), "--title", "A & B", "fine film")
+    assert "1 text written" in titled.stderr
+    assert "<title>A &amp; B</title>" in path.read_text()
+    assert "add --html" in run("--title", "A", "fine film", code=2).stderr
     both = run("--html", str(path), "--json", "--target", "negative", "fine film")
     assert json.loads(both.stdout)["elements"] == ["fine", "film"]
     assert "predicted positive, probability" in path.read_text(encoding="utf-8")

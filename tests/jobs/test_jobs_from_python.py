@@ -48,6 +48,39 @@ def test_run_verify_and_read(tmp_path, default_pair):
     assert [output.text for _, output in named] == texts
 
 
+def test_what_came_of_a_job_in_a_few_lines(tmp_path):
+    source, out = write(tmp_path / "a.parquet", ["not good", "", " ", "fine"]), tmp_path / "out"
+    summary = fastshap.jobs.run(source, out, **HERE)
+    counts = "4 rows: 2 explained, 2 with an error (InvalidArgumentError 2)"
+    first, second = str(summary).split("\n")
+    assert first == counts
+    assert second.endswith(" texts a second")
+    assert repr(summary).startswith("JobSummary(rows=4")
+    said = "    the first: The text is empty or only white space; there is nothing to explain."
+    verdict = fastshap.jobs.verify(out, source)
+    assert said in summary.lines()
+    assert said in verdict.lines()
+    assert str(verdict) == f"good: Every row of the input is there exactly once\n{counts}"
+    assert repr(verdict).startswith("Verdict(state='complete'")
+    longer = write(tmp_path / "b.parquet", ["not bad", "", " ", "fine", "more"])
+    assert str(fastshap.jobs.verify(out, longer)) == f"not good: missing 1; text has changed 1\n{counts}"
+    (part,) = out.glob("part-*")
+    part.unlink()
+    assert str(fastshap.jobs.verify(out, source)) == "not good: missing 4\n0 rows: 0 explained, 0 with an error"
+
+
+def test_a_directory_that_is_named_like_a_file(tmp_path):
+    source = write(tmp_path / "a.parquet", ["not good"])
+    for name in ("out.csv", "out.JSONL", "out.json.gz"):
+        for options in ({}, {"resume": True}, {"overwrite": True}):
+            with pytest.raises(JobError, match="is named like a file, but the output is a directory of Parquet files"):
+                fastshap.jobs.run(source, tmp_path / name, **options, **HERE)
+        assert not (tmp_path / name).exists()
+    fastshap.jobs.run(source, tmp_path / "out.parquet", **HERE)  # many call such directories so
+    (tmp_path / "out.parquet").rename(tmp_path / "out.csv")  # as an earlier version would have made it
+    assert fastshap.jobs.run(source, tmp_path / "out.csv", resume=True, **HERE).rows == 1
+
+
 def test_a_jobs_part_is_a_file_of_outputs(tmp_path, llama_pair):
     """One form: the library's reader takes a part, and to_arrow's columns are the part's but for the job's own three."""
     for one in llama_pair:
@@ -141,7 +174,7 @@ def test_the_runner_is_chosen_by_name_and_by_what_is_installed(tmp_path, monkeyp
         assert called[-1][1]["seed"] == 3
         assert ("workers" in called[-1][1]) == (expected == "ray")
     monkeypatch.setattr("fastshap.jobs.runners.find_spec", lambda name: None)
-    with pytest.raises(fastshap.MissingPackageError, match=r"workers: these need Ray: pip install"):
+    with pytest.raises(fastshap.MissingPackageError, match=r"workers: these need Ray: pip install .*-e '\.\[ray\]'"):
         fastshap.jobs.run(source, tmp_path / "out", workers=2)
     with pytest.raises(InvalidArgumentError, match="address, rows_per_batch: these are for Ray"):
         fastshap.jobs.run(source, tmp_path / "out", runner="local", address="auto", rows_per_batch=1)
@@ -245,6 +278,7 @@ def test_a_job_of_an_earlier_version_is_read_and_verified(tmp_path, default_pair
         assert len(str(output)) > 10
         assert math.isfinite(sum(row.attribution for row in output.rows()))
     assert fastshap.write_html([first, empty], tmp_path / "page.html") == 2
+    assert fastshap.write_html(fastshap.jobs.read(out, ids=True), tmp_path / "page.html") == 3
     assert "gorgeous" in (tmp_path / "page.html").read_text()
     assert len(first.to_pandas()) == 2 * len(first.elements)
     with pytest.raises(InvalidArgumentError, match="holds no tokens"):

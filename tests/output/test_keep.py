@@ -216,7 +216,7 @@ def test_packages_that_are_missing_are_named(outputs, monkeypatch):
 
     monkeypatch.setattr("importlib.import_module", missing)
     for call, how in (
-        (outputs[0].to_pandas, r"fastshap-text\[tables\]"),
+        (outputs[0].to_pandas, r"pip install 'fastshap-text\[tables\]' \(in a clone: pip install -e '\.\[tables\]'\)"),
         (outputs[0].plot, r"fastshap-text\[plot\]"),
         (outputs[0].to_shap, "pip install shap"),
         (lambda: fastshap.to_arrow(outputs), r"fastshap-text\[tables\]"),

@@ -226,6 +226,35 @@ def test_the_targets_of_one_output(outputs):
         fastshap.compare(outputs[0], targets=("x", "positive"))
 
 
+def test_each_column_says_how_probable_its_target_is(default_pair, outputs, tmp_path):
+    compared, (negative, positive) = fastshap.compare(outputs[0]), outputs[0].target_probabilities.tolist()
+    assert outputs[0].predicted_label == "positive"
+    compared.to_html(tmp_path / "compared.html")
+    other = f"probability {negative:.3f}; predicted positive, probability {positive:.3f}"
+    for shown in (" ".join(str(compared).split()), Parsed((tmp_path / "compared.html").read_text()).text):
+        assert shown.count(other) == 1
+        assert shown.count(f"predicted, probability {positive:.3f}") == 1
+        assert "target positive" not in shown  # the column's name says so
+    (first,) = fastshap.GradientShap(*default_pair, seed=3)(TEXTS[0], "negative")
+    pair = fastshap.compare(first, first, names=("old", "new"))
+    for shown in (" ".join(str(pair).split()), Parsed(pair._repr_html_()).text):
+        assert shown.count(f"target negative, {other}") == 2
+        assert "probability of this target" not in shown
+    first.target_probabilities = None  # an older file
+    assert "target negative; predicted positive" in " ".join(str(fastshap.compare(first, first)).split())
+
+
+def test_a_page_of_two_outputs_has_the_settings_of_both(default_pair, outputs, tmp_path):
+    (other,) = fastshap.GradientShap(*default_pair, seed=3)(TEXTS[0], "positive")
+    two, same = (fastshap.compare(one, other, targets="positive") for one in (outputs[0], other))
+    for compared, calls in ((two, 2), (same, 1), (fastshap.compare(outputs[0]), 1)):
+        compared.to_html(tmp_path / "compared.html")
+        page = Parsed((tmp_path / "compared.html").read_text()).text
+        assert page.count("Settings that reproduce these numbers") == 1
+        assert page.count("fastshap.GradientShap(model, tokenizer") == calls
+        assert page.count("BertForSequenceClassification") == 1
+
+
 def test_two_outputs_share_a_scale(default_pair, outputs, tmp_path):
     (other,) = fastshap.GradientShap(*default_pair, seed=3)(TEXTS[0], "positive")
     compared = fastshap.compare(outputs[0], other, targets="positive", names=("old", "new"))
@@ -239,7 +268,12 @@ def test_two_outputs_share_a_scale(default_pair, outputs, tmp_path):
     drawn = str(compared)
     assert drawn.split("\n")[0].split() == ["element", "old", "new", "difference"]
     assert f"{other.attributions[0, 1]:+.3f}" in drawn
-    assert "new: target positive; predicted positive, probability" in drawn
+    assert f"new: target positive, predicted, probability {other.probability:.3f}; explains" in " ".join(drawn.split())
+    for column in (found.text, drawn):
+        assert "± standard error" in column
+    shown = f"{other.attributions[0, 1]:+.3f} ±{other.standard_error[0, 1]:.3f}"
+    assert shown in drawn
+    assert shown.replace("-", "−") in found.text
     assert repr(compared) == f"Comparison(['old', 'new'], {len(other.elements)} elements)"
     assert Parsed(compared._repr_html_()).tags[0] == ("div", {"class": "fastshap"})
 
@@ -295,7 +329,7 @@ def test_two_models_with_other_labels(default_pair, bert_pair, outputs, tmp_path
     compared = fastshap.compare(one, other)
     assert [column.name for column in compared.columns] == ["first: positive", "second: LABEL_2"]
     assert compared.elements[0].scores == (one.attributions[0, 0].item(), other.attributions[0, 0].item())
-    meaning = "difference: second: LABEL_2 less first: positive"
+    meaning = "difference: second: LABEL_2 minus first: positive"
     assert meaning in str(compared).split("\n")
     compared.to_html(tmp_path / "compared.html")
     assert meaning in Parsed((tmp_path / "compared.html").read_text()).text

@@ -273,6 +273,7 @@ def test_the_line_below_says_how():
         n_perturbations=10,
         rounds=4,
         rtol=0.05,
+        max_perturbations=640,
         converged=True,
         truncated=True,
     )
@@ -281,7 +282,10 @@ def test_the_line_below_says_how():
         "explains the logit; one score per word (sum of its tokens); 40 samples in 4 rounds; within rtol 0.05; "
         "elsewhere −0.25; convergence delta +0.003; the text was cut to what the model takes" in text
     )
-    assert "rtol 0.05 not met" in Parsed(page_of(dataclasses.replace(record, converged=False))).text
+    assert (
+        "rtol 0.05 not met within max_perturbations=640"
+        in Parsed(page_of(dataclasses.replace(record, converged=False))).text
+    )
     plain = Parsed(page_of(record_of("not good"))).text
     assert "one score per word (mean of its tokens); 10 samples\nSettings" in plain
 
@@ -303,6 +307,17 @@ def test_captions():
     assert found.text.startswith("A & B")
     with pytest.raises(ValueError, match="shorter"):
         page_of(record, record, captions=["one"])
+
+
+def test_ids_stand_in_place_of_numbers():
+    record, evil = record_of("not good"), "<i>\x07</i>"
+    found = Parsed(page_of(("r-17", record), (8, record), (evil, record), record))
+    named = [attrs.get("class") for tag, attrs in found.tags if tag == "article"]
+    assert named == ["i", "i", "i", None]
+    assert "r-17" in found.text
+    assert "<i>" in found.text
+    assert "\x07" not in page_of((evil, record)).replace('data-u="U+0007">\x07', "")
+    assert ":not(.i)::before{content:counter(text)" in page_of(record)
 
 
 def test_the_call_names_what_is_not_a_default():

@@ -33,11 +33,14 @@ def shell(example):
 
 @pytest.mark.parametrize("page", PAGES)
 @pytest.mark.filterwarnings("ignore")
-def test_examples_of_a_page(page, tmp_path, monkeypatch, llama_pair):
+def test_examples_of_a_page(page, tmp_path, monkeypatch, llama_pair, bert_pair):
     monkeypatch.setattr("fastshap.tasks.registry._registered", [])  # what a page registers is for it alone
     monkeypatch.chdir(tmp_path)
     for part in llama_pair:  # what the pages call a model of one's own
         part.save_pretrained("path/to/a/causal/language/model")
+    for part in bert_pair:
+        for name in ("one", "another"):
+            part.save_pretrained(f"path/to/{name}/classifier")
     (tmp_path / "texts.txt").write_text("not good at all\nI loved every minute of it.\n")
     (tmp_path / "reviews.jsonl").write_text('{"id": 1, "text": "not good at all"}\n{"id": 2, "text": "fine"}\n')
     parsers = [PythonCodeBlockParser(), CodeBlockParser(language="bash", evaluator=shell)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +17,7 @@ from rich.text import Text
 from fastshap.output.render import page as pages
 from fastshap.output.render import plot, style, wording
 from fastshap.output.render.markup import marked
+from fastshap.output.render.settings import Recipes
 from fastshap.output.visible import named, printable
 
 
@@ -27,12 +29,12 @@ def show(comparison: Any, console: Console | None) -> None:
     for heading in _headings(comparison):
         table.add_column(Text(printable(heading)), justify="right")
     form = _form(comparison)
-    for row in comparison.elements:
-        numbers = (_number(value, form).replace("−", "-") for value in _values(comparison, row))
+    for row, cells in _rows(comparison):
+        numbers = (" ".join(filter(None, _written(*cell, form))).replace("−", "-") for cell in cells)
         table.add_row(Text(plot.label(row.element)), *numbers)
     console.print(table)
-    if difference := _difference(comparison):
-        console.print(Text(printable(difference), style="dim"))
+    for meaning in _meanings(comparison):
+        console.print(Text(printable(meaning), style="dim"))
     for column in comparison.columns:
         console.print(Text(printable(f"{named(column.name)}: {_about(column)}"), style="dim"))
 
@@ -46,7 +48,11 @@ def lines_of(comparison: Any) -> str:
 
 def page(comparison: Any, title: str) -> str:
     """A page that stands by itself."""
-    return f"{style.head(title, style.ARTICLE + style.TABLE + style.WIDE)}{_content(comparison)}\n{style.END}"
+    settings = Recipes()
+    for column in comparison.columns:
+        settings.add(column.output)
+    head = style.head(title, style.ARTICLE + style.TABLE + style.WIDE)
+    return f"{head}{_content(comparison)}\n{''.join(settings.html())}{style.END}"
 
 
 def fragment(comparison: Any) -> str:
@@ -64,12 +70,12 @@ def _content(comparison: Any) -> str:
     form = _form(comparison)
     rows = "".join(
         f'<tr><th scope="row"><bdi>{marked(named(row.element))}</bdi></th>'
-        + "".join(f'<td class="{_side(value)}">{_number(value, form)}</td>' for value in _values(comparison, row))
+        + "".join(_cell(value, error, form) for value, error in cells)
         + "</tr>\n"
-        for row in comparison.elements
+        for row, cells in _rows(comparison)
     )
-    difference = _difference(comparison)
-    meaning = f'<p class="e">{marked(difference)}</p>' if difference else ""
+    meanings = "; ".join(_meanings(comparison))
+    meaning = f'<p class="e">{marked(meanings)}</p>' if meanings else ""
     return (
         f'<article><div class="w">{columns}</div>\n<div class="o"><table>'
         f'<thead><tr><th scope="col">element</th>{headings}</tr></thead>'
@@ -79,10 +85,27 @@ def _content(comparison: Any) -> str:
 
 def _column(column: Any, largest: float | None) -> str:
     record, target = column.output, named(column.output.target_names[column.target])
-    about = wording.prediction(record)
-    beside = "" if about is None else f'<p class="e">{marked(about)}</p>'
+    about = _of_target(column)
+    beside = f'<p class="e">{marked(about)}</p>' if about else ""
     shown = pages.view(record, column.target, pages.stretches_of(record), target, largest)
     return f'<section><p class="h" dir="auto">{marked(named(column.name))}</p>{beside}{shown}</section>'
+
+
+def _of_target(column: Any) -> str:
+    """Which target it is, unless the column's name says so; how probable it is; and what is predicted, if another one."""
+    record, t = column.output, column.target
+    target = record.target_names[t]
+    known = wording.probability(record, t)
+    predicted = target == record.predicted_label
+    if known is None and predicted:
+        known = record.probability
+    parts = [
+        "" if column.name.endswith(target.strip()) else f"target {named(target)}",
+        "predicted" if predicted else "",
+        "" if known is None else f"probability {known:.3f}",
+    ]
+    own = ", ".join(filter(None, parts))
+    return "; ".join(filter(None, [own, None if predicted else wording.prediction(record)]))
 
 
 def _scores(column: Any) -> list[float]:
@@ -94,27 +117,33 @@ def _headings(comparison: Any) -> list[str]:
     return [*headings, "difference"] if _subtracted(comparison) else headings
 
 
-def _values(comparison: Any, row: Any) -> tuple[float, ...]:
-    return (*row.scores, row.difference) if _subtracted(comparison) else row.scores
+_Cell = tuple[float, float]  # a score, and its standard error or NaN
+
+
+def _rows(comparison: Any) -> Iterator[tuple[Any, list[_Cell]]]:
+    """The elements with what stands in their columns."""
+    for row, errors in zip(comparison.elements, comparison.standard_errors, strict=True):
+        cells = list(zip(row.scores, errors, strict=True))
+        yield row, [*cells, (row.difference, math.nan)] if _subtracted(comparison) else cells
 
 
 def _subtracted(comparison: Any) -> bool:
     return comparison.alike and len(comparison.columns) == 2
 
 
-def _difference(comparison: Any) -> str:
-    """What the column of that name says; nothing where there is none."""
-    if not _subtracted(comparison):
-        return ""
-    first, second = (named(column.name) for column in comparison.columns)
-    return f"difference: {second} less {first}"
+def _meanings(comparison: Any) -> Iterator[str]:
+    """What the table's signs and its last column say."""
+    if not all(math.isnan(error) for errors in comparison.standard_errors for error in errors):
+        yield "± standard error"
+    if _subtracted(comparison):
+        first, second = (named(column.name) for column in comparison.columns)
+        yield f"difference: {second} minus {first}"
 
 
 def _about(column: Any) -> str:
     record = column.output
-    parts = [f"target {named(record.target_names[column.target])}", wording.prediction(record)]
-    parts += [f"explains the {wording.explained(record)}, one score per {wording.unit(record)}"]
-    return "; ".join(filter(None, parts))
+    explains = f"explains the {wording.explained(record)}, one score per {wording.unit(record)}"
+    return "; ".join(filter(None, [_of_target(column), explains]))
 
 
 def _form(comparison: Any) -> str:
@@ -122,8 +151,17 @@ def _form(comparison: Any) -> str:
     return wording.form_of(max(wording.largest_of(_scores(column)) for column in comparison.columns))
 
 
-def _number(value: float, form: str) -> str:
-    return "–" if math.isnan(value) else pages.with_minus(value, form)
+def _cell(value: float, error: float, form: str) -> str:
+    score, beside = _written(value, error, form)
+    quiet = f' <span class="e">{beside}</span>' if beside else ""
+    return f'<td class="{_side(value)}">{score}{quiet}</td>'
+
+
+def _written(value: float, error: float, form: str) -> tuple[str, str]:
+    """A score, and its standard error where there is one."""
+    if math.isnan(value):
+        return "–", ""
+    return pages.with_minus(value, form), "" if math.isnan(error) else f"±{pages.with_minus(error, form[1:])}"
 
 
 def _side(value: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from itertools import repeat
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from fastshap.output.record import Record
 from fastshap.output.render import style, wording
@@ -30,7 +30,7 @@ def article(record: Record, name: str, caption: str | None = None) -> str:
 
 
 def write_page(
-    records: Iterable[Record],
+    records: Iterable[Record | tuple[Any, Record]],
     file: TextIO,
     title: str = "fastshap",
     captions: Iterable[str | None] | None = None,
@@ -38,15 +38,17 @@ def write_page(
     """Writes a page of any number of outputs, one after the other as they come.
 
     Args:
+        records: outputs, or pairs of an id and an output; an id takes the place of the output's number.
         file: open for text, in UTF-8.
         captions: a line above each output; where there is none, the predicted class, if it is known.
     """
     file.write(style.head(title))
     settings = Recipes()
     pairs = zip(records, repeat(None)) if captions is None else zip(records, captions, strict=True)
-    for i, (record, caption) in enumerate(pairs, 1):
+    for i, (entry, caption) in enumerate(pairs, 1):
+        identity, record = entry if isinstance(entry, tuple) else (None, entry)
         settings.add(record)
-        file.writelines(_output(record, f"t{i}", caption))
+        file.writelines(_output(record, f"t{i}", caption, identity))
         file.write("\n")
     file.writelines(settings.html())
     file.write(style.END)
@@ -86,9 +88,13 @@ def stretches_of(record: Record) -> list[Stretch]:
     return [*stretches, Stretch(text[at:])]
 
 
-def _output(record: Record, name: str, caption: str | None) -> Iterator[str]:
+def _output(record: Record, name: str, caption: str | None, identity: Any = None) -> Iterator[str]:
     """One output, a target at a time."""
-    yield f'<article id="{plain(name)}">{_caption(record, caption)}'
+    if identity is None:
+        yield f'<article id="{plain(name)}">'
+    else:
+        yield f'<article id="{plain(name)}" class="i"><p class="q" dir="auto">{marked(str(identity))}</p>'
+    yield _caption(record, caption)
     if record.error is not None:
         yield f'<p class="e">not explained: {marked(record.error)}</p>'
     stretches = stretches_of(record)
@@ -96,7 +102,7 @@ def _output(record: Record, name: str, caption: str | None) -> Iterator[str]:
     if not names:
         yield _sentence(marked(record.text)) if record.text.strip() else ""
     elif len(names) == 1:
-        yield view(record, 0, stretches, names[0])
+        yield view(record, 0, stretches, names[0], alone=True)
     else:
         yield from _switch(record, name, stretches, names)
     yield "</article>"
@@ -133,11 +139,20 @@ def _sentence(content: str) -> str:
     return f'<p class="s" lang="" dir="auto">{content}</p>'
 
 
-def view(record: Record, t: int, stretches: list[Stretch], target: str, largest: float | None = None) -> str:
+def view(
+    record: Record,
+    t: int,
+    stretches: list[Stretch],
+    target: str,
+    largest: float | None = None,
+    *,
+    alone: bool = False,
+) -> str:
     """The text and its legend for one target.
 
     Args:
         largest: the score of full colour; by default the target's own largest.
+        alone: nothing beside it says how probable the target is.
     """
     scores = record.attributions[t].tolist()
     errors = record.standard_error[t].tolist() if record.standard_error.numel() else [math.nan] * len(scores)
@@ -153,7 +168,7 @@ def view(record: Record, t: int, stretches: list[Stretch], target: str, largest:
             content.append(_hidden(text, chip, i == own))
         else:
             content.append(_element(text, chip, _step(scores[i], largest), _exact(scores[i], errors[i], signed)))
-    legend = f"<span>{_scale(largest, target, signed)}</span> <span>{_notes(record, t)}</span>"
+    legend = f"<span>{_scale(largest, target, signed)}</span> <span>{_notes(record, t, alone)}</span>"
     return f'{_sentence("".join(content))}<p class="k">{legend}</p>'
 
 
@@ -197,7 +212,7 @@ def _scale(largest: float, target: str, signed: bool) -> str:
     return f'opposes −{most} <i class="n"></i><i class="p"></i> +{most} supports {name}'
 
 
-def _notes(record: Record, t: int) -> str:
+def _notes(record: Record, t: int, alone: bool) -> str:
     """What one score stands for and how it was drawn."""
     notes = [
         f"explains the {wording.explained(record)}",
@@ -206,7 +221,7 @@ def _notes(record: Record, t: int) -> str:
     ]
     notes += (note.replace("-", "−") for note in wording.remainders(record, t, "+.3g"))
     known = wording.probability(record, t)
-    if known is not None and len(record.target_names) == 1 and record.target_names[0] != record.predicted_label:
+    if alone and known is not None and record.target_names[t] != record.predicted_label:
         notes.append(f"probability of this target {known:.3f}")
     if record.truncated:
         notes.append("the text was cut to what the model takes")

@@ -106,7 +106,7 @@ body { margin: 0 }
 & h1 { margin: 0 0 .4em; font-size: 1.4em; font-weight: 600; line-height: 1.3; overflow-wrap: anywhere }
 & article { counter-increment: text }
 & article + article { border-top: 1px solid var(--line) }
-& article:not(:only-of-type)::before { content: counter(text); color: var(--quiet); font-size: .8125em }
+& article:not(:only-of-type):not(.i)::before { content: counter(text); color: var(--quiet); font-size: .8125em }
 & .g { margin-top: 1.4em; padding-top: 1.4em; border-top: 1px solid var(--line); font-size: .8125em }
 & .g summary { font-weight: 600; cursor: pointer }
 & .g pre { margin: 1em 0 .6em; font: 1em/1.5 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere }
@@ -117,7 +117,7 @@ body { margin: 0 }
 & .g dd { margin: 0 }
 & .g p { margin-top: 1em }
 @media (min-width: 56em), print {
-    & article:not(:only-of-type)::before { position: absolute; right: 100%; margin: .25em 1em 0 0 }
+    & article:not(:only-of-type):not(.i)::before { position: absolute; right: 100%; margin: .25em 1em 0 0 }
 }
 @media print { &.page { min-height: 0; padding: 0 0 0 2.5em } }
 """

@@ -34,7 +34,9 @@ def drawn(record: Record) -> Iterator[str]:
     """How the samples were drawn."""
     yield f"{record.n_perturbations} samples" + (f" in {record.rounds} rounds" if record.rounds > 1 else "")
     if record.converged is not None:
-        yield f"within rtol {record.rtol:g}" if record.converged else f"rtol {record.rtol:g} not met"
+        most = record.settings.max_perturbations
+        missed = f"rtol {record.rtol:g} not met within max_perturbations={most}"
+        yield f"within rtol {record.rtol:g}" if record.converged else missed
 
 
 def remainders(record: Record, t: int, form: str) -> Iterator[str]:
