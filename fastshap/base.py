@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
+from fastshap.checks import counted, there_are
 from fastshap.engine import memory
 from fastshap.engine.seen import Seen
 from fastshap.errors import InvalidArgumentError
@@ -202,10 +203,11 @@ class AttributionExplainer(HasSettings):
                 raise failed
             if len(texts) < len(window):
                 raise InvalidArgumentError(
-                    f"There are only {start} targets for more texts; give one for each text, or one class for all."
+                    f"There {'is' if start == 1 else 'are'} only {counted(start, 'target')} for more texts; give one for each "
+                    "text, or one class for all."
                 )
         if each is not None and not isinstance(targets, repeat | cycle) and next(each, _NO_MORE) is not _NO_MORE:
-            raise InvalidArgumentError(f"There are {start} texts but more targets; give one for each text.")
+            raise InvalidArgumentError(f"{there_are(start, 'text')} but more targets; give one for each text.")
 
     def _for_call(self, options: Mapping[str, Any]) -> AttributionExplainer:
         """An explainer with other parameters, which shares the model and what is known of it."""

@@ -96,6 +96,16 @@ def one_of(value: Any, name: str, choices: tuple[str, ...]) -> str:
     return value
 
 
+def counted(count: int, thing: str) -> str:
+    """So many things: "1 text", "2 texts"."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
+def there_are(count: int, thing: str) -> str:
+    """That there are so many things: "There is 1 text"."""
+    return f"There {'is' if count == 1 else 'are'} {counted(count, thing)}"
+
+
 def flag(value: Any, name: str) -> bool:
     """True or False."""
     if not isinstance(value, bool | np.bool_):
@@ -235,3 +245,12 @@ def signature(places: Sequence[str], defaults: Mapping[str, Any]) -> inspect.Sig
             for name in dict.fromkeys((*places, *defaults))
         ]
     )
+
+
+def vocabulary(own: int, known: int) -> None:
+    """Refuses a tokenizer of ``own`` tokens for a model that knows many more."""
+    if 10 * own < known:
+        raise InvalidArgumentError(
+            f"The tokenizer knows {own} tokens and the model {known}: it is another model's, or its files are missing beside "
+            "the model's. Load the one that the model was trained with."
+        )

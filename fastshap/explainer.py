@@ -152,11 +152,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         self.model, self.tokenizer = pair
         self.task = self.task_of(self.model, self.tokenizer, self.settings.inference_mode, self.settings.seed)
         known, width = table_shape(self.model)
-        if 10 * len(self.tokenizer) < known:
-            raise InvalidArgumentError(
-                f"The tokenizer knows {len(self.tokenizer)} tokens and the model {known}: it is another model's, or its files "
-                "are missing beside the model's. Load the one that the model was trained with."
-            )
+        checks.vocabulary(len(self.tokenizer), known)
         checks.baseline_width(self.settings.baseline, width)
         devices = checks.devices(own["device"])
         if devices:
@@ -221,6 +217,12 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
             self.task, self._tried = other.task.with_seed(self.settings.seed), other._tried
             self._layout = other._layout
 
+    def _tell_origin(self) -> None:
+        if self._origin is not None:
+            self._origin._truncation_warned |= self._truncation_warned
+            if self._origin.settings.inference_mode is self.settings.inference_mode:
+                self._origin._learn(self)
+
     def _tokens_together(self, options: Mapping[str, Any]) -> float:
         passes = 1 + self.task.expected_scores(options)  # forward, and backward for each score
         return tokens_of_some_seconds(self.model, passes, self.settings.n_perturbations)
@@ -239,8 +241,10 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
             if first == 0:
                 self._replicas.begin()
             self._try_model(self.task.readable(tokenised))
-            if len(texts) == 1 and (output := self._with_riding_text(tokenised, targets, progress)) is not None:
-                return [output]
+            rode = self._with_riding_text(tokenised, targets, progress) if len(texts) == 1 else None
+            self._tell_origin()
+            if rode is not None:
+                return [rode]
             prepared = self.task.prepare(tokenised, targets, self._predict, options, lambda: progress.add(_GENERATING))
             prepared = [self._checked(one) for one in prepared]
             self._raise_error(prepared, first)
@@ -249,10 +253,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
             scored = iter(self._score(good, [self._grouping(one) for one in good], seen, progress))
             results = [next(scored) if isinstance(one, Prepared) else one for one in prepared]
             self._raise_error(results, first)
-            if self._origin is not None:
-                self._origin._truncation_warned |= self._truncation_warned
-                if self._origin.settings.inference_mode is self.settings.inference_mode:
-                    self._origin._learn(self)
+            self._tell_origin()
             failed, each = self._maker().failed, zip(results, texts, strict=True)
             return [failed(one, text) if isinstance(one, FastshapError) else one for one, text in each]
 
@@ -260,9 +261,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         self, tokenised: Any, targets: Sequence[Any] | None, progress: Progress
     ) -> AttributionOutput | None:
         """Of one text: what the model makes of it is seen in the calls with gradients. None: not so, for whatever reason."""
-        if self.settings.rtol is not None or self.return_convergence_delta:
-            return None
-        riding = self.task.riding(tokenised, targets)
+        once = self.settings.rtol is None and not self.return_convergence_delta
+        riding = self.task.riding(tokenised, targets) if once else None
         if riding is None or not isinstance(self._checked(riding.prepared), Prepared):
             return None
         grouping, work = self._grouping(riding.prepared), self._work(with_text=True)
@@ -376,11 +376,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
     def _warn_of_truncation(self, prepared: Sequence[Prepared]) -> None:
         if not self._truncation_warned and any(one.encoded.truncated for one in prepared):
             self._truncation_warned = True
-            warn(
-                f"Texts of more than {self.task.max_length()} tokens lost their {self.task.cut_end()}, as the model takes no "
-                "more; their outputs have truncated=True. Split long texts to explain all of them.",
-                TruncationWarning,
-            )
+            warn(self.task.of_truncated_texts(), TruncationWarning)
 
 
 # Those that decide no number, with their defaults.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
+from fastshap.checks import counted, there_are
 from fastshap.engine.packing import Call, Item
 from fastshap.engine.run import Forward
 from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError
@@ -174,7 +175,7 @@ class Task(Subject, ABC):
         each = list(self.entries(targets))
         if len(each) != count:
             raise InvalidArgumentError(
-                f"There are {count} texts but {len(each)} targets; give one entry for each text."
+                f"{there_are(count, 'text')} but {counted(len(each), 'target')}; give one entry for each text."
             )
         return each
 
@@ -267,6 +268,13 @@ class Task(Subject, ABC):
     def cut_end(self) -> str:
         """The end that a text loses if it is too long."""
         return "beginning" if self.tokenizer.truncation_side == "left" else "end"
+
+    def of_truncated_texts(self) -> str:
+        """What a user is told of texts that were too long."""
+        return (
+            f"Texts of more than {self.max_length()} tokens lost their {self.cut_end()}, as the model takes no more; their "
+            "outputs have truncated=True. Split long texts to explain all of them."
+        )
 
     # The model at work
 

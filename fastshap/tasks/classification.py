@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastshap.checks import counted, there_are
 from fastshap.engine.packing import Call
 from fastshap.errors import (
     FastshapError,
@@ -279,8 +280,8 @@ class ClassificationTask(Task):
             raise self._unsuited(targets)
         if len(each) != count:
             raise InvalidArgumentError(
-                f"There are {count} texts but {len(each)} targets; give one for each text, or one class for all. Several "
-                "targets of one text stand in a list of their own, as in [[0, 1]]."
+                f"{there_are(count, 'text')} but {counted(len(each), 'target')}; give one for each text, or one class "
+                "for all. Several targets of one text stand in a list of their own, as in [[0, 1]]."
             )
         if any(not one for one in each):
             raise InvalidArgumentError("A text has no target; give at least one class for each text.")

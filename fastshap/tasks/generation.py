@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastshap.checks import counted, there_are
 from fastshap.engine.packing import Call
 from fastshap.engine.run import backward_only_once
 from fastshap.errors import (
@@ -349,7 +350,9 @@ class GenerationTask(Task):
             return None
         each = list(self.entries(targets))
         if len(each) != count:
-            raise InvalidArgumentError(f"There are {count} inputs but {len(each)} targets; give one for each input.")
+            raise InvalidArgumentError(
+                f"{there_are(count, 'input')} but {counted(len(each), 'target')}; give one for each input."
+            )
         return each
 
 

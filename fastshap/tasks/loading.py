@@ -49,6 +49,8 @@ def _why_not_loaded(model: str, error: Exception) -> str:
     first = str(error).strip().split("\n")[0]
     if Path(model).is_dir():
         return f"The directory lacks something, or holds something else: {first}"
+    if Path(model).exists():
+        return "It is a file. Name the directory that holds config.json, the weights and the tokenizer's files."
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         return "There is no such directory."
     return (

@@ -365,6 +365,7 @@ def test_help_and_offline_models(monkeypatch):
     assert "hub" in result.stderr
     assert "network" in result.stderr
     assert "no such directory" in run("--model", "./nowhere", "fine", code=2).stderr
+    assert "It is a file. Name the directory" in run("--model", __file__, "fine", code=2).stderr
 
 
 def test_other_models(tmp_path, llama_pair, bert_pair):

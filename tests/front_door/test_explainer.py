@@ -169,7 +169,7 @@ def test_bad_generation_targets(llama_pair):
     explainer = GradientShap(*llama_pair)
     with pytest.raises(InvalidArgumentError, match=r"Text 0.*target.*empty"):
         explainer("The ending", " ")
-    with pytest.raises(InvalidArgumentError, match="1 inputs but 2 targets"):
+    with pytest.raises(InvalidArgumentError, match="There is 1 input but 2 targets"):
         explainer("The ending", ["is", "was"])
 
 

@@ -57,7 +57,7 @@ BAD_INPUTS = [
     ("fine", 3, InvalidArgumentError, r"out of range.*0 \(LABEL_0\), 1 \(LABEL_1\), 2 \(LABEL_2\)"),
     ("fine", -1, InvalidArgumentError, "out of range"),
     ("fine", "happy", InvalidArgumentError, "no label 'happy'.*LABEL_0"),
-    (["fine", "good"], [1], InvalidArgumentError, "2 texts but 1 targets"),
+    (["fine", "good"], [1], InvalidArgumentError, "2 texts but 1 target;"),
     ("fine", torch.tensor([0.5]), InvalidTypeError, "integers"),
     ("fine", 1.5, InvalidTypeError, "float"),
     (["fine", "good"], [0, 7], InvalidArgumentError, "Text 1.*out of range"),

@@ -141,7 +141,7 @@ def test_targets_as_given(registered, pair):
     streamed = list(explainer.iter_explain(iter(TEXTS[:2]), [["film"], ["ending", "all"]]))
     for one, other in zip(given, streamed, strict=False):
         assert torch.equal(one.attributions, other.attributions)
-    with pytest.raises(fastshap.InvalidArgumentError, match="2 texts but 1 targets"):
+    with pytest.raises(fastshap.InvalidArgumentError, match="2 texts but 1 target;"):
         explainer(TEXTS[:2], [["film"]])
     with pytest.raises(fastshap.InvalidTypeError, match="got str"):
         explainer(TEXTS[:2], "film")

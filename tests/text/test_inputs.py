@@ -196,9 +196,9 @@ def test_counts_of_texts_and_targets(bert_pair):
     explainer = GradientShap(*bert_pair)
     with pytest.raises(InvalidArgumentError, match=r"2 texts but 3 targets.*one class for all"):
         list(explainer.iter_explain(TEXTS, [0, 1, 2]))
-    with pytest.raises(InvalidArgumentError, match=r"1 texts but 2 targets.*\[\[0, 1\]\]"):
+    with pytest.raises(InvalidArgumentError, match=r"There is 1 text but 2 targets.*\[\[0, 1\]\]"):
         explainer(TEXTS[0], [0, 1])
-    with pytest.raises(InvalidArgumentError, match="only 1 targets for more texts"):
+    with pytest.raises(InvalidArgumentError, match="There is only 1 target for more texts"):
         list(explainer.iter_explain(iter(TEXTS), iter([0])))
     with pytest.raises(InvalidArgumentError, match="2 texts but more targets"):
         list(explainer.iter_explain(iter(TEXTS), iter([0, 1, 1])))
