@@ -10,7 +10,9 @@ The layout is fixed for good (docs/adr/0001-random-numbers.md); tests/operators/
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +23,7 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
 # Philox calls per pass: the working set (six int64 tensors) then stays in the cache.
 _CALLS_PER_PASS = 1 << 15
+_FEW = 1 << 11  # calls up to which NumPy is faster
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
@@ -30,8 +33,10 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor
         counter: four int64 tensors in [0, 2^32), shapes that broadcast together.
         key: two int64 tensors in [0, 2^32), likewise.
     """
-    keys = [_keys(word, weyl) for word, weyl in zip(key, _WEYL, strict=True)]
     shape = torch.broadcast_shapes(*(part.shape for part in (*counter, *key)))
+    if shape.numel() <= _FEW and counter[0].is_cpu:
+        return _few(counter, key, shape)
+    keys = [_keys(word, weyl) for word, weyl in zip(key, _WEYL, strict=True)]
     # In place, so that all stays in the cache.
     c0, c1, c2, c3 = (part.expand(shape).clone() for part in counter)
     p0, p1 = torch.empty_like(c0), torch.empty_like(c0)
@@ -44,6 +49,18 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor
         torch.bitwise_and(p1, _MASK, out=c1)
         torch.bitwise_and(p0, _MASK, out=c3)
     return c0, c1, c2, c3
+
+
+def _few(counter: Sequence[Tensor], key: Sequence[Tensor], shape: Sequence[int]) -> tuple[Tensor, ...]:
+    """The same of few counters on a CPU, where NumPy's operators are called in a third of the time that PyTorch's take."""
+    c0, c1, c2, c3 = (np.broadcast_to(part.numpy(), shape).astype(np.uint64) for part in counter)
+    k0, k1 = (part.numpy().astype(np.uint64) for part in key)
+    mask, half = np.uint64(_MASK), np.uint64(32)
+    for _ in range(10):
+        p0, p1 = c0 * np.uint64(_MULTIPLIERS[0]), c2 * np.uint64(_MULTIPLIERS[1])
+        c0, c1, c2, c3 = (p1 >> half) ^ c1 ^ k0, p1 & mask, (p0 >> half) ^ c3 ^ k1, p0 & mask
+        k0, k1 = (k0 + np.uint64(_WEYL[0])) & mask, (k1 + np.uint64(_WEYL[1])) & mask
+    return tuple(torch.from_numpy(word.view(np.int64)) for word in (c0, c1, c2, c3))
 
 
 def _keys(word: Tensor, weyl: int) -> tuple[Tensor, ...]:

@@ -131,3 +131,15 @@ def test_no_two_draws_share_noise():
     streams = torch.tensor([[1, 2, 0], [1, 2, 0], [1, 2, 1], [1, 3, 0]])
     noise = normals(streams, torch.tensor([0, 1, 0, 0]), positions, 8)
     assert torch.unique(noise).numel() == noise.numel()
+
+
+def test_few_words_are_those_of_many(monkeypatch):
+    """Few are made by NumPy's operators, many by PyTorch's."""
+    generator = torch.Generator().manual_seed(0)
+    *counter, k0, k1 = (torch.randint(2**32, (5, 1, 1), generator=generator) for _ in range(6))
+    counter[0] = torch.randint(2**32, (7, 9), generator=generator)
+    few = philox4x32(tuple(counter), (k0, k1))
+    monkeypatch.setattr("fastshap.reference.philox._FEW", 0)
+    many = philox4x32(tuple(counter), (k0, k1))
+    assert [word.shape for word in few] == [(5, 7, 9)] * 4
+    assert all(torch.equal(one, other) for one, other in zip(few, many, strict=True))
