@@ -65,7 +65,7 @@ class Work:
 
     weights: dict[str, float]
     elements: float
-    lanes: dict[str, int]  # for each tensor that counts, the lanes that move something
+    lanes: dict[str, float]  # for each tensor that counts, the lanes that move something
     least: float  # bytes an element
 
 
@@ -162,7 +162,7 @@ def _attribute_entries(name: str, dim: int) -> Iterator[Entry]:
             flow = rows_flow(binary, access, "p_gradients")
             for noise, share in NOISE.items() if variant == "difference" else ((None, 0.0),):
                 work = Work(
-                    weights={"once": 1, "row": ROWS, "noise": ROWS * share, "target": ROWS},
+                    weights={"once": 1, "row": ROWS, "noise": ROWS * share, "target": 0},  # further targets: none
                     elements=dim * ROWS,
                     lanes=dict.fromkeys({"p_gradients", *beside}, 32 * binary.num_warps),
                     least=dtype.itemsize * (1 + ("p_x" in beside) / ROWS + ("p_z" in beside)),
@@ -176,9 +176,13 @@ def _segment_entries() -> Iterator[Entry]:
         launch = segment_launch(strategy)
         binary = launch.compile()
         access = sass.accesses(sass.blocks(binary.sass), pointers(launch))
-        lanes = {"p_values": MEMBERS, "p_members": MEMBERS, "p_offsets": 1, "p_out": 1}
-        work = Work({"once": 1, "turn": 1}, MEMBERS, lanes, 4 + 8 + (4 + 8) / MEMBERS)
-        yield _entry(launch, binary, loop_flow(binary), access, work, {"variant": strategy})
+        # A turn loads for more members than the two; what is masked moves nothing.
+        flow = loop_flow(binary)
+        loads = flow.count("turn", "LDG", access, "p_values")
+        share = MEMBERS / loads
+        lanes = {"p_values": ROWS * share, "p_members": share, "p_offsets": 1, "p_out": ROWS}
+        work = Work({"once": 1, "turn": 1}, ROWS * MEMBERS, lanes, 4 + 8 / ROWS + 4 / MEMBERS + 8 / (ROWS * MEMBERS))
+        yield _entry(launch, binary, flow, access, work, {"variant": strategy})
 
 
 def _moments_entries() -> Iterator[Entry]:

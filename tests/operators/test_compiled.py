@@ -92,7 +92,7 @@ def product(options, **fixed):
 
 
 def embeddings(count, dim, dtype, shifted):
-    """(count, dim); shifted: a view that begins where 128 bits cannot be read at once."""
+    """(count, dim); shifted: a view that begins where 128 bits cannot be read at once, so that the launcher moves it."""
     return empty(count * dim + 1, dtype=dtype)[1:].view(count, dim) if shifted else empty(count, dim, dtype=dtype)
 
 
@@ -163,14 +163,11 @@ def widths(kernel, case, launch, assembly):
         a_lane = 4 * launch.constants["CALLS"] * size // lanes
         assert set(stores) == {min(16, a_lane)}
         assert len(stores) >= max(1, a_lane // 16)  # more where the loop over rows is unrolled
-        if not case["shifted"]:
-            assert loads.count(min(16, a_lane)) >= max(1, a_lane // 16)
-        return
-    if case["strided"]:
+        assert loads.count(min(16, a_lane)) >= max(1, a_lane // 16)
         return
     whole = [tile * size // lanes for tile in tiles(case["dim"]) if tile * size >= 16 * lanes]
     others = 1 if case["weighted"] == ("abs_mean", True) else 0  # z
-    others += case["weighted"] == ("sum", True) and not case["shifted"]  # x
+    others += case["weighted"] == ("sum", True)  # x
     assert loads.count(16) >= sum(a_lane // 16 for a_lane in whole) * (1 + others)
 
 

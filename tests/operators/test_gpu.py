@@ -33,7 +33,8 @@ triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
 
-from fastshap.kernels.philox import box_muller, has_special_functions, philox4x32  # noqa: E402
+from fastshap.kernels.device import has_special_functions  # noqa: E402
+from fastshap.kernels.philox import box_muller, philox4x32  # noqa: E402
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 NEEDED = "these tests need a CUDA or ROCm device, and torch.cuda.is_available() is False"
