@@ -157,7 +157,8 @@ def attribute_kernel(
     for row in range(first_row, end):
         p_gradient = p_row
         p_row += stride_row * UNIT
-        # What a row needs is on its way before its noise is made, as far as registers last.
+        # A row's gradient is on its way before its noise is made: in machine code the second tile of float32 is, too, and the
+        # noise takes fewer registers where the load is written below it.
         b_gradient0 = _load(p_gradient, 0, FIRST, DIM)
         if SECOND and HALF:
             b_gradient1 = _load(p_gradient, FIRST, SECOND, DIM)

@@ -53,8 +53,11 @@ def box_muller(radius_word, angle_word, PTX: tl.constexpr):
     """Two independent standard normals, float32, from uint32 words. PTX: with the special function units of NVIDIA GPUs."""
     if PTX:
         uniform = radius_word.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10
-        log2 = tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [uniform], tl.float32, True, 1)
-        square = tl.abs(log2) * 1.3862943611198906  # lg2.approx may be above 0 near 1
+        # lg2.approx may lie above 0 just below 1. The absolute value is part of the multiplication that follows.
+        log2 = tl.inline_asm_elementwise(
+            "lg2.approx.ftz.f32 $0, $1; abs.ftz.f32 $0, $0;", "=f,f", [uniform], tl.float32, True, 1
+        )
+        square = log2 * 1.3862943611198906
         radius = tl.inline_asm_elementwise("sqrt.approx.ftz.f32 $0, $1;", "=f,f", [square], tl.float32, True, 1)
     else:
         square = _log2_of_uniform(radius_word) * -1.3862943611198906 + 1e-30  # never 0, whose inverse root is infinite
