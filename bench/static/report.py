@@ -4,9 +4,9 @@
 
 This is the compiler's account: instructions are counted in the machine code for sm_90, and nothing was run on a GPU. Counted is
 a text of 16 tokens with 10 rows, one target, a number as baseline, no held tokens, right padding. A program has all rows of its
-text, as in a large launch. What runs once a program, once a row, or once a noise vector is weighted accordingly: independent draws
-need fresh noise in every row, pairs in every second one. Branches not taken for real tokens (padding) do not count. Then follow
-estimates of whole launches (see ``bench/static/estimate.py``).
+text, as in a large launch. What runs once a program, once a row, or once a noise vector is weighted accordingly: independent
+draws need fresh noise in every row, pairs in every second one. Branches not taken for real tokens (padding) do not count. Then
+follow estimates of whole launches (see ``bench/static/estimate.py``).
 
     instructions_per_element   lane instructions per useful element: 32 lanes of every issued instruction, masked or not
     bytes_per_element          issued for the embedding-sized tensors; least: z or gradients once, x once per token
