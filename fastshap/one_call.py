@@ -73,10 +73,10 @@ def explain(
 def warm_up(explainer: GradientShap) -> None:
     """Does what would make the first texts of a service wait. Call it once for each explainer, before the first request.
 
-    It explains two short texts with the explainer's own parameters (but without ``rtol``). So the model is tried, as before any
-    first text, and on a GPU every variant of a kernel that the explainer needs is compiled and loaded. Neither sizes nor addresses
-    make further variants, so no later text waits for the compiler. Triton keeps what it compiled on disk: a second process only
-    loads it. A model that writes its targets writes these two.
+    It explains two short texts with the explainer's own parameters, but without ``rtol``. So the model is tried, as before any
+    first text. On a GPU every variant of a kernel that the explainer needs is compiled and loaded. Neither sizes nor addresses
+    make further variants, so no later text waits for Triton's compiler. Triton keeps what it compiled on disk: a second process
+    or device only loads it. A model that writes its own targets writes those of the two texts.
 
     A call whose options change the noise, the reduction, the strategy or the baseline may need variants of its own.
 

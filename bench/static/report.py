@@ -24,7 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +66,7 @@ class Work:
 
     weights: dict[str, float]
     elements: float
-    lanes: dict[str, float]  # for each tensor that counts, the lanes that move something
+    lanes: Mapping[str, float]  # for each tensor that counts, the lanes that move something
     least: float  # bytes an element
 
 
