@@ -84,7 +84,7 @@ def warm_up(explainer: GradientShap) -> None:
         FastshapError: neither text can be explained.
 
     Example:
-        >>> explainer = GradientShap(model, tokenizer, batch_size="auto")
+        >>> explainer = fastshap.GradientShap(*fastshap.load_default_model(), batch_size="auto")
         >>> fastshap.warm_up(explainer)
     """
     # With a batch size of its own, as these texts do not show how much memory others take.
