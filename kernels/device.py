@@ -8,6 +8,7 @@ import functools
 import os
 
 import torch
+import triton
 from torch import Tensor
 
 _ALIGNMENT = 16
@@ -19,9 +20,18 @@ def lanes() -> int:
     return 64 if torch.version.hip is not None else 32
 
 
-def on_nvidia() -> bool:
-    """Whether launches are compiled for NVIDIA's GPUs."""
-    return torch.version.hip is None
+def generation(device: torch.device) -> int:
+    """The first number of an NVIDIA GPU's compute capability; 0 on AMD's and in Triton's interpreter."""
+    if torch.version.hip is not None or os.environ.get("TRITON_INTERPRET") == "1":
+        return 0
+    if device.type == "cuda":
+        return _generation(device)
+    return int(triton.runtime.driver.active.get_current_target().arch) // 10  # of launches that are recorded
+
+
+@functools.cache
+def _generation(device: torch.device) -> int:
+    return int(torch.cuda.get_device_capability(device)[0])
 
 
 def has_special_functions() -> bool:

@@ -246,6 +246,18 @@ def test_local_memory_is_seen_where_the_disassembler_sees_it(target, tmp_path):
     assert of_local_memory(binary.cubin) == found
 
 
+@pytest.mark.parametrize("target", [name for name in TARGETS if name.startswith("sm_")])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dim", [768, 1024, 4096])
+def test_the_bound_of_registers_makes_nothing_spill(dim, dtype, target):
+    case = {"dtype": dtype, "dim": dim, "target": target, "weighted": ("sum", True), "noise": 0.1, "side": "left"}
+    for options in (
+        {"baseline": "matrix fp32", "held": True, "ptx": True},
+        {"baseline": "number", "held": False, "ptx": False},
+    ):
+        check("attribute", {**case, **options, "shifted": False, "strided": False})
+
+
 # ---------------------------------------------------------------- one variant
 
 
