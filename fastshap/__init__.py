@@ -21,7 +21,7 @@ from fastshap.explainer import GradientShap
 from fastshap.jobs.table import BatchExplainer
 from fastshap.models.default import load_default_model
 from fastshap.models.provenance import Provenance
-from fastshap.one_call import explain
+from fastshap.one_call import explain, warm_up
 from fastshap.output.comparison import ComparedColumn, ComparedElement, Comparison, compare
 from fastshap.output.files import read_jsonl, write_csv, write_html, write_jsonl
 from fastshap.output.output import AttributionOutput, AttributionOutputs
@@ -72,6 +72,7 @@ __all__ = [
     "reproduce",
     "summarize",
     "to_arrow",
+    "warm_up",
     "write_csv",
     "write_html",
     "write_jsonl",

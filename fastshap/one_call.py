@@ -1,4 +1,4 @@
-"""Texts and a model's name in, outputs out."""
+"""What is done in one call: texts explained by a model's name, and an explainer warmed up."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ from fastshap.explainer import BESIDE, OPTIONS, GradientShap
 from fastshap.output.output import AttributionOutputs
 from fastshap.output.progress import Wanted
 from fastshap.tasks.loading import load_pair
+
+# Words of one token, which need no reduction of their own, and a word of several, which does.
+_WARM_TEXTS = ("a", "a incomprehensibilities")
+_WARM_ROWS = 4
 
 if TYPE_CHECKING:
     from transformers import Pipeline, PreTrainedModel, PreTrainedTokenizerBase
@@ -64,6 +68,32 @@ def explain(
     else:
         explainer = GradientShap(model, tokenizer, "auto", device=devices or None)
     return explainer.explain(model_inputs, targets, generation_kwargs=generation_kwargs, progress=progress, **settings)
+
+
+def warm_up(explainer: GradientShap) -> None:
+    """Does what would make the first texts of a service wait. Call it once for each explainer, before the first request.
+
+    It explains two short texts with the explainer's own parameters, but without ``rtol``. So the model is tried, as before any
+    first text. On a GPU every variant of a kernel that the explainer needs is compiled and loaded. Neither sizes nor addresses
+    make further variants, so no later text waits for Triton's compiler. Triton keeps what it compiled on disk: a second process
+    or device only loads it. A model that writes its own targets writes those of the two texts.
+
+    A call whose options change the noise, the reduction, the strategy or the baseline may need variants of its own.
+
+    Raises:
+        FastshapError: neither text can be explained.
+
+    Example:
+        >>> explainer = fastshap.GradientShap(*fastshap.load_default_model(), batch_size="auto")
+        >>> fastshap.warm_up(explainer)
+    """
+    # With a batch size of its own, as these texts do not show how much memory others take.
+    options: dict[str, Any] = {"batch_size": _WARM_ROWS, "progress": False}
+    if explainer.settings.rtol is not None:
+        options |= {"rtol": None, "max_perturbations": None}
+    outputs = explainer.explain(list(_WARM_TEXTS), on_error="record", **options)
+    if all(output.error is not None for output in outputs):
+        explainer.explain(_WARM_TEXTS[0], on_error="raise", **options)
 
 
 @lru_cache(maxsize=2)

@@ -6,8 +6,9 @@
     abs_mean   yes                1/D sum_d |z[r, l, d] g[t, r, l, d]|
     abs_mean   no                 1/D sum_d |g[t, r, l, d]|
 
-b is generated again, never kept (docs/adr/0008). A program owns one token: it reads x once for all rows, and generates the
-noise of a row, or of a pair of rows, once for all targets.
+b is generated again, never kept (docs/adr/0008). A program owns one token and rows of its text, all of them where there are
+programs enough: it reads x once for all its rows, and generates the noise of a row, or of a pair of rows, once for all targets.
+A row's scores do not depend on who shares its program.
 """
 
 import torch
@@ -15,40 +16,51 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .philox import block_normals, call_numbers, has_special_functions, lanes
+from .device import generation, has_special_functions, lanes, packed, processors, strided
+from .philox import block_normals, call_numbers
 
 # How a gradient is weighted.
 BY_NOTHING, BY_DIFFERENCE, BY_POINT = 0, 1, 2
+# That a multiprocessor holds at once, with up to 128 registers a thread.
+WARPS_OF_A_PROCESSOR = 16
 
 
 @triton.jit
-def _load(pointer, first, dim, shown, SIZE: tl.constexpr):
-    d = first + tl.arange(0, SIZE)
-    return tl.load(pointer + d, mask=(d < dim) & shown, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _way(p_x, p_baseline, baseline, first, dim, shown, BASELINE: tl.constexpr, SIZE: tl.constexpr):
-    """x - baseline at one token, zero beyond D."""
-    b_way = _load(p_x, first, dim, shown, SIZE)
-    if BASELINE == 0:
-        b_way = tl.where(first + tl.arange(0, SIZE) < dim, b_way - baseline, 0.0)
+def _load(pointer, FIRST: tl.constexpr, SIZE: tl.constexpr, DIM: tl.constexpr):
+    d = FIRST + tl.arange(0, SIZE)
+    if FIRST + SIZE <= DIM:
+        b_values = tl.load(pointer + d)
     else:
-        b_way -= _load(p_baseline, first, dim, shown, SIZE)
+        b_values = tl.load(pointer + d, mask=d < DIM, other=0.0)
+    return b_values
+
+
+@triton.jit
+def _way(p_x, p_baseline, baseline, FIRST: tl.constexpr, SIZE: tl.constexpr, DIM: tl.constexpr):
+    """x - baseline at one token, zero beyond D."""
+    b_way = _load(p_x, FIRST, SIZE, DIM).to(tl.float32)
+    if p_baseline is not None:
+        b_way -= _load(p_baseline, FIRST, SIZE, DIM).to(tl.float32)
+    elif FIRST + SIZE <= DIM:
+        b_way -= baseline
+    else:
+        b_way = tl.where(FIRST + tl.arange(0, SIZE) < DIM, b_way - baseline, 0.0)
     return b_way
 
 
 @triton.jit
-def _noise(position, draw, domain, k0, k1, first, SIZE: tl.constexpr, WIDE: tl.constexpr, PTX: tl.constexpr):
-    quad0, quad1 = call_numbers(first // 4, SIZE // 4, WIDE)
+def _noise(
+    position, draw, domain, k0, k1, FIRST: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr, PTX: tl.constexpr
+):
+    quad0, quad1 = call_numbers(FIRST // 4, SIZE // 4, WIDE)
     return block_normals(
         quad0, quad0 * 0 + position, quad1, quad1 * 0 + position, draw, domain, k0, k1, SIZE // 4, WIDE, PTX
     )
 
 
 @triton.jit
-def _total(p_gradient, b_weight, first, dim, WEIGHT: tl.constexpr, ABSOLUTE: tl.constexpr, SIZE: tl.constexpr):
-    b_terms = _load(p_gradient, first, dim, True, SIZE)
+def _total(b_gradient, b_weight, WEIGHT: tl.constexpr, ABSOLUTE: tl.constexpr):
+    b_terms = b_gradient.to(tl.float32)
     if WEIGHT != 0:
         b_terms *= b_weight
     if ABSOLUTE:
@@ -56,7 +68,12 @@ def _total(p_gradient, b_weight, first, dim, WEIGHT: tl.constexpr, ABSOLUTE: tl.
     return tl.sum(b_terms)
 
 
-@triton.jit(do_not_specialize=["targets", "rows", "length"])
+@triton.jit(
+    do_not_specialize=["stride_target", "stride_row", "stride_token", "targets", "rows", "length"],
+    do_not_specialize_on_alignment=[
+        *("p_scores", "p_token_offsets", "p_row_offsets", "p_streams", "p_draws", "p_signs", "p_held"),
+    ],
+)
 def attribute_kernel(
     p_gradients,  # (T, R, L, D), with strides
     p_z,  # (R, L, D)
@@ -67,100 +84,121 @@ def attribute_kernel(
     p_streams,  # (N, 3)
     p_draws,  # (R,)
     p_signs,  # (R,)
-    p_baseline,  # (D,) or (positions, D)
-    p_held,  # (M,)
+    p_baseline,  # (D,) or (positions, D); None: a number
+    p_held,  # (M,); None: no token is held
     baseline,
     noise_std,
-    stride_target,
-    stride_row,
-    stride_token,
+    stride_target: tl.int64,  # all three in units of UNIT elements
+    stride_row: tl.int64,
+    stride_token: tl.int64,
     targets,
     rows,
     length,
-    dim,
     LEFT: tl.constexpr,
     WEIGHT: tl.constexpr,
     ABSOLUTE: tl.constexpr,
     NOISE: tl.constexpr,
-    BASELINE: tl.constexpr,  # dimensions of the baseline: 0, 1 or 2
-    HELD: tl.constexpr,
+    BY_POSITION: tl.constexpr,  # whether the baseline is (positions, D)
     PTX: tl.constexpr,
+    HALF: tl.constexpr,  # half precision
+    UNIT: tl.constexpr,  # elements of 128 bits where D is a multiple of it, else 1
+    DIM: tl.constexpr,
     FIRST: tl.constexpr,  # D lies in one or two tiles whose sizes are powers of two
     SECOND: tl.constexpr,
-    WIDE_FIRST: tl.constexpr,  # half precision, and eight elements a thread or more
+    WIDE_FIRST: tl.constexpr,  # half precision, and eight of its elements a thread or more
     WIDE_SECOND: tl.constexpr,
 ):
-    """scores[:, the text's rows, one column]."""
+    """scores[:, some of the text's rows, one column]."""
     column = tl.program_id(0)
     text = tl.program_id(1)
     first_token = tl.load(p_token_offsets + text)
     tokens = (tl.load(p_token_offsets + text + 1) - first_token).to(tl.int32)
     position = column - (length - tokens) if LEFT else column
-    first_row = tl.load(p_row_offsets + text)
-    last_row = tl.load(p_row_offsets + text + 1)
+    # An even number of rows, so that pairs stay together.
+    of_text = tl.load(p_row_offsets + text).to(tl.int32)
+    end = tl.load(p_row_offsets + text + 1).to(tl.int32)
+    twice = 2 * tl.num_programs(2)
+    share = 2 * ((end - of_text + twice - 1).to(tl.uint32) // twice.to(tl.uint32)).to(tl.int32)
+    first_row = of_text + tl.program_id(2) * share
+    end = min(first_row + share, end)
     shown = (position >= 0) & (position < tokens)
-    if HELD and WEIGHT == 1:  # x - b is zero there
+    if p_held is not None and WEIGHT == 1:  # x - b is zero there
         shown &= tl.load(p_held + first_token + position, mask=shown, other=1) == 0
     if not shown:
-        for row in range(first_row, last_row):
-            p_score = p_scores + row * length + column
+        for row in range(first_row, end):
+            p_score = p_scores + (row * length + column)
             for _ in range(targets):
                 tl.store(p_score, 0.0)
                 p_score += rows * length
         return
 
     if WEIGHT == 1:
-        p_own = p_x + (first_token + position) * dim
+        p_own = p_x + (first_token + position) * DIM
         p_base = p_baseline
-        if BASELINE == 2:
-            p_base = p_baseline + position.to(tl.int64) * dim
-        b_way0 = _way(p_own, p_base, baseline, 0, dim, True, BASELINE, FIRST)
+        if BY_POSITION:
+            p_base += position.to(tl.int64) * DIM
+        b_way0 = _way(p_own, p_base, baseline, 0, FIRST, DIM)
         b_weight0 = b_way0
         b_noise0 = b_way0
         if SECOND:
-            b_way1 = _way(p_own, p_base, baseline, FIRST, dim, True, BASELINE, SECOND)
+            b_way1 = _way(p_own, p_base, baseline, FIRST, SECOND, DIM)
             b_weight1 = b_way1
             b_noise1 = b_way1
-        else:
-            b_weight1 = 0.0
+        k0 = tl.load(p_streams + text * 3).to(tl.uint32)
+        k1 = tl.load(p_streams + text * 3 + 1).to(tl.uint32)
+        p_draw, p_sign = p_draws + first_row, p_signs + first_row
+        domain = tl.load(p_streams + text * 3 + 2).to(tl.uint32) * 256
     else:
         b_weight0 = tl.zeros((FIRST,), tl.float32)
         if SECOND:
             b_weight1 = tl.zeros((SECOND,), tl.float32)
-        else:
-            b_weight1 = 0.0
-    k0 = tl.load(p_streams + text * 3).to(tl.uint32)
-    k1 = tl.load(p_streams + text * 3 + 1).to(tl.uint32)
-    domain = tl.load(p_streams + text * 3 + 2).to(tl.uint32) * 256
     previous = tl.full((), -1, tl.int32)
-    for row in range(first_row, last_row):
+    p_row = p_gradients + (first_row * stride_row + column * stride_token) * UNIT
+    for row in range(first_row, end):
+        p_gradient = p_row
+        p_row += stride_row * UNIT
+        # A row's gradient is on its way before its noise is made: in machine code the second tile of float32 is, too, and the
+        # noise takes fewer registers where the load is written below it.
+        b_gradient0 = _load(p_gradient, 0, FIRST, DIM)
+        if SECOND and HALF:
+            b_gradient1 = _load(p_gradient, FIRST, SECOND, DIM)
         if WEIGHT == 1 and NOISE:
-            draw = tl.load(p_draws + row).to(tl.int32)
+            draw = tl.load(p_draw).to(tl.int32)
+            sign = tl.load(p_sign)
             if draw != previous:
                 b_noise0 = _noise(position, draw, domain, k0, k1, 0, FIRST, WIDE_FIRST, PTX)
                 if SECOND:
                     b_noise1 = _noise(position, draw, domain, k0, k1, FIRST, SECOND, WIDE_SECOND, PTX)
             previous = draw
-            factor = noise_std * tl.load(p_signs + row)
+            p_draw += 1
+            p_sign += 1
+            factor = noise_std * sign
             b_weight0 = b_way0 - b_noise0 * factor
             if SECOND:
                 b_weight1 = b_way1 - b_noise1 * factor
         if WEIGHT == 2:
-            p_point = p_z + (row * length + column) * dim
-            b_weight0 = _load(p_point, 0, dim, True, FIRST)
+            p_point = p_z + (row * length + column).to(tl.int64) * DIM
+            b_weight0 = _load(p_point, 0, FIRST, DIM).to(tl.float32)
             if SECOND:
-                b_weight1 = _load(p_point, FIRST, dim, True, SECOND)
-        p_gradient = p_gradients + row * stride_row + column.to(tl.int64) * stride_token
-        p_score = p_scores + row * length + column
-        for _ in range(targets):
-            score = _total(p_gradient, b_weight0, 0, dim, WEIGHT, ABSOLUTE, FIRST)
-            if SECOND:
-                score += _total(p_gradient, b_weight1, FIRST, dim, WEIGHT, ABSOLUTE, SECOND)
-            if ABSOLUTE:
-                score /= dim
-            tl.store(p_score, score)
-            p_gradient += stride_target
+                b_weight1 = _load(p_point, FIRST, SECOND, DIM).to(tl.float32)
+        p_score = p_scores + (row * length + column)
+        if SECOND and not HALF:
+            b_gradient1 = _load(p_gradient, FIRST, SECOND, DIM)
+        score = _total(b_gradient0, b_weight0, WEIGHT, ABSOLUTE)
+        if SECOND:
+            score += _total(b_gradient1, b_weight1, WEIGHT, ABSOLUTE)
+        if ABSOLUTE:
+            score /= DIM
+        tl.store(p_score, score)
+        for _ in range(1, targets):
+            p_gradient += stride_target * UNIT
             p_score += rows * length
+            score = _total(_load(p_gradient, 0, FIRST, DIM), b_weight0, WEIGHT, ABSOLUTE)
+            if SECOND:
+                score += _total(_load(p_gradient, FIRST, SECOND, DIM), b_weight1, WEIGHT, ABSOLUTE)
+            if ABSOLUTE:
+                score /= DIM
+            tl.store(p_score, score)
 
 
 def tiles(dim: int) -> tuple[int, int]:
@@ -175,6 +213,26 @@ def tiles(dim: int) -> tuple[int, int]:
 def warps(first_tile: int) -> int:
     """16 elements of the first tile a thread, so that a token's x and noise stay in registers and the second tile has eight."""
     return min(32, max(1, first_tile // 512))
+
+
+def at_most_registers(second_tile: int, half: bool, generation: int) -> dict[str, int]:
+    """A bound for ptxas, which takes more for the early gradient than it needs: at least 16 warps share a multiprocessor.
+
+    Found with ptxas 12.9, so that nothing spills; for generation 10 it takes more.
+    """
+    if generation == 0:
+        return {}
+    if second_tile:
+        return {"maxnreg": 124 if half else 128}
+    if generation < 10:
+        return {"maxnreg": 80 if half else 96}
+    return {"maxnreg": 96 if half else 104}
+
+
+def splits(length: int, texts: int, rows: int, num_warps: int, device: torch.device) -> int:
+    """Programs that share a text's rows: as many as the device holds at once, with two rows or more for each."""
+    room = processors(device) * WARPS_OF_A_PROCESSOR // (num_warps * length * texts)
+    return max(1, min(room, triton.cdiv(rows, 2 * texts), 65_535))
 
 
 def attribute(
@@ -203,48 +261,56 @@ def attribute(
     scores = torch.empty(targets, rows, length, dtype=torch.float32, device=gradients.device)
     if scores.numel() == 0:
         return scores
-    if gradients.stride(-1) != 1:
-        gradients = gradients.contiguous()
-    is_tensor = isinstance(baseline, Tensor)
     weight = BY_NOTHING
     if input_x_gradient:
         weight = BY_DIFFERENCE if reduction == "sum" else BY_POINT
+    by_difference, by_tensor = weight == BY_DIFFERENCE, weight == BY_DIFFERENCE and isinstance(baseline, Tensor)
+    unit = 16 // gradients.element_size()
+    unit = 1 if dim % unit else unit
+    gradients = strided(gradients, unit)
+    strides = [stride // unit for stride in gradients.stride()]
     first, second = tiles(dim)
-    wide, eight = gradients.element_size() == 2, 8 * lanes() * warps(first)
+    half, eight = gradients.element_size() == 2, 8 * lanes() * warps(first)
+    texts = token_offsets.shape[0] - 1
+    grid = (length, texts, splits(length, texts, rows, warps(first), gradients.device))
     with torch.cuda.device_of(gradients):
-        attribute_kernel[(length, token_offsets.shape[0] - 1)](
+        attribute_kernel[grid](
             gradients,
-            z.contiguous(),
-            x.contiguous(),
+            packed(z) if weight == BY_POINT else None,
+            packed(x) if by_difference else None,
             scores,
             token_offsets,
             row_offsets,
-            streams,
-            draws,
-            signs,
-            baseline.contiguous() if is_tensor else x,
-            x if held is None else held,
-            0.0 if is_tensor else baseline,
+            streams if by_difference else None,
+            draws if by_difference else None,
+            signs if by_difference else None,
+            packed(baseline) if by_tensor else None,
+            held if by_difference else None,
+            0.0 if isinstance(baseline, Tensor) else baseline,
             noise_std,
-            gradients.stride(0),
-            gradients.stride(1),
-            gradients.stride(2),
+            *strides[:3],
             targets,
             rows,
             length,
-            dim,
             LEFT=padding_side == "left",
             WEIGHT=weight,
             ABSOLUTE=reduction == "abs_mean",
             NOISE=noise_std != 0,
-            BASELINE=baseline.ndim if is_tensor else 0,
-            HELD=held is not None,
+            BY_POSITION=by_tensor and baseline.ndim == 2,
             PTX=has_special_functions(),
+            HALF=half,
+            UNIT=unit,
+            DIM=dim,
             FIRST=first,
             SECOND=second,
-            WIDE_FIRST=wide and first >= eight,
-            WIDE_SECOND=wide and second >= eight,
+            WIDE_FIRST=half and first >= eight,
+            WIDE_SECOND=half and second >= eight,
             num_warps=warps(first),
+            **(
+                at_most_registers(second, half, generation(gradients.device))
+                if by_difference and noise_std != 0 and warps(first) < 32
+                else {}
+            ),
             enable_fp_fusion=True,
         )
     return scores

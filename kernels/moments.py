@@ -11,14 +11,16 @@ from torch import Tensor
 COLUMNS = 128
 
 
-@triton.jit(do_not_specialize=["samples", "columns"])
+@triton.jit(
+    do_not_specialize=["stride_target", "stride_sample", "samples", "columns"],
+    do_not_specialize_on_alignment=["p_values", "p_mean", "p_error"],
+)
 def moments_kernel(
-    p_values,  # (T, n, M), with strides
+    p_values,  # (T, n, M), the first two dimensions with strides
     p_mean,  # (T, M)
     p_error,  # (T, M)
-    stride_target,
-    stride_sample,
-    stride_column,
+    stride_target: tl.int64,
+    stride_sample: tl.int64,
     samples,
     columns,
     PAIRS: tl.constexpr,
@@ -28,7 +30,7 @@ def moments_kernel(
     target = tl.program_id(1).to(tl.int64)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < columns
-    p_column = p_values + target * stride_target + column.to(tl.int64) * stride_column
+    p_column = p_values + target * stride_target + column
     b_mean = tl.zeros((COLUMNS,), tl.float32)
     b_square = tl.zeros((COLUMNS,), tl.float32)  # sum of squared distances from the mean
     b_before = tl.zeros((COLUMNS,), tl.float32)  # the sample before
@@ -67,6 +69,7 @@ def moments(values: Tensor, pairs: bool) -> tuple[Tensor, Tensor]:
     targets, samples, columns = values.shape
     mean, error = values.new_empty(targets, columns), values.new_empty(targets, columns)
     if mean.numel():
+        values = values if values.stride(2) == 1 else values.contiguous()
         with torch.cuda.device_of(values):
             moments_kernel[(triton.cdiv(columns, COLUMNS), targets)](
                 values,
@@ -74,7 +77,6 @@ def moments(values: Tensor, pairs: bool) -> tuple[Tensor, Tensor]:
                 error,
                 values.stride(0),
                 values.stride(1),
-                values.stride(2),
                 samples,
                 columns,
                 PAIRS=pairs,

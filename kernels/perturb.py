@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .philox import block_normals, call_numbers, has_special_functions, lanes
+from .device import has_special_functions, lanes, packed
+from .philox import block_normals, call_numbers
 
 
 def calls(wide: bool) -> int:
@@ -21,7 +22,12 @@ def calls(wide: bool) -> int:
     return 128 if wide and lanes() == 64 else 64
 
 
-@triton.jit(do_not_specialize=["length"])
+@triton.jit(
+    do_not_specialize=["length"],
+    do_not_specialize_on_alignment=[
+        *("p_token_offsets", "p_row_offsets", "p_alphas", "p_streams", "p_draws", "p_signs", "p_held"),
+    ],
+)
 def perturb_kernel(
     p_x,  # (M, D)
     p_z,  # (R, L, D)
@@ -31,17 +37,15 @@ def perturb_kernel(
     p_streams,  # (N, 3)
     p_draws,  # (R,)
     p_signs,  # (R,)
-    p_baseline,  # (D,) or (positions, D)
-    p_held,  # (M,)
+    p_baseline,  # (D,) or (positions, D); None: a number
+    p_held,  # (M,); None: no token is held
     baseline,
     noise_std,
     length,
-    dim,
     LEFT: tl.constexpr,
     NOISE: tl.constexpr,
-    BASELINE: tl.constexpr,  # dimensions of the baseline: 0, 1 or 2
-    HELD: tl.constexpr,
-    FLAT: tl.constexpr,  # D % 4 == 0: the calls of neighbouring tokens lie end to end
+    BY_POSITION: tl.constexpr,  # whether the baseline is (positions, D)
+    DIM: tl.constexpr,
     WIDE: tl.constexpr,  # half precision
     PTX: tl.constexpr,
     CALLS: tl.constexpr,
@@ -52,27 +56,27 @@ def perturb_kernel(
     first_token = tl.load(p_token_offsets + text)
     tokens = (tl.load(p_token_offsets + text + 1) - first_token).to(tl.int32)
     start = length - tokens if LEFT else 0
-    calls_a_token = tl.cdiv(dim, 4)
+    calls_a_token: tl.constexpr = (DIM + 3) // 4
 
     lane = tl.arange(0, CALLS * 4)
     column = (first_call + lane // 4) // calls_a_token
     d = (first_call + lane // 4) % calls_a_token * 4 + lane % 4
-    if FLAT:
+    if DIM % 4 == 0:  # the calls of neighbouring tokens lie end to end
         element = first_call.to(tl.int64) * 4 + lane
-        inside = element < length.to(tl.int64) * dim
+        inside = element < length.to(tl.int64) * DIM
     else:
-        element = column.to(tl.int64) * dim + d
-        inside = (column < length) & (d < dim)
-    source = element - start.to(tl.int64) * dim  # among the text's own elements
-    shown = inside & (source >= 0) & (source < tokens.to(tl.int64) * dim)
-    b_x = tl.load(p_x + first_token * dim + source, mask=shown, other=0.0).to(tl.float32)
+        element = column.to(tl.int64) * DIM + d
+        inside = (column < length) & (d < DIM)
+    source = element - start.to(tl.int64) * DIM  # among the text's own elements
+    shown = inside & (source >= 0) & (source < tokens.to(tl.int64) * DIM)
+    b_x = tl.load(p_x + first_token * DIM + source, mask=shown, other=0.0).to(tl.float32)
     b_base = baseline
-    if BASELINE == 1:
+    if p_baseline is not None and not BY_POSITION:
         b_base = tl.load(p_baseline + d, mask=shown, other=0.0).to(tl.float32)
-    if BASELINE == 2:
+    if p_baseline is not None and BY_POSITION:
         b_base = tl.load(p_baseline + source, mask=shown, other=0.0).to(tl.float32)
     moving = shown
-    if HELD:
+    if p_held is not None:
         moving = shown & (tl.load(p_held + first_token + column - start, mask=shown, other=1) == 0)
     b_way = tl.where(moving, b_base - b_x, 0.0)
 
@@ -89,12 +93,13 @@ def perturb_kernel(
         b_z = b_x + b_way * alpha
         if NOISE:
             draw = tl.load(p_draws + row).to(tl.int32)
+            sign = tl.load(p_signs + row)
             if draw != previous:
                 b_noise = block_normals(quad0, position0, quad1, position1, draw, domain, k0, k1, CALLS, WIDE, PTX)
                 b_noise = tl.where(moving, b_noise, 0.0)
             previous = draw
-            b_z += b_noise * (alpha * noise_std * tl.load(p_signs + row))
-        tl.store(p_z + row * length * dim + element, b_z.to(p_z.dtype.element_ty), mask=inside)
+            b_z += b_noise * (alpha * noise_std * sign)
+        tl.store(p_z + row * length * DIM + element, b_z.to(p_z.dtype.element_ty), mask=inside)
 
 
 def perturb(
@@ -124,7 +129,7 @@ def perturb(
     grid = (triton.cdiv(length * triton.cdiv(dim, 4), calls(wide)), texts)
     with torch.cuda.device_of(x):
         perturb_kernel[grid](
-            x.contiguous(),
+            packed(x),
             z,
             token_offsets,
             row_offsets,
@@ -132,17 +137,15 @@ def perturb(
             streams,
             draws,
             signs,
-            baseline.contiguous() if is_tensor else x,
-            x if held is None else held,
+            packed(baseline) if is_tensor else None,
+            held,
             0.0 if is_tensor else baseline,
             noise_std,
             length,
-            dim,
             LEFT=padding_side == "left",
             NOISE=noise_std != 0,
-            BASELINE=baseline.ndim if is_tensor else 0,
-            HELD=held is not None,
-            FLAT=dim % 4 == 0,
+            BY_POSITION=is_tensor and baseline.ndim == 2,
+            DIM=dim,
             WIDE=wide,
             PTX=has_special_functions(),
             CALLS=calls(wide),

@@ -9,9 +9,6 @@ that short polynomials serve and no slow path exists. Against float64: squared r
 sine and cosine within 2e-6.
 """
 
-import os
-
-import torch
 import triton
 import triton.language as tl
 
@@ -56,8 +53,11 @@ def box_muller(radius_word, angle_word, PTX: tl.constexpr):
     """Two independent standard normals, float32, from uint32 words. PTX: with the special function units of NVIDIA GPUs."""
     if PTX:
         uniform = radius_word.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10
-        log2 = tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [uniform], tl.float32, True, 1)
-        square = log2 * -1.3862943611198906
+        # lg2.approx may lie above 0 just below 1. The absolute value is part of the multiplication that follows.
+        log2 = tl.inline_asm_elementwise(
+            "lg2.approx.ftz.f32 $0, $1; abs.ftz.f32 $0, $0;", "=f,f", [uniform], tl.float32, True, 1
+        )
+        square = log2 * 1.3862943611198906
         radius = tl.inline_asm_elementwise("sqrt.approx.ftz.f32 $0, $1;", "=f,f", [square], tl.float32, True, 1)
     else:
         square = _log2_of_uniform(radius_word) * -1.3862943611198906 + 1e-30  # never 0, whose inverse root is infinite
@@ -105,13 +105,3 @@ def block_normals(
         b_odd = call_normals(quad1, position1, draw, domain, k0, k1, PTX)
         b_noise = tl.permute(tl.join(b_noise, b_odd), (0, 3, 1, 2))
     return tl.reshape(b_noise, (CALLS * 4,))
-
-
-def lanes() -> int:
-    """Threads of a warp: 64 on AMD's accelerators."""
-    return 64 if torch.version.hip is not None else 32
-
-
-def has_special_functions() -> bool:
-    """Whether inline PTX runs here: on NVIDIA GPUs, neither on AMD's nor in Triton's interpreter."""
-    return torch.version.cuda is not None and os.environ.get("TRITON_INTERPRET") != "1"

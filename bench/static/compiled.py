@@ -10,6 +10,7 @@ Triton itself specialises the recorded launch (divisible by 16, equal to 1, 32-b
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import subprocess
@@ -76,6 +77,7 @@ class Launch:
     attributes: dict[tuple[int, ...], Any]
     num_warps: int
     enable_fp_fusion: bool
+    maxnreg: int | None  # registers of a thread, at most; None: as the assembler likes
 
     def having(self, **constants: Any) -> Launch:
         """The same launch with other values of compile-time arguments."""
@@ -94,6 +96,8 @@ class Launch:
             attrs=self.attributes,
         )
         options = {"num_warps": self.num_warps, "enable_fp_fusion": self.enable_fp_fusion}
+        if self.maxnreg is not None:
+            options["maxnreg"] = self.maxnreg
         with _fusing():
             compiled = triton.compile(source, target=self.target, options=options)
         shared = compiled.metadata.shared
@@ -125,6 +129,7 @@ def recorded(target: GPUTarget) -> Iterator[list[Launch]]:
                 attributes=dict(compile["configs"][0]),
                 num_warps=compile["num_warps"],
                 enable_fp_fusion=compile["enable_fp_fusion"],
+                maxnreg=json.loads(compile["specialization_data"])["options"].get("maxnreg"),
             )
         )
         return True  # do not compile, do not launch

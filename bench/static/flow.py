@@ -17,6 +17,7 @@ class Flow:
 
     blocks: list[sass.Block]
     regions: dict[str, frozenset[int]]
+    early: frozenset[int] = frozenset()  # blocks of a row that run before its noise is made
 
     def instructions(self, region: str) -> list[sass.Instruction]:
         """All of one region."""
@@ -68,7 +69,9 @@ def rows_flow(binary: Binary, access: dict[int, str], tensor: str) -> Flow:
         raise ValueError("The noise is generated in every row, whatever its draw.")
     around = _around(blocks, rows, all_loops)
     regions = {"once": around, "row": row, "noise": noise, "target": target}
-    return Flow(blocks, {name: frozenset(region) for name, region in regions.items()})
+    later = sass.reached(blocks, noise, without={rows.header})
+    early = row - later if noise else set[int]()
+    return Flow(blocks, {name: frozenset(region) for name, region in regions.items()}, frozenset(early))
 
 
 def _around(blocks: list[sass.Block], loop: sass.Loop, all_loops: list[sass.Loop]) -> set[int]:

@@ -97,8 +97,8 @@ def plain_launch(dtype: torch.dtype, dim: int) -> Launch:
 
 
 def segment_launch(strategy: str) -> Launch:
-    """Eight groups of one target."""
-    values, members, offsets = empty(1, TOKENS, dtype=torch.float32), empty(TOKENS), empty(TOKENS // MEMBERS + 1)
+    """Eight groups of all samples of one target."""
+    values, members, offsets = empty(ROWS, TOKENS, dtype=torch.float32), empty(TOKENS), empty(TOKENS // MEMBERS + 1)
     return _one_launch(lambda: segment_reduce(values, members, offsets, strategy))
 
 

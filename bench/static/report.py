@@ -3,9 +3,10 @@
     python -m bench.static [--json | --write]
 
 This is the compiler's account: instructions are counted in the machine code for sm_90, and nothing was run on a GPU. Counted is
-a text of 16 tokens with 10 rows, one target, a number as baseline, no held tokens, right padding. What runs once a program,
-once a row, or once a noise vector is weighted accordingly: independent draws need fresh noise in every row, pairs in every
-second one. Branches not taken for real tokens (padding) do not count.
+a text of 16 tokens with 10 rows, one target, a number as baseline, no held tokens, right padding. A program has all rows of its
+text, as in a large launch. What runs once a program, once a row, or once a noise vector is weighted accordingly: independent
+draws need fresh noise in every row, pairs in every second one. Branches not taken for real tokens (padding) do not count. Then
+follow estimates of whole launches (see ``bench/static/estimate.py``).
 
     instructions_per_element   lane instructions per useful element: 32 lanes of every issued instruction, masked or not
     bytes_per_element          issued for the embedding-sized tensors; least: z or gradients once, x once per token
@@ -23,7 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,7 @@ import torch
 from bench.paths import RESULTS
 from bench.static import sass
 from bench.static.compiled import Binary, Launch, pointers, versions
+from bench.static.estimate import BYTES_A_SECOND, Program, Task, microseconds, warps_at_once
 from bench.static.flow import Flow, loop_flow, rows_flow, straight_flow
 from bench.static.launches import (
     MEMBERS,
@@ -44,7 +46,7 @@ from bench.static.launches import (
     plain_launch,
     segment_launch,
 )
-from fastshap.kernels.attribute import tiles
+from fastshap.kernels.attribute import splits, tiles
 from fastshap.kernels.moments import COLUMNS
 from fastshap.kernels.perturb import calls
 from fastshap.kernels.segment import STRATEGIES
@@ -53,7 +55,6 @@ Entry = dict[str, Any]
 REPORT = RESULTS / "static.json"
 DIMS = (768, 4096)
 ISSUES_A_SECOND = 132 * 4 * 1.755e9
-BYTES_A_SECOND = 3.0e12
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 # The share of rows that need fresh noise.
 NOISE = {"independent": 1.0, "pairs": 0.5}
@@ -65,7 +66,7 @@ class Work:
 
     weights: dict[str, float]
     elements: float
-    lanes: dict[str, int]  # for each tensor that counts, the lanes that move something
+    lanes: Mapping[str, float]  # for each tensor that counts, the lanes that move something
     least: float  # bytes an element
 
 
@@ -107,6 +108,7 @@ def _entry(
         "picoseconds_to_issue": round(issue, 3),
         "picoseconds_to_move": round(memory, 3),
         "num_warps": binary.num_warps,
+        "warps_at_once": warps_at_once(binary.registers, binary.num_warps),
     }
 
 
@@ -162,7 +164,7 @@ def _attribute_entries(name: str, dim: int) -> Iterator[Entry]:
             flow = rows_flow(binary, access, "p_gradients")
             for noise, share in NOISE.items() if variant == "difference" else ((None, 0.0),):
                 work = Work(
-                    weights={"once": 1, "row": ROWS, "noise": ROWS * share, "target": ROWS},
+                    weights={"once": 1, "row": ROWS, "noise": ROWS * share, "target": 0},  # further targets: none
                     elements=dim * ROWS,
                     lanes=dict.fromkeys({"p_gradients", *beside}, 32 * binary.num_warps),
                     least=dtype.itemsize * (1 + ("p_x" in beside) / ROWS + ("p_z" in beside)),
@@ -176,9 +178,13 @@ def _segment_entries() -> Iterator[Entry]:
         launch = segment_launch(strategy)
         binary = launch.compile()
         access = sass.accesses(sass.blocks(binary.sass), pointers(launch))
-        lanes = {"p_values": MEMBERS, "p_members": MEMBERS, "p_offsets": 1, "p_out": 1}
-        work = Work({"once": 1, "turn": 1}, MEMBERS, lanes, 4 + 8 + (4 + 8) / MEMBERS)
-        yield _entry(launch, binary, loop_flow(binary), access, work, {"variant": strategy})
+        # A turn loads for more members than the two; what is masked moves nothing.
+        flow = loop_flow(binary)
+        loads = flow.count("turn", "LDG", access, "p_values")
+        share = MEMBERS / loads
+        lanes = {"p_values": ROWS * share, "p_members": share, "p_offsets": 1, "p_out": ROWS}
+        work = Work({"once": 1, "turn": 1}, ROWS * MEMBERS, lanes, 4 + 8 / ROWS + 4 / MEMBERS + 8 / (ROWS * MEMBERS))
+        yield _entry(launch, binary, flow, access, work, {"variant": strategy})
 
 
 def _moments_entries() -> Iterator[Entry]:
@@ -194,6 +200,28 @@ def _moments_entries() -> Iterator[Entry]:
         lanes = {"p_values": 32, "p_mean": 32, "p_error": 32}
         work = Work({"once": 1, "turn": ROWS - peeled}, COLUMNS * ROWS, lanes, 4 * (1 + 2 / ROWS))
         yield _entry(launch, binary, flow, access, work, {"variant": "pairs" if pairs else "independent"})
+
+
+# Of whole launches of attribute: one text, one target, 1,000 rows.
+ESTIMATED_ROWS, ESTIMATED_LENGTHS, ESTIMATED_DIM = 1000, (16, 32, 128), 768
+
+
+def estimates() -> list[Entry]:
+    """Launches of attribute as NVIDIA's GPUs get them, with rows over the grid and without."""
+    found = []
+    for name, dtype in DTYPES.items():
+        launch = attribute_launch(dtype, ESTIMATED_DIM, "sum", True).having(PTX=True)
+        binary = launch.compile()
+        access = sass.accesses(sass.blocks(binary.sass), pointers(launch))
+        program = Program.of(binary, rows_flow(binary, access, "p_gradients"), access)
+        for length in ESTIMATED_LENGTHS:
+            chosen = splits(length, 1, ESTIMATED_ROWS, program.warps, torch.device("meta"))
+            for noise, share in NOISE.items():
+                task = Task(ESTIMATED_ROWS, length, ESTIMATED_DIM, dtype.itemsize, share)
+                about = {"kernel": "attribute_kernel", "dtype": name, "L": length, "noise": noise}
+                about |= {"D": ESTIMATED_DIM, "rows": ESTIMATED_ROWS, "early": program.early}
+                found += [{**about, "splits": many, **microseconds(program, task, many)} for many in (1, chosen)]
+    return found
 
 
 def report() -> list[Entry]:
@@ -227,6 +255,15 @@ def _table(entries: list[Entry]) -> str:
     for entry in entries:
         cells = ["-" if entry[key] in (None, "") else str(entry[key]) for key in COLUMNS_SHOWN]
         rows.append([*cells, ", ".join(f"{tensor} {' '.join(kinds)}" for tensor, kinds in entry["accesses"].items())])
+    return _aligned(rows)
+
+
+def _estimate_table(found: list[Entry]) -> str:
+    shown = ("dtype", "L", "noise", "splits", "programs", "lower", "upper", "move", "issue", "wait")
+    return _aligned([[*shown], *([str(entry[name]) for name in shown] for entry in found)])
+
+
+def _aligned(rows: list[list[str]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -237,14 +274,19 @@ def main() -> None:
     """Prints the table or the list, or writes the list with the versions to bench/results."""
     parser = argparse.ArgumentParser(prog="python -m bench.static", description=(__doc__ or "").splitlines()[0])
     kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--json", action="store_true", help="print one list of objects")
+    kind.add_argument("--json", action="store_true", help="print one object")
     kind.add_argument("--write", action="store_true", help=f"write {REPORT.name}, which the tests compare with")
     arguments = parser.parse_args()
-    entries = report()
+    entries, whole = report(), estimates()
     if arguments.write:
-        REPORT.write_text(json.dumps({"versions": versions(), "entries": entries}, indent=1) + "\n")
+        found = {"versions": versions(), "entries": entries, "estimates": whole}
+        REPORT.write_text(json.dumps(found, indent=1) + "\n")
     elif arguments.json:
-        print(json.dumps(entries, indent=1))
+        print(json.dumps({"entries": entries, "estimates": whole}, indent=1))
     else:
         print(f"The compiler's account for sm_90, nothing was run: {versions()}. Per element; ps: picoseconds implied.")
         print(_table(entries))
+        print(
+            f"\nEstimated microseconds of attribute: one text, {ESTIMATED_ROWS} rows, D = {ESTIMATED_DIM}, one target."
+        )
+        print(_estimate_table(whole))

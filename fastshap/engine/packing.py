@@ -23,7 +23,7 @@ from fastshap.sampling import Samples
 from fastshap.settings import Settings
 from fastshap.text.encode import Encoded
 
-# Kernels read fastest from addresses that are multiples of 16 bytes, and are compiled once where all are.
+# Arrays begin at multiples of 16 bytes, as tensors of their own would.
 _ALIGNMENT = 16
 _ONE = torch.zeros(1, dtype=torch.int64, device="cpu")  # no target in particular
 

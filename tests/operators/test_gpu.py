@@ -37,7 +37,8 @@ triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
 
-from fastshap.kernels.philox import box_muller, has_special_functions, philox4x32  # noqa: E402
+from fastshap.kernels.device import has_special_functions  # noqa: E402
+from fastshap.kernels.philox import box_muller, philox4x32  # noqa: E402
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 NEEDED = "these tests need a CUDA or ROCm device, and torch.cuda.is_available() is False"
@@ -389,6 +390,21 @@ def test_operators_repeat_bitwise(device, dtype):
         for _ in range(2)
     ]
     assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(*again, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_who_shares_the_rows_does_not_show(device, dtype, monkeypatch):
+    """Bitwise, whether one program has all rows of a token or several do."""
+    from fastshap.kernels import attribute
+
+    shape = ([3, 1], [5, 2], 40) if INTERPRETING else ([30, 9], [101, 8], 768)
+    x, rows = make(*shape, dtype=dtype, held=True, device=device)
+    found = []
+    for programs in (1, 2, 3, 64):
+        monkeypatch.setattr(attribute, "splits", lambda *_, programs=programs: programs)
+        found.append(both(x, rows))
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 
 @pytest.mark.gpu

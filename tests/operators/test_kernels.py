@@ -198,6 +198,52 @@ def test_reductions_of_three_targets(shape, weighted, dtype, poisoned):
     assert tuple(scores.shape) in poisoned
 
 
+@pytest.fixture
+def shared_by(monkeypatch):
+    """Sets by how many programs a text's rows are shared."""
+    from fastshap.kernels import attribute
+
+    return lambda programs: monkeypatch.setattr(attribute, "splits", lambda *_: programs)
+
+
+SHARED = {
+    "one text, pairs": ([2], [7], 36, {}),
+    "one text, left": ([2], [6], 36, {"side": "left", "padding": 1}),
+    "texts of different sizes": ([2, 3, 1, 2], [5, 1, 0, 8], 7, {"side": "left"}),
+    "tokens held": ([3, 1], [4, 3], 12, {"held": True, "baseline": "(L, D)"}),
+    "independent draws": ([2, 1], [5, 2], 384, {"pairs": False, "baseline": "(D,)", "dtype": torch.bfloat16}),
+    "no noise": ([2, 1], [3, 2], 12, {"noise_std": 0.0}),
+}
+
+
+@pytest.mark.interpret
+@combined(case=SHARED, weighted=named(REDUCTIONS[:3:2]))
+def test_scores_do_not_depend_on_who_shares_the_rows(case, weighted, shared_by, poisoned):
+    """Bitwise, however many programs share the rows: fewer than there are pairs, as many, more."""
+    tokens, rows, dim, how = case
+    x, rows = make(tokens, rows, dim, **how)
+    z = ops.perturb(x, rows, backend="torch")
+    gradients = torch.randn(2, *z.shape).to(x.dtype)
+    reduction, times_input = weighted
+    found = []
+    for programs in (1, 2, 3, 5):
+        shared_by(programs)
+        found.append(check_attribute(gradients, z, x, rows, reduction, times_input))
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+@pytest.mark.interpret
+def test_small_launches_share_rows_and_large_ones_do_not():
+    from fastshap.kernels.attribute import splits
+
+    cpu = torch.device("cpu")  # counts as an H100: 132 multiprocessors of 16 warps
+    assert splits(32, 1, 1000, 1, cpu) == 66
+    assert splits(16, 1, 10, 1, cpu) == 5  # two rows each
+    assert splits(512, 8, 80, 1, cpu) == 1
+    assert splits(128, 1, 1000, 8, cpu) == 2
+    assert splits(1, 1, 1, 32, cpu) == 1
+
+
 VIEWS = {
     "batch transposed": lambda t: t.transpose(0, 1).contiguous().transpose(0, 1),
     "last dimension strided": lambda t: t.repeat_interleave(2, -1)[..., ::2],
