@@ -241,7 +241,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
             if first == 0:
                 self._replicas.begin()
             self._try_model(self.task.readable(tokenised))
-            rode = self._with_riding_text(tokenised, targets, progress) if len(texts) == 1 else None
+            rode = self._with_riding_text(tokenised, targets, progress) if progress.total == 1 else None
             self._tell_origin()
             if rode is not None:
                 return [rode]

@@ -85,11 +85,13 @@ class Work:
         return [one if isinstance(one, FastshapError) else _finite(*one) for one in found]
 
     def text_may_ride(self, item: Item) -> bool:
-        """Whether a text's own row costs less as one more row of its calls, with gradients, than in a call of its own.
+        """Whether a text's own row costs less as one more row of its call, with gradients, than in a call of its own.
 
-        It does where a forward pass takes long for its modules' sake and not for its sums': small models, and GPUs.
+        It does where a forward pass takes long for its modules' sake and not for its sums': small models, and GPUs. All rows
+        must fit into one call.
         """
-        if len(self.models) > 1:
+        budget, rows = self.execution.budget, self.execution.settings.n_perturbations + 1
+        if len(self.models) > 1 or not budget.measured or rows > budget.rows(len(item.input_ids)):
             return False
         device = device_of(self.model).type
         sums = 4 * len(item.input_ids) * _weights(self.model)  # twice a forward pass of the row

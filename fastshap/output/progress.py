@@ -51,7 +51,7 @@ class Progress:
         self._tell = wanted if callable(wanted) else None
         self._shown = wanted is True or (wanted is None and (_in_a_notebook() or _on_a_terminal()))
         self._quiet = 0.0 if wanted is True else _QUIET
-        self._total = total
+        self.total = total
         self._bar: Any = None
         self._finished = 0  # texts of the windows before
         self._window = 0  # texts under way
@@ -118,11 +118,11 @@ class Progress:
 
     def _report(self) -> None:
         done = self._finished + self._part if self._part else self._finished
-        if self._total is not None and done > self._total:
-            self._total = None  # a mapping of several rows was one entry
+        if self.total is not None and done > self.total:
+            self.total = None  # a mapping of several rows was one entry
         if self._tell is not None:
             try:
-                self._tell(done, self._total)
+                self._tell(done, self.total)
             except Exception as error:
                 raise Stopped(error) from error
         else:
@@ -137,23 +137,23 @@ class Progress:
             done = self._finished + self._part
             form = self._form(done, tqdm.format_interval)
             if self._bar is None:
-                self._bar = tqdm(total=self._total, leave=False, miniters=0, bar_format=form, **room())
+                self._bar = tqdm(total=self.total, leave=False, miniters=0, bar_format=form, **room())
                 self._bar.start_t = self._start
-            self._bar.total, self._bar.n, self._bar.bar_format = self._total, done, form
+            self._bar.total, self._bar.n, self._bar.bar_format = self.total, done, form
             self._bar.update(0)
 
     def _form(self, done: float, duration: Callable[[float], str]) -> str:
         """The bar with whole numbers of texts, and how fast it goes once that is known."""
-        count = f"{int(done):,}" + ("" if self._total is None else f"/{self._total:,}")
+        count = f"{int(done):,}" + ("" if self.total is None else f"/{self.total:,}")
         now = time.time()
         if self._first is None and done >= 1:
             self._first = now, done
         rest = ""
         if self._first is not None and done > self._first[1] and now - self._first[0] >= _SETTLED:
             rate = (done - self._first[1]) / (now - self._first[0])
-            left = "" if self._total is None else f"<{duration((self._total - done) / rate)}"
+            left = "" if self.total is None else f"<{duration((self.total - done) / rate)}"
             rest = f"{left}, " + (f"{rate:,.1f} texts/s" if rate >= 1 else f"{1 / rate:,.1f} s/text")
-        bar = "" if self._total is None else "{l_bar}{bar}| "
+        bar = "" if self.total is None else "{l_bar}{bar}| "
         return f"{bar}{count} texts [{{elapsed}}{rest}]"
 
 

@@ -331,8 +331,8 @@ def test_a_call_with_options_is_the_explainers(default_pair):
         def __init__(self):
             super().__init__(*default_pair, **FEW)
 
-        def _common(self):
-            return super()._common() | {"settings": dataclasses.replace(self.settings, seed=77)}
+        def _maker(self):
+            return dataclasses.replace(super()._maker(), settings=dataclasses.replace(self.settings, seed=77))
 
     explainer = Mine()
     (output,) = explainer(TEXTS[0], 1, n_perturbations=3)

@@ -214,6 +214,11 @@ CLAIMS = (
     ),
     Claim("A text's rows are the same alone and among others", "contract, 3", by_tests("test_company_does_not_show")),
     Claim(
+        "A row's scores are the same whoever shares its program",
+        "ADR 8",
+        by_tests("test_who_shares_the_rows_does_not_show"),
+    ),
+    Claim(
         "Explanations on the GPU equal those on the CPU within 1e-4 of the largest score",
         "contract, 3",
         by_tests(
