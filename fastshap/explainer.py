@@ -50,15 +50,8 @@ if TYPE_CHECKING:
 
 _GENERATING = 0.2  # the share of a text's work that is done once its target is generated
 _FIXED = ("tokenizer", "device")  # parameters that no call can change
-_ANEW = (
-    "_desk",
-    "_replicas",
-    "_budget",
-    "_origin",
-    "_tried",
-    "_described",
-    "_layout",
-)  # what a copy makes or finds out for itself
+# What a copy makes or finds out for itself.
+_ANEW = ("_desk", "_replicas", "_budget", "_origin", "_tried", "_described", "_layout")
 
 
 class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):

@@ -331,7 +331,8 @@ def _with_last_again(batch: Batch) -> Batch:
     call, joined = batch.call, batch.call.joined
     inputs = {name: longer(tensor) for name, tensor in call.inputs.items()}
     joined = None if joined is None else longer(joined)
-    return dataclasses.replace(batch, call=Call(inputs, longer(call.targets), joined))
+    at = call.at and (torch.cat([call.at[0], call.at[0][-1:] + 1]), longer(call.at[1]))
+    return dataclasses.replace(batch, call=Call(inputs, longer(call.targets), joined, at, call.kept))
 
 
 def _with_embeddings(batch: Batch, z: Tensor) -> Call:
