@@ -97,12 +97,12 @@ def one_of(value: Any, name: str, choices: tuple[str, ...]) -> str:
 
 
 def counted(count: int, thing: str) -> str:
-    """So many things: "1 text", "2 texts"."""
+    """A number with its noun: "1 text", "2 texts"."""
     return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def there_are(count: int, thing: str) -> str:
-    """That there are so many things: "There is 1 text"."""
+    """The beginning of a sentence: "There is 1 text", "There are 2 texts"."""
     return f"There {'is' if count == 1 else 'are'} {counted(count, thing)}"
 
 
@@ -212,7 +212,7 @@ def refuse_unknown(
 
 
 def _of_unknown(options: Mapping[str, Any], known: Collection[str], beside: Sequence[str] = ()) -> str:
-    """Which names are no options, and which options there are; nothing where all are known."""
+    """Which names are no options, and which options there are; an empty string if all are known."""
     unknown = sorted(options.keys() - set(known))
     named = ", ".join(name + meant(name, options[name], [*beside, *known]) for name in unknown)
     return f"no option {named}; there are {', '.join(sorted(known))}" if unknown else ""
@@ -222,7 +222,7 @@ def bound(signature: inspect.Signature, who: str, given: Sequence[Any], named: M
     """The arguments of a call by their names. The first in ``given`` is the object itself.
 
     Raises:
-        InvalidTypeError: they do not fit the signature; for a name that it does not have, what may have been meant.
+        InvalidTypeError: they do not fit the signature. For an unknown name, the message suggests the right one.
     """
     known = [name for name in signature.parameters if name != "self"]
     if said := _of_unknown(named, known):

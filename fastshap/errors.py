@@ -96,7 +96,7 @@ class SharedModelWarning(UserWarning):
 
 
 class SlowBackendWarning(UserWarning):
-    """The kernels cannot run on this GPU's machine, so that PyTorch's operators compute the same numbers more slowly."""
+    """The kernels cannot be compiled on this machine, so PyTorch's operators compute the same numbers more slowly."""
 
 
 class UntrainedHeadWarning(UserWarning):

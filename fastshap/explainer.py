@@ -253,7 +253,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
     def _with_riding_text(
         self, tokenised: Any, targets: Sequence[Any] | None, progress: Progress
     ) -> AttributionOutput | None:
-        """Of one text: what the model makes of it is seen in the calls with gradients. None: not so, for whatever reason."""
+        """The output of one text whose prediction comes from the calls with gradients. None: the text must run alone."""
         once = self.settings.rtol is None and not self.return_convergence_delta
         riding = self.task.riding(tokenised, targets) if once else None
         if riding is None or not isinstance(self._checked(riding.prepared), Prepared):

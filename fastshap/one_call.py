@@ -1,4 +1,4 @@
-"""What is done in one call: texts explained by a model's name, and an explainer warmed up."""
+"""Explains texts in one call, given a model's name, and warms an explainer up."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ def explain(
 
 
 def warm_up(explainer: GradientShap) -> None:
-    """Does what would make the first texts of a service wait. Call it once for each explainer, before the first request.
+    """Makes an explainer ready, so that a service's first text need not wait. Call it once per explainer, before any request.
 
-    It explains two short texts with the explainer's own parameters, but without ``rtol``. So the model is tried, as before any
-    first text. On a GPU every variant of a kernel that the explainer needs is compiled and loaded. Neither sizes nor addresses
-    make further variants, so no later text waits for Triton's compiler. Triton keeps what it compiled on disk: a second process
-    or device only loads it. A model that writes its own targets writes those of the two texts.
+    It explains two short texts with the explainer's parameters, but with a small batch size and without ``rtol``. This tries
+    the model. On a GPU it also compiles and loads the kernels that the explainer needs. Other sizes and addresses need no
+    further variants, so no later text waits for Triton's compiler. Triton keeps compiled kernels on disk: a second process or
+    device only loads them. If a model writes its own targets, it writes those of the two texts.
 
     A call whose options change the noise, the reduction, the strategy or the baseline may need variants of its own.
 

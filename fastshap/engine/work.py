@@ -26,7 +26,7 @@ _ENOUGH_ON_A_GPU = 1 << 15  # so many tokens fill one
 # longer with the packaged model, because small windows hold few texts of one length. Not measured on a GPU.
 _WORK = {"cpu": 4e11}
 _WORK_ON_A_GPU = 1e14
-# Additions and multiplications of a second, and the seconds that the call of a module takes beside. Roughly measured on a CPU
+# Additions and multiplications a second, and the seconds that calling a module adds. Roughly measured on a CPU
 # (docs/adr/0019); not measured on a GPU.
 _SUMS = {"cpu": 3e11}
 _SUMS_ON_A_GPU = 1e14
@@ -87,8 +87,8 @@ class Work:
     def text_may_ride(self, item: Item) -> bool:
         """Whether a text's own row costs less as one more row of its call, with gradients, than in a call of its own.
 
-        It does where a forward pass takes long for its modules' sake and not for its sums': small models, and GPUs. All rows
-        must fit into one call.
+        It does where calling the modules takes longer than the arithmetic: with small models, and on GPUs. All rows must fit
+        into one call.
         """
         budget, rows = self.execution.budget, self.execution.settings.n_perturbations + 1
         if len(self.models) > 1 or not budget.measured or rows > budget.rows(len(item.input_ids)):
@@ -147,7 +147,7 @@ def tokens_of_some_seconds(model: nn.Module, passes: int, n: int) -> float:
 
 
 def _weights(model: nn.Module) -> int:
-    """Of what a token goes through: all but the table of embeddings."""
+    """How many weights a token passes through: all but the table of embeddings."""
     table = next(model.get_input_embeddings().parameters()).numel()  # type: ignore[operator]
     return max(1, sum(one.numel() for one in tensors_of(model)) - table)
 

@@ -25,7 +25,7 @@ class JobSummary:
     Attributes:
         rows: in the output, from this run and those before it.
         errors: rows with a recorded error, by its kind.
-        messages: of each kind of error, what the first one says.
+        messages: for each kind of error, the message of the first.
         truncated: rows whose text was longer than the model takes.
         samples: samples used for all rows.
         before: rows that earlier runs had written.
@@ -51,7 +51,7 @@ class JobSummary:
     messages: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """The rows in one line, and in a second how long they took."""
+        """One line about the rows and, if it is known, a second about the time."""
         failed = self.errors.total()
         kinds = (
             f" ({', '.join(f'{printable(kind)} {count:,}' for kind, count in self.errors.most_common())})"

@@ -97,7 +97,7 @@ class Verdict:
         return [*said, f"The output is not complete; run it again with {how}."]
 
     def _counts(self) -> list[tuple[str, int]]:
-        """What is wrong with rows, and with how many."""
+        """What is wrong with rows, and how many are affected."""
         every = (
             ("missing", self.missing),
             ("there twice", self.twice),

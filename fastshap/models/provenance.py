@@ -136,7 +136,7 @@ def configuration_of(model: nn.Module) -> tuple[str, str, str]:
 
 
 def generation_settings(model: Any) -> bytes:
-    """What changes with the model's generation configuration."""
+    """Bytes that differ if the model's generation configuration does."""
     return _state_of(getattr(getattr(model, "_orig_mod", model), "generation_config", None))
 
 

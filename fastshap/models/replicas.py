@@ -28,7 +28,7 @@ class Replicas:
         self._looked = False  # at the values, since the call began
 
     def begin(self) -> None:
-        """A call begins: the values of the weights are looked at once in it."""
+        """A call begins. It looks at the values of the weights at least once."""
         self._looked = False
 
     def models(self, running: nn.Module) -> list[nn.Module]:
@@ -45,7 +45,7 @@ class Replicas:
         return [running, *self._copies]
 
     def _values(self) -> Any:
-        """What tells whether weights have changed, also through .data, which leaves no other trace. It reads all of them."""
+        """Checksums that show whether weights have changed. Changes through .data show nowhere else. Reads all weights."""
         sums = [checksum(t) for t in tensors_of(self._model) if type(t) in _PLAIN and t.is_floating_point()]
         return torch.stack([one.to(sums[0].device) for one in sums]).tolist() if sums else []
 

@@ -13,7 +13,7 @@ _standing: weakref.WeakKeyDictionary[nn.Module, list[nn.Module]] = weakref.WeakK
 
 @contextlib.contextmanager
 def standing(*trees: list[nn.Module]) -> Iterator[None]:
-    """Meanwhile these trees, each as :func:`modules_of` found it, are not walked again."""
+    """Inside the context, :func:`modules_of` returns these lists for their models and does not walk the models again."""
     before = [(modules[0], _standing.get(modules[0])) for modules in trees]
     _standing.update({modules[0]: modules for modules in trees})
     try:

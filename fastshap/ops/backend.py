@@ -51,7 +51,7 @@ def _triton_runs(on_gpu: bool) -> bool:
 
 @functools.cache
 def _compiles() -> bool:
-    """Whether Triton can compile kernels here. It builds their launchers with a C compiler, and looks for it as we do here."""
+    """Whether Triton can compile kernels here. It needs a C compiler for their launchers; this looks for one as Triton does."""
     if importlib.util.find_spec("triton") is None:
         return False
     return bool(os.environ.get("CC")) or any(map(shutil.which, ("gcc", "clang")))
@@ -59,7 +59,7 @@ def _compiles() -> bool:
 
 @functools.cache
 def _told_of_torch() -> bool:
-    """Says once that torch computes what Triton cannot; False."""
+    """Warns once that PyTorch's operators replace the kernels. Returns False."""
     missing = (
         "the triton package" if importlib.util.find_spec("triton") is None else "a C compiler (gcc or clang, or CC)"
     )

@@ -40,7 +40,7 @@ class Comparison:
         columns: what is compared.
         elements: those of all columns in reading order. Elements of two columns are one where they stand for the same
             characters of the text, white space around them aside; of several for the same characters, each with its like.
-        standard_errors: of each element's scores, one a column; NaN where there is none.
+        standard_errors: for each element, the standard errors of its scores, one per column; NaN where there is none.
         alike: whether the scores are of one kind, so that they share a colour scale and may be subtracted.
     """
 

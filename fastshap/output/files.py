@@ -79,8 +79,8 @@ def write_html(
     It fetches nothing and runs no script; texts are escaped. Scores and standard errors show on hover and on focus.
 
     Args:
-        outputs: outputs, or pairs of an id and an output, as :func:`fastshap.jobs.read` gives them. An id stands above its
-            output, in place of its number.
+        outputs: outputs, or pairs of an id and an output, as :func:`fastshap.jobs.read` gives them with
+            ``ids=True``. The id stands above the output, in place of a number.
         captions: a line for each output, above its text; by default the predicted class where the model chose it.
     """
     from fastshap.output.render.page import write_page

@@ -1,4 +1,4 @@
-"""Outputs, made of what was computed for a text."""
+"""Makes outputs from what was computed for a text."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Maker:
     def output(
         self, prepared: Prepared, grouping: Grouping, running: Running, delta: Tensor | None
     ) -> AttributionOutput:
-        """Of a text that was explained; ``delta``: its convergence delta (T,) or (t,), where it was asked for."""
+        """The output of a text that was explained. ``delta``: its convergence delta (T,) or (t,), if it was asked for."""
         kept = prepared.scope.positions if self.task.keeps_positions else None
         return AttributionOutput(
             attributions=running.attributions,
@@ -60,7 +60,7 @@ class Maker:
         )
 
     def failed(self, error: FastshapError, text: Any) -> AttributionOutput:
-        """Of a text, as the user gave it, that was not explained."""
+        """The output of a text that was not explained. ``text``: as the user gave it."""
         return AttributionOutput.failed(
             error,
             text if isinstance(text, str) else "",

@@ -143,7 +143,7 @@ class Progress:
             self._bar.update(0)
 
     def _form(self, done: float, duration: Callable[[float], str]) -> str:
-        """The bar with whole numbers of texts, and how fast it goes once that is known."""
+        """The bar's format: whole numbers of texts, and the rate once it is known."""
         count = f"{int(done):,}" + ("" if self.total is None else f"/{self.total:,}")
         now = time.time()
         if self._first is None and done >= 1:

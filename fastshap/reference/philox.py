@@ -52,7 +52,7 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor
 
 
 def _few(counter: Sequence[Tensor], key: Sequence[Tensor], shape: Sequence[int]) -> tuple[Tensor, ...]:
-    """The same of few counters on a CPU, where NumPy's operators are called in a third of the time that PyTorch's take."""
+    """The same for few counters on a CPU, where calling NumPy takes a third of the time that calling PyTorch takes."""
     c0, c1, c2, c3 = (np.broadcast_to(part.numpy(), shape).astype(np.uint64) for part in counter)
     k0, k1 = (part.numpy().astype(np.uint64) for part in key)
     mask, half = np.uint64(_MASK), np.uint64(32)

@@ -75,7 +75,7 @@ class Shown:
 
 
 class Riding(NamedTuple):
-    """One text, what of its targets the model decides being open until its own row, the last one of each call, has run."""
+    """One text whose own row is the last one of each call. Targets that the model chooses are open until that row has run."""
 
     prepared: Prepared
     scores: Forward  # as :meth:`Task.scores`; targets that are open are -1
@@ -233,7 +233,7 @@ class Task(Subject, ABC):
         """
 
     def riding(self, tokenised: Any, targets: Sequence[Any] | None) -> Riding | None:
-        """What is explained of one text where its own row rides in the calls with gradients; None: :meth:`prepare` says it.
+        """One text whose own row rides in the calls with gradients; None where it cannot: use :meth:`prepare`.
 
         Args:
             tokenised: one text, from :meth:`tokenised`.
@@ -270,7 +270,7 @@ class Task(Subject, ABC):
         return "beginning" if self.tokenizer.truncation_side == "left" else "end"
 
     def of_truncated_texts(self) -> str:
-        """What a user is told of texts that were too long."""
+        """The warning about texts that were too long."""
         return (
             f"Texts of more than {self.max_length()} tokens lost their {self.cut_end()}, as the model takes no more; their "
             "outputs have truncated=True. Split long texts to explain all of them."

@@ -92,7 +92,7 @@ def _column(column: Any, largest: float | None) -> str:
 
 
 def _of_target(column: Any) -> str:
-    """Which target it is, unless the column's name says so; how probable it is; and what is predicted, if another one."""
+    """The target, unless the column's name says it; its probability; and the prediction, if it is another class."""
     record, t = column.output, column.target
     target = record.target_names[t]
     known = wording.probability(record, t)
@@ -132,7 +132,7 @@ def _subtracted(comparison: Any) -> bool:
 
 
 def _meanings(comparison: Any) -> Iterator[str]:
-    """What the table's signs and its last column say."""
+    """What the table's signs and its last column mean."""
     if not all(math.isnan(error) for errors in comparison.standard_errors for error in errors):
         yield "± standard error"
     if _subtracted(comparison):
