@@ -65,7 +65,7 @@ def _told_of_torch() -> bool:
     )
     warn(
         f"fastshap's kernels need {missing}, which is not there. PyTorch's operators take their place: the numbers are the "
-        "same, but it is slower.",
+        "same but for rounding, and it is slower.",
         SlowBackendWarning,
     )
     return False
