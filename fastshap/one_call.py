@@ -76,7 +76,8 @@ def warm_up(explainer: GradientShap) -> None:
     It explains two short texts with the explainer's parameters, but with a small batch size and without ``rtol``. This tries
     the model. On a GPU it also compiles and loads the kernels that the explainer needs. Other sizes and addresses need no
     further variants, so no later text waits for Triton's compiler (on AMD, a tensor of more than 2 GB needs one more). Triton
-    keeps compiled kernels on disk: a second process or device only loads them. If a model writes its own targets, it writes those of the two texts.
+    keeps compiled kernels on disk: a second process or device only loads them. If a model writes its own targets, it writes
+    those of the two texts.
 
     A call whose options change the noise, the reduction, the strategy or the baseline may need variants of its own.
 
