@@ -13,7 +13,7 @@ from torch import Tensor
 from fastshap import checks, ops
 from fastshap.base import AttributionExplainer, MultitaskExplainerMixin
 from fastshap.engine import run as engine
-from fastshap.engine.budget import Budget
+from fastshap.engine.budget import Budget, Kept
 from fastshap.engine.packing import Execution, Item, Layout
 from fastshap.engine.seen import Seen
 from fastshap.engine.work import Work, tokens_of_some_seconds
@@ -337,6 +337,9 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
             side, maskless = (None, False) if found is None else (found.padding_side, found.maskless)
             self._layout = Layout(side or "right", equal_lengths=side is None, maskless=maskless)
             self._tried = state if found is not None else None
+        mode = self.settings.inference_mode
+        if not self._budget.measured and isinstance(mode, InferenceModes):  # which decides how many logits are kept
+            self._budget.kept = self.task.found(("kept", mode), Kept) or Kept()
         self.task.refresh()
 
     def _predict(

@@ -16,8 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .device import generation, has_special_functions, lanes, packed, processors, strided
+from .device import generation, has_special_functions, lanes, packed, strided
 from .philox import block_normals, call_numbers
+from .sharing import rows_of_program, splits
 
 # How a gradient is weighted.
 BY_NOTHING, BY_DIFFERENCE, BY_POINT = 0, 1, 2
@@ -114,13 +115,7 @@ def attribute_kernel(
     first_token = tl.load(p_token_offsets + text)
     tokens = (tl.load(p_token_offsets + text + 1) - first_token).to(tl.int32)
     position = column - (length - tokens) if LEFT else column
-    # An even number of rows, so that pairs stay together.
-    of_text = tl.load(p_row_offsets + text).to(tl.int32)
-    end = tl.load(p_row_offsets + text + 1).to(tl.int32)
-    twice = 2 * tl.num_programs(2)
-    share = 2 * ((end - of_text + twice - 1).to(tl.uint32) // twice.to(tl.uint32)).to(tl.int32)
-    first_row = of_text + tl.program_id(2) * share
-    end = min(first_row + share, end)
+    first_row, end = rows_of_program(p_row_offsets, text)
     shown = (position >= 0) & (position < tokens)
     if p_held is not None and WEIGHT == 1:  # x - b is zero there
         shown &= tl.load(p_held + first_token + position, mask=shown, other=1) == 0
@@ -229,12 +224,6 @@ def at_most_registers(second_tile: int, half: bool, generation: int) -> dict[str
     return {"maxnreg": 96 if half else 104}
 
 
-def splits(length: int, texts: int, rows: int, num_warps: int, device: torch.device) -> int:
-    """Programs that share a text's rows: as many as the device holds at once, with two rows or more for each."""
-    room = processors(device) * WARPS_OF_A_PROCESSOR // (num_warps * length * texts)
-    return max(1, min(room, triton.cdiv(rows, 2 * texts), 65_535))
-
-
 def attribute(
     gradients: Tensor,
     z: Tensor,
@@ -272,7 +261,8 @@ def attribute(
     first, second = tiles(dim)
     half, eight = gradients.element_size() == 2, 8 * lanes() * warps(first)
     texts = token_offsets.shape[0] - 1
-    grid = (length, texts, splits(length, texts, rows, warps(first), gradients.device))
+    shares = splits(warps(first) * length * texts, texts, rows, gradients.device, WARPS_OF_A_PROCESSOR)
+    grid = (length, texts, shares)
     with torch.cuda.device_of(gradients):
         attribute_kernel[grid](
             gradients,

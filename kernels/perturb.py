@@ -4,8 +4,9 @@
     z[r, c] = x[p] + alpha[r] (b[r, p] - x[p])         z (R, L, D), x (M, D) packed; column c holds position p of the row's text
     z[r, c] = x[p] where p is held, and 0 on padding
 
-A program owns 256 neighbouring elements of a text's (L, D) and writes them in every row of the text: x is read once, and rows
-that follow each other with one noise vector, as pairs of opposite signs do, share its generation.
+A program owns 256 neighbouring elements of a text's (L, D) and writes them in rows of the text, in all of them where there are
+programs enough: x is read once for all its rows, and rows that follow each other with one noise vector, as pairs of opposite
+signs do, share its generation. A row does not depend on who shares its program.
 """
 
 import torch
@@ -15,6 +16,10 @@ from torch import Tensor
 
 from .device import has_special_functions, lanes, packed
 from .philox import block_normals, call_numbers
+from .sharing import rows_of_program, splits
+
+# That a multiprocessor holds at once, with up to 64 registers a thread.
+WARPS_OF_A_PROCESSOR = 32
 
 
 def calls(wide: bool) -> int:
@@ -88,7 +93,9 @@ def perturb_kernel(
     domain = tl.load(p_streams + text * 3 + 2).to(tl.uint32) * 256
     previous = tl.full((), -1, tl.int32)
     b_noise = tl.zeros((CALLS * 4,), tl.float32)
-    for row in range(tl.load(p_row_offsets + text), tl.load(p_row_offsets + text + 1)):
+    a_row = length.to(tl.int64) * DIM
+    first_row, end = rows_of_program(p_row_offsets, text)
+    for row in range(first_row, end):
         alpha = tl.load(p_alphas + row)
         b_z = b_x + b_way * alpha
         if NOISE:
@@ -99,7 +106,7 @@ def perturb_kernel(
                 b_noise = tl.where(moving, b_noise, 0.0)
             previous = draw
             b_z += b_noise * (alpha * noise_std * sign)
-        tl.store(p_z + row * length * DIM + element, b_z.to(p_z.dtype.element_ty), mask=inside)
+        tl.store(p_z + row * a_row + element, b_z.to(p_z.dtype.element_ty), mask=inside)
 
 
 def perturb(
@@ -126,7 +133,9 @@ def perturb(
     if z.numel() == 0:
         return z
     is_tensor, wide = isinstance(baseline, Tensor), x.element_size() == 2
-    grid = (triton.cdiv(length * triton.cdiv(dim, 4), calls(wide)), texts)
+    programs = triton.cdiv(length * triton.cdiv(dim, 4), calls(wide))
+    shares = splits(programs * texts, texts, alphas.shape[0], x.device, WARPS_OF_A_PROCESSOR)
+    grid = (programs, texts, shares)
     with torch.cuda.device_of(x):
         perturb_kernel[grid](
             packed(x),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.profiler
 from torch import Tensor
 
 from bench.console import say
@@ -296,17 +297,63 @@ def copy_milliseconds(size: Size, device: torch.device) -> dict[str, float]:
 
 
 def milliseconds(run: Callable[[], Any], budget: int, device: torch.device) -> dict[str, float]:
-    """Median and the 20th and 80th percentile: by triton.testing.do_bench on a GPU, by the clock on a CPU."""
-    if device.type == "cuda":
+    """Of a call, its launches included: median and the 20th and 80th percentile, by triton.testing.do_bench or by the clock.
+
+    A call that takes the device less than it takes the host to launch it shows the host's time here.
+    """
+    if device.type == "cuda" and (once := _clocked(run, device)) < _LONG:
         import triton.testing
 
-        middle, low, high = triton.testing.do_bench(run, warmup=25, rep=budget, quantiles=[0.5, 0.2, 0.8])
+        middle, low, high = triton.testing.do_bench(run, warmup=min(25, budget), rep=budget, quantiles=[0.5, 0.2, 0.8])
+    elif device.type == "cuda":
+        low, middle, high = sorted([once, _clocked(run, device), _clocked(run, device)])
     else:
         run()
-        taken = []
-        for _ in range(3):
+        low, middle, high = sorted(_clocked(run, device) for _ in range(3))
+    return {"median": round(middle, 5), "p20": round(low, 5), "p80": round(high, 5)}
+
+
+_LONG = 20.0  # milliseconds of a call that is timed three times only
+
+
+def _clocked(run: Callable[[], Any], device: torch.device) -> float:
+    """Milliseconds of one call, until the device is done; warm."""
+    run()
+    for wait in (True, False):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if wait:
             start = time.perf_counter()
             run()
-            taken.append((time.perf_counter() - start) * 1e3)
-        low, middle, high = sorted(taken)
+    return (time.perf_counter() - start) * 1e3
+
+
+def device_milliseconds(run: Callable[[], Any], device: torch.device, repeats: int = 30) -> dict[str, float]:
+    """Of a call, what the device was at work: by the profiler, with nothing of the inputs in the device's cache."""
+    flush = torch.empty(_FLUSH, dtype=torch.uint8, device=device)
+    run()
+    torch.cuda.synchronize(device)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(repeats):
+            flush.zero_()
+            run()
+        torch.cuda.synchronize(device)
+    events = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    events.sort(key=lambda event: event.time_range.start)
+    each: list[float] = []
+    for event in events:
+        took = event.time_range.elapsed_us()
+        if "emset" in event.name and took > _FLUSHING:
+            each.append(0.0)
+        elif each and "ProfilerStep" not in event.name:
+            each[-1] += took / 1e3
+    if len(each) != repeats:  # flushing shows under another name: the mean is what is left
+        known = {name for name in (event.name for event in events) if "emset" in name or "fill" in name.lower()}
+        total = sum(event.time_range.elapsed_us() for event in events if event.name not in known)
+        each = [total / 1e3 / repeats] * repeats
+    low, middle, high = (sorted(each)[int(share * repeats)] for share in (0.2, 0.5, 0.8))
     return {"median": round(middle, 5), "p20": round(low, 5), "p80": round(high, 5)}
+
+
+_FLUSH = 2**28  # bytes, several times the cache
+_FLUSHING = 40.0  # microseconds that this takes at least

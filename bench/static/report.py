@@ -46,10 +46,11 @@ from bench.static.launches import (
     plain_launch,
     segment_launch,
 )
-from fastshap.kernels.attribute import splits, tiles
+from fastshap.kernels.attribute import WARPS_OF_A_PROCESSOR, tiles
 from fastshap.kernels.moments import COLUMNS
 from fastshap.kernels.perturb import calls
 from fastshap.kernels.segment import STRATEGIES
+from fastshap.kernels.sharing import splits
 
 Entry = dict[str, Any]
 REPORT = RESULTS / "static.json"
@@ -215,7 +216,7 @@ def estimates() -> list[Entry]:
         access = sass.accesses(sass.blocks(binary.sass), pointers(launch))
         program = Program.of(binary, rows_flow(binary, access, "p_gradients"), access)
         for length in ESTIMATED_LENGTHS:
-            chosen = splits(length, 1, ESTIMATED_ROWS, program.warps, torch.device("meta"))
+            chosen = splits(program.warps * length, 1, ESTIMATED_ROWS, torch.device("meta"), WARPS_OF_A_PROCESSOR)
             for noise, share in NOISE.items():
                 task = Task(ESTIMATED_ROWS, length, ESTIMATED_DIM, dtype.itemsize, share)
                 about = {"kernel": "attribute_kernel", "dtype": name, "L": length, "noise": noise}

@@ -6,19 +6,28 @@ import contextlib
 import itertools
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 # Tokens of one model call under batch_size="auto", padding included. CPU: measured (docs/adr/0009). GPU: enough to fill it.
 _TOKENS = {"cpu": 2048}
-_TOKENS_ON_A_GPU = 32_768
+_TOKENS_ON_A_GPU = 65_536
 # Tokens from which a call rather ends than takes in padding or a part of a text. CPU: measured (docs/adr/0009).
 _ENOUGH = {"cpu": 256}
-_ENOUGH_ON_A_GPU = 16_384
+_ENOUGH_ON_A_GPU = 32_768
 # The rest is for what the backward pass needs beside what the forward pass kept.
 _SHARE_OF_FREE_MEMORY = 0.5
 _PROBE = 2  # rows of the call that shows how much memory a token takes
+
+
+@dataclass
+class Kept:
+    """What one call of a model kept for its backward pass: bytes a token, of rows of so many tokens."""
+
+    length: int = 0
+    per_token: float = 0.0
 
 
 class Budget:
@@ -27,10 +36,12 @@ class Budget:
     Args:
         batch_size: rows at most, or "auto".
         device: where the calls run. On a GPU "auto" fills the free memory, by what the first call keeps for its backward
-            pass; texts come longest first, so later ones take no more a token.
+            pass; texts come longest first, so later ones take no more a token. Explainers of one model share what they
+            found (``kept``), so that only the first has a small first call.
     """
 
     def __init__(self, batch_size: int | str, device: torch.device) -> None:
+        self.kept = Kept()
         self.batch_size = batch_size
         self._device = device
         self._fitting: int | None = None  # tokens, once a call did not fit
@@ -44,7 +55,7 @@ class Budget:
         """Rows of a call whose longest text has so many tokens; ``backward``: whether it keeps what a backward pass takes."""
         if isinstance(self.batch_size, int):
             rows = self.batch_size
-        elif backward and not self.measured:
+        elif backward and not self.measured and not self._is_known(length):
             rows = _PROBE
         else:
             rows = max(_PROBE, self._tokens // length)
@@ -99,6 +110,19 @@ class Budget:
         rows, length, _ = z.shape
         # Beside what is kept: z, and the gradients of two activations of its size.
         per_token = (sum(kept.values()) + 3 * z.nbytes) / (rows * length)
+        if length >= self.kept.length:
+            self.kept.length, self.kept.per_token = length, per_token
+        self._bound(per_token, free)
+
+    def _is_known(self, length: int) -> bool:
+        """Whether another explainer found what tokens of such rows take; then this one is bound by it."""
+        free = free_memory(self._device) if self.kept.length >= length else None
+        if free is None:
+            return False
+        self._bound(self.kept.per_token, free)
+        return True
+
+    def _bound(self, per_token: float, free: int) -> None:
         self._tokens = max(1, min(self._tokens, int(_SHARE_OF_FREE_MEMORY * free / per_token)))
         self.measured = True
 

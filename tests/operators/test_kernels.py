@@ -201,9 +201,13 @@ def test_reductions_of_three_targets(shape, weighted, dtype, poisoned):
 @pytest.fixture
 def shared_by(monkeypatch):
     """Sets by how many programs a text's rows are shared."""
-    from fastshap.kernels import attribute
+    from fastshap.kernels import attribute, perturb
 
-    return lambda programs: monkeypatch.setattr(attribute, "splits", lambda *_: programs)
+    def share(programs):
+        for module in (attribute, perturb):
+            monkeypatch.setattr(module, "splits", lambda *_: programs)
+
+    return share
 
 
 SHARED = {
@@ -233,15 +237,28 @@ def test_scores_do_not_depend_on_who_shares_the_rows(case, weighted, shared_by, 
 
 
 @pytest.mark.interpret
-def test_small_launches_share_rows_and_large_ones_do_not():
-    from fastshap.kernels.attribute import splits
+@combined(case=SHARED)
+def test_points_do_not_depend_on_who_shares_the_rows(case, shared_by, poisoned):
+    tokens, rows, dim, how = case
+    x, rows = make(tokens, rows, dim, **how)
+    found = []
+    for programs in (1, 2, 3, 5):
+        shared_by(programs)
+        found.append(check_perturb(x, rows))
+    assert all(torch.equal(found[0], other) for other in found[1:])
 
-    cpu = torch.device("cpu")  # counts as an H100: 132 multiprocessors of 16 warps
-    assert splits(32, 1, 1000, 1, cpu) == 66
-    assert splits(16, 1, 10, 1, cpu) == 5  # two rows each
-    assert splits(512, 8, 80, 1, cpu) == 1
-    assert splits(128, 1, 1000, 8, cpu) == 2
-    assert splits(1, 1, 1, 32, cpu) == 1
+
+@pytest.mark.interpret
+def test_small_launches_share_rows_and_large_ones_do_not():
+    from fastshap.kernels.sharing import splits
+
+    cpu = torch.device("cpu")  # counts as an H100: 132 multiprocessors
+    assert splits(32, 1, 1000, cpu, 16) == 66
+    assert splits(32, 1, 1000, cpu, 32) == 132
+    assert splits(16, 1, 10, cpu, 16) == 5  # two rows each
+    assert splits(512 * 8, 8, 80, cpu, 16) == 1
+    assert splits(128 * 8, 1, 1000, cpu, 16) == 2
+    assert splits(32, 1, 1, cpu, 16) == 1
 
 
 VIEWS = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench.gpu.day.record import Record
 
-STEPS = ("environment", "kernels", "explanations", "memory")
+STEPS = ("environment", "kernels", "calls", "explanations", "memory")
 
 
 def main() -> int:
