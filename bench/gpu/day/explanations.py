@@ -35,8 +35,8 @@ def size_of(device: torch.device) -> Size:
 def measure(record: Record, device: torch.device) -> None:
     """Each model in bfloat16 first, and what the claims need most; other libraries may be absent, and take longest."""
     size = size_of(device)
-    for dtype in reversed(DTYPES):
-        for model in BUILDERS:
+    for model in BUILDERS:
+        for dtype in reversed(DTYPES):
             _measure_model(record, model, dtype, size, device)
         record.case("6 classes: scores that share a pass", lambda: scores_together(size, device))
 
