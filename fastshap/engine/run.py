@@ -103,7 +103,7 @@ def evaluate(
         for (pieces, _), result in zip(done, to_host([result for _, result in done]), strict=True):
             for piece, part in zip(pieces, result.split([p.hi - p.lo for p in pieces]), strict=True):
                 parts[piece.item].append(part)
-    return [torch.cat(part) for part in parts]
+    return [part[0] if len(part) == 1 else torch.cat(part) for part in parts]
 
 
 def _run(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +18,7 @@ from fastshap.output.output import AttributionOutput
 from fastshap.output.record import later
 from fastshap.settings import Settings
 from fastshap.tasks import Prepared, Task
-from fastshap.text.groups import Grouping
+from fastshap.text.groups import Grouping, unassigned
 
 _ELEMENTS, _SPANS = operator.attrgetter("elements"), operator.attrgetter("spans")
 
@@ -29,23 +31,47 @@ class Maker:
     settings: Settings
     provenance: Provenance
 
+    @cached_property
+    def _model_task(self) -> Any:
+        return self.task.model_task
+
+    def outputs(
+        self,
+        found: Sequence[tuple[Running, Tensor | None] | FastshapError],
+        prepared: Sequence[Prepared],
+        groupings: Sequence[Grouping],
+    ) -> list[AttributionOutput | FastshapError]:
+        """The outputs of texts, of what was found for each: its scores, and its delta as :meth:`output` takes it."""
+        good = [i for i, one in enumerate(found) if not isinstance(one, FastshapError)]
+        tokens = [found[i][0].tokens for i in good]  # type: ignore[index]
+        totals = iter(unassigned([groupings[i] for i in good], tokens))
+        return [
+            one if isinstance(one, FastshapError) else self.output(text, grouping, *one, next(totals))
+            for one, text, grouping in zip(found, prepared, groupings, strict=True)
+        ]
+
     def output(
-        self, prepared: Prepared, grouping: Grouping, running: Running, delta: Tensor | None
+        self, prepared: Prepared, grouping: Grouping, running: Running, delta: Tensor | None, total: Tensor
     ) -> AttributionOutput:
-        """The output of a text that was explained. ``delta``: its convergence delta (T,) or (t,), if it was asked for."""
+        """The output of a text that was explained.
+
+        Args:
+            delta: its convergence delta (T,) or (t,), if it was asked for.
+            total: (t,) what is unassigned.
+        """
         kept = prepared.scope.positions if self.task.keeps_positions else None
         return AttributionOutput(
             attributions=running.attributions,
             elements=later(_ELEMENTS, grouping),
             model_inputs_to_explain=later(model_inputs, prepared.encoded, kept),
             targets=prepared.targets,
-            model_task=self.task.model_task,
+            model_task=self._model_task,
             classes=prepared.targets if self.task.targets_are_classes else None,
             settings=self.settings,
             target_names=grouping.names(prepared.target_names),
             standard_error=running.standard_error(),
             degrees_of_freedom=running.freedom,
-            unassigned=grouping.unassigned(running.tokens),
+            unassigned=total,
             convergence_delta=None if delta is None else grouping.reduce_targets(delta).clone(),
             text=prepared.encoded.text,
             element_spans=later(_SPANS, grouping),
