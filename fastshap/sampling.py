@@ -6,7 +6,7 @@ import hashlib
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +17,7 @@ SAMPLINGS = ("antithetic", "iid")
 _BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
 
 
-@dataclass(frozen=True, slots=True)
-class Samples:
+class Samples(NamedTuple):
     """The n samples of one text in one round."""
 
     stream: tuple[int, int, int]  # two key words, round

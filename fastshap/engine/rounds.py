@@ -123,7 +123,7 @@ def _on_host(found: Sequence[Summary]) -> list[Summary]:
 def _endpoints(sample: Samples, with_text: bool) -> Samples:
     """The noisy baseline of every sample, and the text itself last where wanted."""
     if not with_text:
-        return dataclasses.replace(sample, alphas=np.ones_like(sample.alphas))
+        return sample._replace(alphas=np.ones_like(sample.alphas))
     return Samples(
         sample.stream,
         np.append(np.ones_like(sample.alphas), np.float32(0)),

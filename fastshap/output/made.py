@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,9 +17,15 @@ from fastshap.output.output import AttributionOutput
 from fastshap.output.record import later
 from fastshap.settings import Settings
 from fastshap.tasks import Prepared, Task
+from fastshap.text.encode import Encoded
 from fastshap.text.groups import Grouping, unassigned
 
-_ELEMENTS, _SPANS = operator.attrgetter("elements"), operator.attrgetter("spans")
+
+def _looked_at(field: str, grouping: Grouping, encoded: Encoded, positions: Tensor | None) -> Any:
+    """A field that is made when somebody looks at it."""
+    if field == "model_inputs_to_explain":
+        return model_inputs(encoded, positions)
+    return grouping.elements if field == "elements" else grouping.spans
 
 
 @dataclass(frozen=True)
@@ -60,10 +65,11 @@ class Maker:
             total: (t,) what is unassigned.
         """
         kept = prepared.scope.positions if self.task.keeps_positions else None
+        looked_at = later(_looked_at, grouping, prepared.encoded, kept)
         return AttributionOutput(
             attributions=running.attributions,
-            elements=later(_ELEMENTS, grouping),
-            model_inputs_to_explain=later(model_inputs, prepared.encoded, kept),
+            elements=looked_at,
+            model_inputs_to_explain=looked_at,
             targets=prepared.targets,
             model_task=self._model_task,
             classes=prepared.targets if self.task.targets_are_classes else None,
@@ -74,7 +80,7 @@ class Maker:
             unassigned=total,
             convergence_delta=None if delta is None else grouping.reduce_targets(delta).clone(),
             text=prepared.encoded.text,
-            element_spans=later(_SPANS, grouping),
+            element_spans=looked_at,
             element_tokens=grouping.members,
             predicted_label=prepared.prediction.label,
             probability=prepared.prediction.probability,

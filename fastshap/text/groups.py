@@ -230,7 +230,7 @@ def reduce_samples(groupings: Sequence[Grouping], samples: Tensor) -> Tensor:
         rows = first._target_members or []
         reduced = first._reduce(scores.flatten(1).T, rows, first.backend).T  # (t, n G)
         scores = reduced.unflatten(1, scores.shape[1:])
-    masks = [grouping._hidden for grouping in groupings if grouping._hidden is not None]
+    masks: list[Any] = [grouping._hidden for grouping in groupings if grouping.scope.hidden is not None]
     if not masks:
         return scores
     return scores.masked_fill(to_device(torch.cat(masks, 1).numpy(), scores.device)[:, None], torch.nan)
