@@ -360,7 +360,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
     def _checked(self, one: Prepared | FastshapError) -> Prepared | FastshapError:
         if isinstance(one, FastshapError):
             return one
-        if not len(one.targets):
+        if not one.targets.numel():
             return InvalidArgumentError("The text has no target; there is nothing to explain.")
         return checks.baseline_length(self.settings.baseline, len(one.encoded)) or one
 

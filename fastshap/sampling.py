@@ -29,7 +29,7 @@ class Samples(NamedTuple):
 
 def text_key(seed: int, input_ids: Sequence[int]) -> tuple[int, int]:
     """The Philox key of a text: the first 8 bytes of SHA-256 over the seed and the ids as little-endian int64."""
-    digest = hashlib.sha256(np.asarray([seed, *input_ids], dtype="<i8").tobytes()).digest()
+    digest = hashlib.sha256(struct.pack(f"<{1 + len(input_ids)}q", seed, *input_ids)).digest()
     k0, k1 = struct.unpack("<II", digest[:8])
     return k0, k1
 

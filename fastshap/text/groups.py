@@ -238,9 +238,10 @@ def reduce_samples(groupings: Sequence[Grouping], samples: Tensor) -> Tensor:
 
 def _side_by_side(groupings: Sequence[Grouping]) -> tuple[np.ndarray, np.ndarray]:
     """The members of all groups of texts whose tokens stand side by side, and where each group's begin and end."""
-    flat, offsets = _flat_on_host([member for grouping in groupings for member in grouping.members])
-    sizes = [sum(map(len, grouping.members)) for grouping in groupings]
-    return flat + np.repeat(_starts(groupings), sizes), offsets
+    members = [*itertools.chain.from_iterable([grouping.members for grouping in groupings])]
+    flat, offsets = _flat_on_host(members)
+    ends = offsets[[*itertools.accumulate([len(grouping.members) for grouping in groupings], initial=0)]]
+    return flat + np.repeat(_starts(groupings), np.diff(ends)), offsets
 
 
 def _starts(groupings: Iterable[Grouping]) -> list[int]:
@@ -263,8 +264,8 @@ def _flat(members: list[list[int]], device: torch.device) -> tuple[Tensor, Tenso
 
 def _flat_on_host(members: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     """All indices one after the other, and where each member's begin and end."""
-    flat = np.array([*itertools.chain.from_iterable(members)], np.int64)
-    return flat, np.array([0, *itertools.accumulate(map(len, members))], np.int64)
+    offsets = np.array([0, *itertools.accumulate(map(len, members))], np.int64)
+    return np.fromiter(itertools.chain.from_iterable(members), np.int64, offsets[-1]), offsets
 
 
 def groups(encoded: Encoded, granularity: Granularity) -> tuple[list[list[int]], list[str]]:
@@ -321,10 +322,10 @@ def _word_keys(encoded: Encoded) -> Sequence[Any]:
         return [
             None
             if word is None
-            else _run(text, starts, first_visible(text, span))
-            if text[span[0] : span[0] + 1].isspace()
-            else bisect.bisect_right(starts, span[0])
-            for word, span in zip(encoded.words, encoded.offsets, strict=True)
+            else _run(text, starts, first_visible(text, (begin, end)))
+            if text[begin : begin + 1].isspace()
+            else bisect.bisect_right(starts, begin)
+            for word, (begin, end) in zip(encoded.words, encoded.offsets, strict=True)
         ]
     keys: list[tuple[int, int] | None] = []
     piece, before = 0, None
