@@ -270,7 +270,7 @@ def _lay_out(
         values = [text.extra.get(name) or [0] * size for text, size in zip(texts, lengths, strict=True)]
         arrays[f"input {name}"] = _table(values, length, side).repeat(counts, 0)
     if not layout.maskless or min(lengths) < length:
-        mask = _table([[1] * size for size in lengths], length, side).repeat(counts, 0)
+        mask = _there(lengths, length, side).astype(np.int64).repeat(counts, 0)
         arrays["input attention_mask"] = mask
         if side == "left":
             arrays["input position_ids"] = (mask.cumsum(1) - 1).clip(0)
@@ -287,7 +287,7 @@ def _lay_out(
     return length, kept, {name: cargo.add(array) for name, array in arrays.items()}
 
 
-def _side_by_side(rows: Sequence[Sequence[int]], dtype: Any) -> np.ndarray:
+def _side_by_side(rows: Sequence[Sequence[int] | np.ndarray], dtype: Any) -> np.ndarray:
     return np.fromiter(itertools.chain.from_iterable(rows), dtype, sum(map(len, rows)))
 
 
@@ -304,12 +304,15 @@ def _offsets(sizes: Sequence[int]) -> np.ndarray:
 
 def _table(rows: Sequence[Sequence[int] | np.ndarray], width: int, padding_side: str = "right") -> np.ndarray:
     """Rows of numbers, filled up with zeros: (rows, width) int64."""
-    if min(map(len, rows)) == width:
-        return np.array(rows, np.int64)
     table = np.zeros((len(rows), width), np.int64)
-    for room, row in zip(table, rows, strict=True):
-        room[columns(len(row), width, padding_side)] = row
+    table[_there([len(row) for row in rows], width, padding_side)] = _side_by_side(rows, np.int64)
     return table
+
+
+def _there(lengths: Sequence[int], width: int, padding_side: str) -> np.ndarray:
+    """(rows, width) bool: whether a row of so many numbers has one there."""
+    places, sizes = np.arange(width), np.array(lengths)[:, None]
+    return places >= width - sizes if padding_side == "left" else places < sizes
 
 
 def _batch(
