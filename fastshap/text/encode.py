@@ -112,18 +112,19 @@ def _with_content(encoded: Encoded) -> Encoded | FastshapError:
 
 def _encode_fast(tokenizer: PreTrainedTokenizerBase, texts: list[str], options: dict[str, Any]) -> list[Encoded]:
     rows = tokenizer(texts, **options)
+    extra = {name: rows[name] for name in EXTRA if name in rows}
     return [
         Encoded(
             text=text,
-            input_ids=encoding.ids,
+            input_ids=ids,
             special=(special := [*map(bool, encoding.special_tokens_mask)]),
             offsets=encoding.offsets,
             tokens=encoding.tokens,
             words=_numbered(encoding.word_ids, special),
             truncated=bool(encoding.overflowing),
-            extra=_extra(rows, i),
+            extra={name: values[i] for name, values in extra.items()},
         )
-        for i, (text, encoding) in enumerate(zip(texts, rows.encodings, strict=True))
+        for i, (text, ids, encoding) in enumerate(zip(texts, rows["input_ids"], rows.encodings, strict=True))
     ]
 
 

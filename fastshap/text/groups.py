@@ -246,7 +246,7 @@ def _side_by_side(groupings: Sequence[Grouping]) -> tuple[np.ndarray, np.ndarray
 
 def _starts(groupings: Iterable[Grouping]) -> list[int]:
     """Where the tokens of each text begin, side by side."""
-    return [*itertools.accumulate([len(grouping.encoded.input_ids) for grouping in groupings], initial=0)][:-1]
+    return [*itertools.accumulate([len(grouping.encoded) for grouping in groupings], initial=0)][:-1]
 
 
 def _places(members: list[list[int]], length: int) -> Tensor:
