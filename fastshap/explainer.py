@@ -267,7 +267,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
             return None
         self._warn_of_truncation([prepared])
         self._describe_model()
-        return self._maker().output(prepared, grouping, *found)
+        return self._maker().outputs([found], [prepared], [grouping])[0]  # type: ignore[return-value]  # no error
 
     def _repeat(self, record: Record) -> AttributionOutput:
         """Computes an output again: the same tokens, elements, targets and number of rounds, by this explainer's settings."""
@@ -306,8 +306,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         keys = [one.key(group.members) for one, group in zip(prepared, groupings, strict=True)]
         found = seen.results(keys, self.task.state(), computed)
         self._describe_model()
-        output, each = self._maker().output, zip(found, prepared, groupings, strict=True)
-        return [one if isinstance(one, FastshapError) else output(text, group, *one) for one, text, group in each]
+        return self._maker().outputs(found, prepared, groupings)
 
     def _describe_model(self) -> None:
         state = self.task.state(), generation_settings(self.model)
@@ -361,7 +360,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
     def _checked(self, one: Prepared | FastshapError) -> Prepared | FastshapError:
         if isinstance(one, FastshapError):
             return one
-        if not len(one.targets):
+        if not one.targets.numel():
             return InvalidArgumentError("The text has no target; there is nothing to explain.")
         return checks.baseline_length(self.settings.baseline, len(one.encoded)) or one
 

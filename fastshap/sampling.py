@@ -6,7 +6,7 @@ import hashlib
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +17,7 @@ SAMPLINGS = ("antithetic", "iid")
 _BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
 
 
-@dataclass(frozen=True, slots=True)
-class Samples:
+class Samples(NamedTuple):
     """The n samples of one text in one round."""
 
     stream: tuple[int, int, int]  # two key words, round
@@ -30,7 +29,7 @@ class Samples:
 
 def text_key(seed: int, input_ids: Sequence[int]) -> tuple[int, int]:
     """The Philox key of a text: the first 8 bytes of SHA-256 over the seed and the ids as little-endian int64."""
-    digest = hashlib.sha256(np.asarray([seed, *input_ids], dtype="<i8").tobytes()).digest()
+    digest = hashlib.sha256(struct.pack(f"<{1 + len(input_ids)}q", seed, *input_ids)).digest()
     k0, k1 = struct.unpack("<II", digest[:8])
     return k0, k1
 

@@ -60,7 +60,7 @@ class OfOneText(fastshap.GradientShap):
 
 
 def summarised(grouping: Grouping, rounds: Tensor, sampling: str) -> list[RoundMoments]:
-    return [summaries([Running(grouping, sampling)], [scores])[0] for scores in rounds]
+    return [summaries([Running(grouping, sampling)], [scores])[0].moments for scores in rounds]
 
 
 def run_of(grouping: Grouping, n: int, sampling: str, parts: list[RoundMoments]) -> Running:

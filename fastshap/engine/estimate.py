@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import repeat
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -32,8 +33,27 @@ class RoundMoments(NamedTuple):
     groups: Tensor | None  # (t, G) mean, where the strategy is linear
 
 
+class Summary(NamedTuple):
+    """What one round of some texts' samples comes to, their tokens and groups side by side."""
+
+    places: list[int]  # of the texts, among those that were summarised
+    moments: RoundMoments
+    lengths: list[int]  # L of each
+    counts: list[int]  # G of each
+
+    def of_each(self) -> Iterator[tuple[int, RoundMoments]]:
+        """The texts' places, with their shares."""
+        tokens, error, groups = self.moments
+        own = repeat(None, len(self.places)) if groups is None else groups.split(self.counts, 1)
+        errors = error.split(self.lengths if groups is None else self.counts, 1)
+        for place, *moments in zip(self.places, tokens.split(self.lengths, 1), errors, own, strict=True):
+            yield place, RoundMoments(*moments)
+
+
 class Running:
     """One text's scores over independent rounds."""
+
+    __slots__ = ("_rounds", "_samples", "grouping", "sampling")
 
     def __init__(self, grouping: Grouping, sampling: str) -> None:
         self.grouping = grouping
@@ -109,8 +129,8 @@ class Running:
         return bool(((error <= rtol * largest) | scores.isnan()).all())
 
 
-def summaries(running: Sequence[Running], scores: Sequence[Tensor]) -> list[RoundMoments]:
-    """What :meth:`Running.add` takes of each text's token scores (T, n, L), on their device.
+def summaries(running: Sequence[Running], scores: Sequence[Tensor]) -> list[Summary]:
+    """What becomes of texts' token scores (T, n, L), on their device.
 
     Texts of one number of targets are summarised by the same operators.
     """
@@ -118,24 +138,19 @@ def summaries(running: Sequence[Running], scores: Sequence[Tensor]) -> list[Roun
     for i, (one, score) in enumerate(zip(running, scores, strict=True)):
         grouping = one.grouping
         alone = i if grouping.linear and not grouping.keeps_targets else -1
-        alike.setdefault((len(score), grouping.linear, alone), []).append(i)
-    found: dict[int, RoundMoments] = {}
+        alike.setdefault((score.shape[0], grouping.linear, alone), []).append(i)
+    found = []
     for members in alike.values():
         pairs, backend = running[members[0]].sampling == "antithetic", running[members[0]].grouping.backend
         groupings = [running[i].grouping for i in members]
         together = torch.cat([scores[i] for i in members], 2)
-        lengths = [scores[i].shape[2] for i in members]
         mean, error = ops.moments(together, pairs=pairs, backend=backend)
-        means = mean.split(lengths, 1)
-        if not groupings[0].linear:
-            for i, tokens, wrong in zip(members, means, error.split(lengths, 1), strict=True):
-                found[i] = RoundMoments(tokens, wrong, None)
-            continue
-        grouped, error = ops.moments(reduce_samples(groupings, together), pairs=pairs, backend=backend)
-        counts = [len(grouping.members) for grouping in groupings]
-        of_each = zip(members, means, error.split(counts, 1), grouped.split(counts, 1), strict=True)
-        found |= {i: RoundMoments(*one) for i, *one in of_each}
-    return [found[i] for i in range(len(running))]
+        grouped = None
+        if groupings[0].linear:
+            grouped, error = ops.moments(reduce_samples(groupings, together), pairs=pairs, backend=backend)
+        lengths, counts = [scores[i].shape[2] for i in members], [len(grouping.members) for grouping in groupings]
+        found.append(Summary(members, RoundMoments(mean, error, grouped), lengths, counts))
+    return found
 
 
 def _mean(rounds: list[Tensor]) -> Tensor:

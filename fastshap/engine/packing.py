@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,8 +28,7 @@ _ALIGNMENT = 16
 _ONE = torch.zeros(1, dtype=torch.int64, device="cpu")  # no target in particular
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """One text to explain: L tokens, T targets, t scores to differentiate. All on the CPU."""
 
     input_ids: Sequence[int]  # L
@@ -77,8 +76,7 @@ class Execution:
     with_text: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """The samples ``lo:hi`` of one item."""
 
     item: int
@@ -251,14 +249,14 @@ def _lay_out(
     rows, length, side = sum(counts), max(lengths), layout.padding_side
     own = [text.targets.numel() for text in texts]
     arrays = {
-        "input_ids": np.array([*itertools.chain.from_iterable(text.input_ids for text in texts)], np.int64),
+        "input_ids": _side_by_side([text.input_ids for text in texts], np.int64),
         "token_offsets": _offsets(lengths),
         "row_offsets": _offsets(counts),
         "alphas": np.concatenate([sample.alphas[part] for sample, part in drawn]),
         "streams": np.array([sample.stream for sample, _ in drawn], np.int64),
         "draws": np.concatenate([sample.draws[part] for sample, part in drawn]),
         "signs": np.concatenate([sample.signs[part] for sample, part in drawn]),
-        "targets": _table([text.targets.numpy() for text in texts], max(own)).repeat(counts, 0),
+        "targets": _targets(texts, own).repeat(counts, 0),
     }
     kept = 0
     if texts[0].positions is not None:
@@ -272,7 +270,7 @@ def _lay_out(
         values = [text.extra.get(name) or [0] * size for text, size in zip(texts, lengths, strict=True)]
         arrays[f"input {name}"] = _table(values, length, side).repeat(counts, 0)
     if not layout.maskless or min(lengths) < length:
-        mask = _table([[1] * size for size in lengths], length, side).repeat(counts, 0)
+        mask = _there(lengths, length, side).astype(np.int64).repeat(counts, 0)
         arrays["input attention_mask"] = mask
         if side == "left":
             arrays["input position_ids"] = (mask.cumsum(1) - 1).clip(0)
@@ -282,11 +280,22 @@ def _lay_out(
             room[:, :count] = np.eye(count, dtype=np.float32) if text.joined is None else text.joined.numpy()
         arrays["joined"] = joined.repeat(counts, 0)
     if not execution.settings.perturb_special_tokens:
-        arrays["held"] = np.array([*itertools.chain.from_iterable(text.special for text in texts)], np.bool_)
+        arrays["held"] = _side_by_side([text.special for text in texts], np.bool_)
     weights = np.concatenate([sample.weights[part] for sample, part in drawn])
     if (weights != 1).any():
         arrays["weights"] = weights
     return length, kept, {name: cargo.add(array) for name, array in arrays.items()}
+
+
+def _side_by_side(rows: Sequence[Sequence[int] | np.ndarray], dtype: Any) -> np.ndarray:
+    return np.fromiter(itertools.chain.from_iterable(rows), dtype, sum(map(len, rows)))
+
+
+def _targets(texts: Sequence[Item], own: Sequence[int]) -> np.ndarray:
+    """(texts, T) int64."""
+    if min(own) == max(own):  # most often
+        return torch.stack([text.targets for text in texts]).numpy()
+    return _table([text.targets.numpy() for text in texts], max(own))
 
 
 def _offsets(sizes: Sequence[int]) -> np.ndarray:
@@ -295,12 +304,15 @@ def _offsets(sizes: Sequence[int]) -> np.ndarray:
 
 def _table(rows: Sequence[Sequence[int] | np.ndarray], width: int, padding_side: str = "right") -> np.ndarray:
     """Rows of numbers, filled up with zeros: (rows, width) int64."""
-    if all(len(row) == width for row in rows):
-        return np.array(rows, np.int64)
     table = np.zeros((len(rows), width), np.int64)
-    for room, row in zip(table, rows, strict=True):
-        room[columns(len(row), width, padding_side)] = row
+    table[_there([len(row) for row in rows], width, padding_side)] = _side_by_side(rows, np.int64)
     return table
+
+
+def _there(lengths: Sequence[int], width: int, padding_side: str) -> np.ndarray:
+    """(rows, width) bool: whether a row of so many numbers has one there."""
+    places, sizes = np.arange(width), np.array(lengths)[:, None]
+    return places >= width - sizes if padding_side == "left" else places < sizes
 
 
 def _batch(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastshap.engine.estimate import RoundMoments, Running, summaries
+from fastshap.engine.estimate import RoundMoments, Running, Summary, summaries
 from fastshap.engine.packing import Execution, Item
 from fastshap.engine.run import Forward, Report, evaluate, token_scores
 from fastshap.ops.transfer import to_host
@@ -69,15 +69,16 @@ class Rounds:
         while active:
             left = [items[i] for i in active]
             samples = self.samples(left, running[active[0]].rounds)
-            found: dict[int, RoundMoments] = {}
+            found: list[Summary] = []
             work = n * sum(item.n_scores * len(item.input_ids) for item in left)
             report = stage(work, 1 if self._settings.rtol is None else 0.5)  # how many rounds are to come, nobody knows
             for scored in token_scores(models, left, samples, self.scores, self.execution, report):
                 ours = [active[k] for k, _ in scored]
-                of_each = summaries([running[i] for i in ours], [scores for _, scores in scored])
-                found |= zip(ours, of_each, strict=True)
-            for i, summary in _on_host(found).items():
-                running[i].add(n, summary)
+                each = summaries([running[i] for i in ours], [scores for _, scores in scored])
+                found += [one._replace(places=[ours[place] for place in one.places]) for one in each]
+            for summary in _on_host(found):
+                for i, moments in summary.of_each():
+                    running[i].add(n, moments)
             active = [i for i in active if not self.enough(running[i], rounds)]
         return running
 
@@ -111,21 +112,18 @@ def at_texts(
     return [value[0] for value in values]
 
 
-def _on_host(found: Mapping[int, RoundMoments]) -> dict[int, RoundMoments]:
-    if all(summary.tokens.is_cpu for summary in found.values()):
-        return {**found}
-    flat = to_host([tensor for summary in found.values() for tensor in summary if tensor is not None])
-    waiting = iter(flat)
-    return {
-        i: RoundMoments(*(None if tensor is None else next(waiting) for tensor in summary))  # type: ignore[arg-type]
-        for i, summary in found.items()
-    }
+def _on_host(found: Sequence[Summary]) -> list[Summary]:
+    waiting = iter(to_host([tensor for summary in found for tensor in summary.moments if tensor is not None]))
+    return [
+        summary._replace(moments=RoundMoments(*(None if one is None else next(waiting) for one in summary.moments)))  # type: ignore[arg-type]
+        for summary in found
+    ]
 
 
 def _endpoints(sample: Samples, with_text: bool) -> Samples:
     """The noisy baseline of every sample, and the text itself last where wanted."""
     if not with_text:
-        return dataclasses.replace(sample, alphas=np.ones_like(sample.alphas))
+        return sample._replace(alphas=np.ones_like(sample.alphas))
     return Samples(
         sample.stream,
         np.append(np.ones_like(sample.alphas), np.float32(0)),

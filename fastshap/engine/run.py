@@ -68,7 +68,7 @@ def token_scores(
         lambda model, batch: _batch_scores(model, batch, forward, execution, report),
         backward=True,
     ):
-        complete = []
+        complete: list[tuple[int, list[Tensor]]] = []
         for pieces, scores in done:
             length = scores.shape[-1]
             of_each = scores.to(device).split([piece.hi - piece.lo for piece in pieces], 1)
@@ -76,12 +76,14 @@ def token_scores(
                 tokens = len(items[piece.item].input_ids)
                 if tokens < length:
                     part = part[..., columns(tokens, length, execution.layout.padding_side)]
-                parts.setdefault(piece.item, []).append(part)
+                if piece.lo:
+                    parts[piece.item].append(part)
+                else:
+                    parts[piece.item] = [part]
                 if piece.hi == len(samples[piece.item].alphas):
-                    complete.append(piece.item)
+                    complete.append((piece.item, parts.pop(piece.item)))
         # A text's samples are put together before anything is summed, so that the order never depends on the batches.
-        collected = [(item, parts.pop(item)) for item in complete]
-        yield [(item, part[0] if len(part) == 1 else torch.cat(part, 1)) for item, part in collected]
+        yield [(item, part[0] if len(part) == 1 else torch.cat(part, 1)) for item, part in complete]
 
 
 def evaluate(
@@ -103,7 +105,7 @@ def evaluate(
         for (pieces, _), result in zip(done, to_host([result for _, result in done]), strict=True):
             for piece, part in zip(pieces, result.split([p.hi - p.lo for p in pieces]), strict=True):
                 parts[piece.item].append(part)
-    return [torch.cat(part) for part in parts]
+    return [part[0] if len(part) == 1 else torch.cat(part) for part in parts]
 
 
 def _run(

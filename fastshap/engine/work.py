@@ -77,10 +77,10 @@ class Work:
 
         found = self._isolated(range(len(items)), computed)
         good = [one for one in found if not isinstance(one, FastshapError)]
-        values = [
-            tensor.flatten() for running, delta in good for tensor in (running.tokens, delta) if tensor is not None
-        ]
-        if not values or bool(torch.cat(values).isfinite().all()):
+        alike: dict[torch.Size, list[Tensor]] = {}
+        for tensor in (tensor for running, delta in good for tensor in (running.tokens, delta) if tensor is not None):
+            alike.setdefault(tensor.shape[:-1], []).append(tensor)
+        if all(bool(torch.cat(tensors, -1).isfinite().all()) for tensors in alike.values()):
             return found
         return [one if isinstance(one, FastshapError) else _finite(*one) for one in found]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -16,9 +17,15 @@ from fastshap.output.output import AttributionOutput
 from fastshap.output.record import later
 from fastshap.settings import Settings
 from fastshap.tasks import Prepared, Task
-from fastshap.text.groups import Grouping
+from fastshap.text.encode import Encoded
+from fastshap.text.groups import Grouping, unassigned
 
-_ELEMENTS, _SPANS = operator.attrgetter("elements"), operator.attrgetter("spans")
+
+def _looked_at(field: str, grouping: Grouping, encoded: Encoded, positions: Tensor | None) -> Any:
+    """A field that is made when somebody looks at it."""
+    if field == "model_inputs_to_explain":
+        return model_inputs(encoded, positions)
+    return grouping.elements if field == "elements" else grouping.spans
 
 
 @dataclass(frozen=True)
@@ -29,26 +36,51 @@ class Maker:
     settings: Settings
     provenance: Provenance
 
+    @cached_property
+    def _model_task(self) -> Any:
+        return self.task.model_task
+
+    def outputs(
+        self,
+        found: Sequence[tuple[Running, Tensor | None] | FastshapError],
+        prepared: Sequence[Prepared],
+        groupings: Sequence[Grouping],
+    ) -> list[AttributionOutput | FastshapError]:
+        """The outputs of texts, of what was found for each: its scores, and its delta as :meth:`output` takes it."""
+        good = [i for i, one in enumerate(found) if not isinstance(one, FastshapError)]
+        tokens = [found[i][0].tokens for i in good]  # type: ignore[index]
+        totals = iter(unassigned([groupings[i] for i in good], tokens))
+        return [
+            one if isinstance(one, FastshapError) else self.output(text, grouping, *one, next(totals))
+            for one, text, grouping in zip(found, prepared, groupings, strict=True)
+        ]
+
     def output(
-        self, prepared: Prepared, grouping: Grouping, running: Running, delta: Tensor | None
+        self, prepared: Prepared, grouping: Grouping, running: Running, delta: Tensor | None, total: Tensor
     ) -> AttributionOutput:
-        """The output of a text that was explained. ``delta``: its convergence delta (T,) or (t,), if it was asked for."""
+        """The output of a text that was explained.
+
+        Args:
+            delta: its convergence delta (T,) or (t,), if it was asked for.
+            total: (t,) what is unassigned.
+        """
         kept = prepared.scope.positions if self.task.keeps_positions else None
+        looked_at = later(_looked_at, grouping, prepared.encoded, kept)
         return AttributionOutput(
             attributions=running.attributions,
-            elements=later(_ELEMENTS, grouping),
-            model_inputs_to_explain=later(model_inputs, prepared.encoded, kept),
+            elements=looked_at,
+            model_inputs_to_explain=looked_at,
             targets=prepared.targets,
-            model_task=self.task.model_task,
+            model_task=self._model_task,
             classes=prepared.targets if self.task.targets_are_classes else None,
             settings=self.settings,
             target_names=grouping.names(prepared.target_names),
             standard_error=running.standard_error(),
             degrees_of_freedom=running.freedom,
-            unassigned=grouping.unassigned(running.tokens),
+            unassigned=total,
             convergence_delta=None if delta is None else grouping.reduce_targets(delta).clone(),
             text=prepared.encoded.text,
-            element_spans=later(_SPANS, grouping),
+            element_spans=looked_at,
             element_tokens=grouping.members,
             predicted_label=prepared.prediction.label,
             probability=prepared.prediction.probability,

@@ -24,7 +24,7 @@ TARGET_POSITIONS = "target_positions"
 
 
 class Later:
-    """A field's value that is made when somebody looks at it. See :func:`later`."""
+    """Fields' values that are made when somebody looks at them. See :func:`later`."""
 
     __slots__ = ("make", "of")
 
@@ -33,7 +33,7 @@ class Later:
 
 
 def later(make: Callable[..., Any], *of: Any) -> Any:
-    """What to give a record for a field in place of ``make(*of)``: it is called when somebody looks at the field first.
+    """What to give a record for some fields in place of ``make(name, *of)``: that is called when somebody looks at one first.
 
     Outputs by the thousand are mostly asked for their scores alone.
     """
@@ -138,7 +138,7 @@ def _made_when_asked_for(name: str) -> None:
     def get(record: Record) -> Any:
         value = slot.__get__(record)
         if type(value) is Later:
-            value = value.make(*value.of)
+            value = value.make(name, *value.of)
             slot.__set__(record, value)
         return value
 

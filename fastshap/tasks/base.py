@@ -21,7 +21,7 @@ from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeErro
 from fastshap.tasks import layout, tokens
 from fastshap.tasks.layout import Sharing
 from fastshap.tasks.subject import Subject, unwrapped
-from fastshap.text.encode import Encoded
+from fastshap.text.encode import Encoded, as_bytes
 from fastshap.text.groups import TEXT, Scope
 from fastshap.types import ModelTask, model_task_of
 
@@ -54,11 +54,10 @@ class Prepared:
         """The text as the engine takes it; ``joined`` (t, T) as an item has it."""
         return Item.of(self.encoded, self.targets, self.scope.positions, joined)
 
-    def key(self, members: Sequence[Sequence[int]]) -> tuple[Any, ...]:
+    def key(self, members: list[list[int]]) -> bytes:
         """What decides a text's scores, apart from the model and the settings. ``members``: the tokens of each element."""
-        special, parts = tuple(self.encoded.special), self.encoded.parts
-        input_ = self.encoded.key(self.scope.positions)
-        return input_, special, parts, tuple(self.targets.tolist()), tuple(map(tuple, members))
+        its = self.encoded
+        return as_bytes(its.key(self.scope.positions), its.special, its.parts, self.targets.tolist(), members)
 
 
 @dataclass(frozen=True)

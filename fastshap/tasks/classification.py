@@ -240,7 +240,8 @@ class ClassificationTask(Task):
             return error
         prediction = NO_PREDICTION
         if seen is not None and seen.tells and seen.best < len(labels):
-            prediction = Prediction(labels[seen.best], seen.probability, torch.from_numpy(seen.probabilities[chosen]))
+            of_targets = torch.from_numpy(seen.probabilities.take(chosen))
+            prediction = Prediction(labels[seen.best], seen.probability, of_targets)
         return Prepared(encoded, torch.from_numpy(np.array(chosen, np.int64)), names, prediction)
 
     def entries(self, targets: Any) -> Iterator[Any]:
@@ -320,6 +321,8 @@ class ClassificationTask(Task):
 
     def _class(self, target: Any) -> int:
         labels = self.labels
+        if type(target) is int and 0 <= target < len(labels):  # most often
+            return target
         if isinstance(target, str) and target in labels:
             return labels.index(target)
         if not isinstance(target, str) and not _is_number(target):

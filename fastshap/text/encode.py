@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import marshal
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -44,10 +45,14 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.input_ids)
 
-    def key(self, positions: Tensor | None) -> tuple[Any, ...]:
+    def key(self, positions: Tensor | None) -> bytes:
         """What decides what a model makes of the text, where the rows at ``positions`` (P,) are asked for."""
-        extra = tuple((name, *values) for name, values in self.extra.items())
-        return tuple(self.input_ids), extra, None if positions is None else tuple(positions.tolist())
+        return as_bytes(self.input_ids, self.extra, None if positions is None else positions.tolist())
+
+
+def as_bytes(*values: Any) -> bytes:
+    """Numbers in lists as a key: equal keys mean equal numbers. It is hashed once, and is a single object."""
+    return marshal.dumps(values, 2)  # the last version whose bytes hang on the values alone
 
 
 def encode(
@@ -65,7 +70,7 @@ def encode(
     """
     problems = [_problem_with(source) for source in sources]
     texts = [text for text, problem in zip(sources, problems, strict=True) if problem is None and isinstance(text, str)]
-    options: dict[str, Any] = {"add_special_tokens": add_special_tokens, "return_special_tokens_mask": True}
+    options: dict[str, Any] = {"add_special_tokens": add_special_tokens, "return_attention_mask": False}
     if max_length is not None:
         options |= {"truncation": True, "max_length": max_length}
     with _settings_kept(tokenizer, truncation_side):
@@ -106,24 +111,25 @@ def _with_content(encoded: Encoded) -> Encoded | FastshapError:
 
 
 def _encode_fast(tokenizer: PreTrainedTokenizerBase, texts: list[str], options: dict[str, Any]) -> list[Encoded]:
-    rows = tokenizer(texts, return_offsets_mapping=True, **options)
+    rows = tokenizer(texts, **options)
+    extra = {name: rows[name] for name in EXTRA if name in rows}
     return [
         Encoded(
             text=text,
-            input_ids=encoding.ids,
+            input_ids=ids,
             special=(special := [*map(bool, encoding.special_tokens_mask)]),
             offsets=encoding.offsets,
             tokens=encoding.tokens,
             words=_numbered(encoding.word_ids, special),
             truncated=bool(encoding.overflowing),
-            extra=_extra(rows, i),
+            extra={name: values[i] for name, values in extra.items()},
         )
-        for i, (text, encoding) in enumerate(zip(texts, rows.encodings, strict=True))
+        for i, (text, ids, encoding) in enumerate(zip(texts, rows["input_ids"], rows.encodings, strict=True))
     ]
 
 
 def _encode_slow(tokenizer: PreTrainedTokenizerBase, texts: list[str], options: dict[str, Any]) -> list[Encoded]:
-    rows = tokenizer(texts, **options)
+    rows = tokenizer(texts, return_special_tokens_mask=True, **options)
     encoded = []
     for i, text in enumerate(texts):
         ids = list(rows["input_ids"][i])
@@ -213,10 +219,10 @@ def first_visible(text: str, span: tuple[int, int]) -> int:
     return next((at for at in range(start, end) if not text[at].isspace()), start)
 
 
-def _numbered(word_ids: Sequence[int | None], special: Sequence[int]) -> list[int | None]:
+def _numbered(word_ids: list[int | None], special: Sequence[int]) -> list[int | None]:
     """A word for every token of the text; one that the tokenizer counts to no word belongs to the one before."""
     if [word is None for word in word_ids] == special:  # most often
-        return list(word_ids)
+        return word_ids
     numbers: list[int | None] = []
     last = 0
     for word, flag in zip(word_ids, special, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -179,11 +179,7 @@ class Grouping:
     def unassigned(self, tokens: Tensor) -> Tensor:
         """(t,): the total of what no visible element shows."""
         others = sorted({*range(len(self.encoded))}.difference(*self.members))
-        if len(others) == 2:  # most often, and the same sum
-            scores = tokens.numpy()
-            total = torch.from_numpy(scores[:, others[0]] + scores[:, others[1]])  # (T,)
-        else:
-            total = tokens[:, others].sum(1)
+        total = tokens[:, others].sum(1)  # (T,)
         if self._hidden is not None:
             places = _places(self.members, len(self.encoded))
             unseen = self._hidden[:, places] & (places >= 0)  # (t, L)
@@ -195,6 +191,29 @@ class Grouping:
     def _reduce(self, values: Tensor, members: list[list[int]], backend: str = "torch") -> Tensor:
         """On the host unless a backend is named."""
         return ops.segment_reduce(values, *_flat(members, values.device), self.strategy, backend=backend)
+
+
+def unassigned(groupings: Sequence[Grouping], tokens: Sequence[Tensor]) -> list[Tensor]:
+    """:meth:`Grouping.unassigned` of many texts, of each one's token scores (T, L)."""
+    found: dict[int, Tensor] = {}
+    alike: dict[int, list[int]] = {}
+    for i, (grouping, scores) in enumerate(zip(groupings, tokens, strict=True)):
+        if grouping.scope.hidden is None and grouping.scope.own is None:
+            alike.setdefault(scores.shape[0], []).append(i)
+    for places in alike.values():
+        flat, _ = _side_by_side([groupings[i] for i in places])
+        together = torch.cat([tokens[i] for i in places], 1).numpy()
+        other = np.ones(together.shape[1], np.bool_)
+        other[flat] = False
+        counts = np.add.reduceat(other, _starts(groupings[i] for i in places), dtype=np.int64)
+        two = np.flatnonzero(counts == 2)  # most often
+        others = np.flatnonzero(other)[np.repeat(counts == 2, counts)].reshape(-1, 2)
+        totals = together[:, others[:, 0]] + together[:, others[:, 1]]
+        found |= {places[k]: torch.from_numpy(total.copy()) for k, total in zip(two.tolist(), totals.T, strict=True)}
+    return [
+        found[i] if i in found else grouping.unassigned(scores)
+        for i, (grouping, scores) in enumerate(zip(groupings, tokens, strict=True))
+    ]
 
 
 def reduce_samples(groupings: Sequence[Grouping], samples: Tensor) -> Tensor:
@@ -211,7 +230,7 @@ def reduce_samples(groupings: Sequence[Grouping], samples: Tensor) -> Tensor:
         rows = first._target_members or []
         reduced = first._reduce(scores.flatten(1).T, rows, first.backend).T  # (t, n G)
         scores = reduced.unflatten(1, scores.shape[1:])
-    masks = [grouping._hidden for grouping in groupings if grouping._hidden is not None]
+    masks: list[Any] = [grouping._hidden for grouping in groupings if grouping.scope.hidden is not None]
     if not masks:
         return scores
     return scores.masked_fill(to_device(torch.cat(masks, 1).numpy(), scores.device)[:, None], torch.nan)
@@ -219,10 +238,15 @@ def reduce_samples(groupings: Sequence[Grouping], samples: Tensor) -> Tensor:
 
 def _side_by_side(groupings: Sequence[Grouping]) -> tuple[np.ndarray, np.ndarray]:
     """The members of all groups of texts whose tokens stand side by side, and where each group's begin and end."""
-    flat, offsets = _flat_on_host([member for grouping in groupings for member in grouping.members])
-    starts = itertools.accumulate((len(grouping.encoded) for grouping in groupings), initial=0)
-    sizes = [sum(map(len, grouping.members)) for grouping in groupings]
-    return flat + np.repeat([*starts][:-1], sizes), offsets
+    members = [*itertools.chain.from_iterable([grouping.members for grouping in groupings])]
+    flat, offsets = _flat_on_host(members)
+    ends = offsets[[*itertools.accumulate([len(grouping.members) for grouping in groupings], initial=0)]]
+    return flat + np.repeat(_starts(groupings), np.diff(ends)), offsets
+
+
+def _starts(groupings: Iterable[Grouping]) -> list[int]:
+    """Where the tokens of each text begin, side by side."""
+    return [*itertools.accumulate([len(grouping.encoded) for grouping in groupings], initial=0)][:-1]
 
 
 def _places(members: list[list[int]], length: int) -> Tensor:
@@ -240,8 +264,8 @@ def _flat(members: list[list[int]], device: torch.device) -> tuple[Tensor, Tenso
 
 def _flat_on_host(members: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     """All indices one after the other, and where each member's begin and end."""
-    flat = np.array([*itertools.chain.from_iterable(members)], np.int64)
-    return flat, np.array([0, *itertools.accumulate(map(len, members))], np.int64)
+    offsets = np.array([0, *itertools.accumulate(map(len, members))], np.int64)
+    return np.fromiter(itertools.chain.from_iterable(members), np.int64, offsets[-1]), offsets
 
 
 def groups(encoded: Encoded, granularity: Granularity) -> tuple[list[list[int]], list[str]]:
@@ -298,10 +322,10 @@ def _word_keys(encoded: Encoded) -> Sequence[Any]:
         return [
             None
             if word is None
-            else _run(text, starts, first_visible(text, span))
-            if text[span[0] : span[0] + 1].isspace()
-            else bisect.bisect_right(starts, span[0])
-            for word, span in zip(encoded.words, encoded.offsets, strict=True)
+            else _run(text, starts, first_visible(text, (begin, end)))
+            if text[begin : begin + 1].isspace()
+            else bisect.bisect_right(starts, begin)
+            for word, (begin, end) in zip(encoded.words, encoded.offsets, strict=True)
         ]
     keys: list[tuple[int, int] | None] = []
     piece, before = 0, None

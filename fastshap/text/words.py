@@ -21,7 +21,8 @@ _JOIN = "|".join(
     )
 )
 _WORD = re.compile(
-    "|".join(
+    r"(?=\S)(?:"  # otherwise each of these is tried at each space
+    + "|".join(
         (
             r"\w+(?!\S)",  # most words: nothing else can match them
             r"(?:[A-Za-z][A-Za-z\d+.-]{0,19}://|www\.)\S*[\w/]",
@@ -33,6 +34,7 @@ _WORD = re.compile(
             rf"([^\w\s])(?:\1|{_MARK}|{_JOINER}\S?)*",  # any other mark, or a run of it
         )
     )
+    + ")"
 )
 # Scripts that put no space between words, by the beginnings of their characters' Unicode names.
 _UNSPACED = ("CJK", "IDEOGRAPHIC", "FULLWIDTH", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")

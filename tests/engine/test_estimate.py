@@ -226,7 +226,7 @@ def test_stopping_shifts_scores_little():
         running = Running(grouping, "antithetic")
         while running.rounds < 64:
             scores = 1 + torch.randn(1, 4, 1, generator=draw)
-            running.add(4, summaries([running], [scores])[0])
+            running.add(4, summaries([running], [scores])[0].moments)
             if running.meets(0.5):
                 break
         means.append(running.attributions.item())

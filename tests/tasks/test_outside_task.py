@@ -13,7 +13,7 @@ from fastshap.output.render.page import article
 from fastshap.reference import normals
 from fastshap.sampling import draw_samples
 from fastshap.tasks import Encoded, Prepared, Scope, Shown, Task, registry
-from fastshap.text.groups import Grouping, reduce_samples
+from fastshap.text.groups import Grouping, reduce_samples, unassigned
 
 TEXTS = [
     "A gorgeous, [MASK] film.",
@@ -199,6 +199,7 @@ def grouping(strategy, scope, joins=False):
     return Grouping(encoded, fastshap.Granularity.WORD, kind, joins=joins, given=given, scope=scope)
 
 
+OF_WORDS = fastshap.Granularity.WORD, fastshap.GranularityAggregationStrategy.SUM
 HIDDEN = torch.tensor([[0, 1, 0, 0, 0], [0, 0, 0, 1, 0], [1, 0, 0, 0, 1], [0, 0, 0, 0, 0]]).bool()
 
 
@@ -227,6 +228,19 @@ def test_targets_that_are_tokens_are_grouped_as_these_are(joins):
     right = torch.stack([rows[:, 1], rows[:, 2:4].sum(1), rows[:, 4]], 1)
     torch.testing.assert_close(its.reduce(given), right)
     torch.testing.assert_close(its.reduce(given).sum(1) + its.unassigned(given), rows.sum(1))
+
+
+def test_what_is_unassigned_side_by_side_is_what_it_is_alone():
+    """Of texts with none, one, two and three tokens in no element, with one target and several; nobody shares memory."""
+    members = [[[0], [1], [2], [3], [4]], [[0, 1], [2], [4]], [[1, 2], [3]], [[4]], [[2, 3], [0, 1]], [[1], [2, 4]]]
+    its = [Grouping(grouping("SUM", Scope()).encoded, *OF_WORDS, given=(one, ["x"] * len(one))) for one in members]
+    its += [grouping("SUM", Scope(torch.tensor([3, 1, 4, 1]), HIDDEN)), grouping("SUM", Scope(own=[3, 1, 2]))]
+    tokens = [torch.randn(rows, 5) for rows in (1, 1, 1, 3, 3, 3, 4, 3)]
+    found = unassigned(its, tokens)
+    for one, total, scores in zip(its, found, tokens, strict=True):
+        assert torch.equal(total, one.unassigned(scores))
+    assert len({total.untyped_storage().data_ptr() for total in found}) == len(found)
+    assert unassigned([], []) == []
 
 
 @pytest.mark.parametrize("places", [[[1]], [[1, 2, 3]], [[1, 99]], [[-1, 2]]])
