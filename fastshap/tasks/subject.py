@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-import itertools
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -175,11 +174,13 @@ def own_embeddings(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _positions(model: nn.Module) -> int | None:
-    named = (one._modules.items() for one in modules_of(model) if one._modules)
-    for name, module in itertools.chain.from_iterable(named):
-        # RoBERTa and its kin count positions from padding_idx + 1.
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            return module.num_embeddings - module.padding_idx - 1
+    for parent in modules_of(model):
+        for name in parent._modules:
+            if name.endswith("position_embeddings"):
+                module = parent._modules[name]
+                # RoBERTa and its kin count positions from padding_idx + 1.
+                if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                    return module.num_embeddings - module.padding_idx - 1
     config: Any = model.config
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     return getattr(config, "max_position_embeddings", None)
