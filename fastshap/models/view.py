@@ -92,8 +92,12 @@ class _State(NamedTuple):
 
     def kept(self) -> _State:
         """With dictionaries that stay as they are."""
-        copies = {name: [dict(one) for one in getattr(self, name)] for name in _DICTIONARIES}
-        return self._replace(**copies)
+        return self._replace(
+            attributes=[dict(one) for one in self.attributes],
+            parameters=[dict(one) for one in self.parameters],
+            buffers=[dict(one) for one in self.buffers],
+            modules=[dict(one) for one in self.modules],
+        )
 
     def is_now(self, now: _State) -> bool:
         """Whether that is the same, but for the modules' training mode."""
@@ -102,9 +106,6 @@ class _State(NamedTuple):
             or [one | {"training": None} for one in self.attributes]
             == [one | {"training": None} for one in now.attributes]
         )
-
-
-_DICTIONARIES = ("attributes", "parameters", "buffers", "modules")
 
 
 class _View:
