@@ -223,7 +223,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
     def _explain_window(
         self,
         texts: Sequence[Any],
-        tokenised: Any,
+        tokenise: Callable[[], Any],
         targets: Sequence[Any] | None,
         first: int,
         options: Mapping[str, Any],
@@ -231,6 +231,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         progress: Progress,
     ) -> list[AttributionOutput]:
         with self._desk.at_work() as model, self.task.running_on(model):
+            tokenised = tokenise()  # here, where little has to be asked of the model again
             if first == 0:
                 self._replicas.begin()
             self._try_model(self.task.readable(tokenised))
