@@ -56,3 +56,8 @@ def tensors_of(model: nn.Module) -> list[Tensor]:
             if tensor is not None
         }.values()
     )
+
+
+def first_parameter(model: nn.Module) -> nn.Parameter:
+    """As ``next(model.parameters())`` gives it."""
+    return next(one for module in modules_of(model) for one in module._parameters.values() if one is not None)
