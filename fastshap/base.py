@@ -179,7 +179,7 @@ class AttributionExplainer(HasSettings):
                 progress.begin(len(window.texts))
                 with memory.no_collection():
                     outputs = self._explain_window(
-                        window.texts, result(), window.targets, window.start, options, seen, progress
+                        window.texts, result, window.targets, window.start, options, seen, progress
                     )
                 wait(waiting)  # for the same reason
                 memory.trim(len(window.texts))
@@ -220,14 +220,14 @@ class AttributionExplainer(HasSettings):
     def _explain_window(
         self,
         texts: Sequence[Any],
-        tokenised: Any,
+        tokenise: Callable[[], Any],
         targets: Sequence[Any] | None,
         first: int,
         options: Mapping[str, Any],
         seen: Seen,
         progress: Progress,
     ) -> list[AttributionOutput]:
-        """One output a text. ``texts`` are as they came in, ``tokenised`` is the task's.
+        """One output a text. ``texts`` are as they came in, ``tokenise`` gives what the task makes of them.
 
         ``seen`` is kept between the windows of one call. ``progress`` may be told of a part of the texts.
         """

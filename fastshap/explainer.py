@@ -16,7 +16,7 @@ from fastshap.engine import run as engine
 from fastshap.engine.budget import Budget, Kept
 from fastshap.engine.packing import Execution, Item, Layout
 from fastshap.engine.seen import Seen
-from fastshap.engine.work import Work, tokens_of_some_seconds
+from fastshap.engine.work import Work, tokens_of_some_seconds, weights_of
 from fastshap.errors import (
     FastshapError,
     InvalidArgumentError,
@@ -223,7 +223,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
     def _explain_window(
         self,
         texts: Sequence[Any],
-        tokenised: Any,
+        tokenise: Callable[[], Any],
         targets: Sequence[Any] | None,
         first: int,
         options: Mapping[str, Any],
@@ -231,6 +231,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         progress: Progress,
     ) -> list[AttributionOutput]:
         with self._desk.at_work() as model, self.task.running_on(model):
+            tokenised = tokenise()  # here, where little has to be asked of the model again
             if first == 0:
                 self._replicas.begin()
             self._try_model(self.task.readable(tokenised))
@@ -260,7 +261,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
             return None
         grouping, work = self._grouping(riding.prepared), self._work(with_text=True)
         item = riding.prepared.item(grouping.joined)
-        if not work.text_may_ride(item):
+        if not work.text_may_ride(item, self.task.found("weights", lambda: weights_of(work.model)) or 1):
             return None
         (found,) = work.scores([item], [grouping], riding.scores, progress.stage, None, False)
         if isinstance(found, FastshapError) or isinstance(prepared := riding.complete(), FastshapError):

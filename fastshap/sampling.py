@@ -11,9 +11,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from fastshap.reference.philox import PATH_DOMAIN, philox4x32
+from fastshap.reference.philox import PATH_DOMAIN, one_philox4x32, philox4x32
 
 SAMPLINGS = ("antithetic", "iid")
+_FEW = 16  # calls of the generator up to which Python's numbers are faster
 _BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
 
 
@@ -84,13 +85,21 @@ def _towards_baseline(uniform: np.ndarray, width: float) -> tuple[np.ndarray, np
 
 def _path_uniforms(streams: Sequence[tuple[int, int, int]], n: int) -> np.ndarray:
     """(texts, n) float64 in (0, 1): word i % 4 of call i // 4, its upper 23 bits and a half, exact in float32."""
-    k0, k1, round_ = torch.tensor(streams, device="cpu")[:, None].unbind(2)  # (texts, 1)
-    call = torch.arange(-(-n // 4), device="cpu")[None]
-    counter = (
-        call,
-        torch.tensor([[n]], device="cpu"),
-        torch.zeros(1, 1, dtype=torch.int64, device="cpu"),
-        (round_ << 8) | PATH_DOMAIN,
-    )
-    words = torch.stack(torch.broadcast_tensors(*philox4x32(counter, (k0, k1))), dim=-1).flatten(1)[:, :n]
-    return ((words >> 9).double().numpy() + 0.5) * 2.0**-23
+    calls = -(-n // 4)
+    if len(streams) * calls <= _FEW:
+        each = [
+            one_philox4x32(call, n, 0, (round_ << 8) | PATH_DOMAIN, k0, k1)
+            for k0, k1, round_ in streams
+            for call in range(calls)
+        ]
+        words = np.array(each, np.int64).reshape(len(streams), -1)
+    else:
+        k0, k1, round_ = torch.tensor(streams, device="cpu")[:, None].unbind(2)  # (texts, 1)
+        counter = (
+            torch.arange(calls, device="cpu")[None],
+            torch.tensor([[n]], device="cpu"),
+            torch.zeros(1, 1, dtype=torch.int64, device="cpu"),
+            (round_ << 8) | PATH_DOMAIN,
+        )
+        words = torch.stack(torch.broadcast_tensors(*philox4x32(counter, (k0, k1))), dim=-1).flatten(1).numpy()
+    return ((words[:, :n] >> 9).astype(np.float64) + 0.5) * 2.0**-23

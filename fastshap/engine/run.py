@@ -26,7 +26,7 @@ from fastshap import ops
 from fastshap.engine.budget import Budget
 from fastshap.engine.memory import collect_young
 from fastshap.engine.packing import Batch, Call, Execution, Item, Piece, columns, halves, planned, sent
-from fastshap.models.tree import modules_of
+from fastshap.models.tree import first_parameter, modules_of
 from fastshap.ops.transfer import to_host
 from fastshap.sampling import Samples
 
@@ -370,4 +370,4 @@ def _stream(like: Tensor) -> int:
 
 def device_of(model: Any) -> torch.device:
     """Where the model's input embeddings lie."""
-    return next(model.get_input_embeddings().parameters()).device
+    return first_parameter(model.get_input_embeddings()).device

@@ -84,17 +84,17 @@ class Work:
             return found
         return [one if isinstance(one, FastshapError) else _finite(*one) for one in found]
 
-    def text_may_ride(self, item: Item) -> bool:
+    def text_may_ride(self, item: Item, weights: int) -> bool:
         """Whether a text's own row costs less as one more row of its call, with gradients, than in a call of its own.
 
         It does where calling the modules takes longer than the arithmetic: with small models, and on GPUs. All rows must fit
-        into one call.
+        into one call. ``weights``: the model's :func:`weights_of`.
         """
         budget, rows = self.execution.budget, self.execution.settings.n_perturbations + 1
         if len(self.models) > 1 or not budget.measured or rows > budget.rows(len(item.input_ids)):
             return False
         device = device_of(self.model).type
-        sums = 4 * len(item.input_ids) * _weights(self.model)  # twice a forward pass of the row
+        sums = 4 * len(item.input_ids) * weights  # twice a forward pass of the row
         return sums / _SUMS.get(device, _SUMS_ON_A_GPU) < _MODULE * len(modules_of(self.model))
 
     def at_texts(self, items: Sequence[Item], forward: Forward) -> list[Tensor | FastshapError]:
@@ -142,11 +142,11 @@ class Work:
 def tokens_of_some_seconds(model: nn.Module, passes: int, n: int) -> float:
     """How many tokens of texts make some seconds' work for a model, with n samples per text and so many passes."""
     device = device_of(model).type
-    rows = _WORK.get(device, _WORK_ON_A_GPU) / (2 * _weights(model) * passes)
+    rows = _WORK.get(device, _WORK_ON_A_GPU) / (2 * weights_of(model) * passes)
     return max(rows, ENOUGH_TOKENS if device == "cpu" else _ENOUGH_ON_A_GPU) / n
 
 
-def _weights(model: nn.Module) -> int:
+def weights_of(model: nn.Module) -> int:
     """How many weights a token passes through: all but the table of embeddings."""
     table = next(model.get_input_embeddings().parameters()).numel()  # type: ignore[operator]
     return max(1, sum(one.numel() for one in tensors_of(model)) - table)

@@ -102,7 +102,7 @@ def model_fingerprint(model: nn.Module) -> str:
     replaced or written to; writing through ``.data`` goes unnoticed until then.
     """
     model = getattr(model, "_orig_mod", model)
-    return _cached(_models, model, tuple(version_of(model)), lambda: _of_state(model.state_dict()))
+    return _cached(_models, model, version_of(model), lambda: _of_state(model.state_dict()))
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -140,9 +140,11 @@ def generation_settings(model: Any) -> bytes:
     return _state_of(getattr(getattr(model, "_orig_mod", model), "generation_config", None))
 
 
-def version_of(model: nn.Module) -> list[tuple[int, int, torch.dtype]]:
+def version_of(model: nn.Module) -> tuple[list[int], list[int], list[torch.dtype]]:
     """What changes with the model's parameters and buffers, but for changes through ``.data``."""
-    return [(tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in tensors_of(model)]
+    tensors = tensors_of(model)
+    places = [tensor.data_ptr() for tensor in tensors]
+    return places, [tensor._version for tensor in tensors], [tensor.dtype for tensor in tensors]
 
 
 @torch.no_grad()

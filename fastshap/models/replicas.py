@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -89,8 +89,13 @@ def _moved(tensor: Tensor, device: torch.device) -> Tensor:
 
 def is_plain(module: nn.Module) -> bool:
     """Whether a module is as its class made it: without hooks, a forward of its own, or compiled parts."""
-    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
-    return not any(hooks) and "forward" not in vars(module) and getattr(module, "_compiled_call_impl", None) is None
+    plain = "forward" not in vars(module) and getattr(module, "_compiled_call_impl", None) is None
+    return plain and not any(hooks_on(module))
+
+
+def hooks_on(module: nn.Module) -> tuple[Mapping[int, Any], ...]:
+    """All that hang on it, of each kind."""
+    return module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks
 
 
 def watched() -> bool:

@@ -31,23 +31,33 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
     known = _standing.get(model)
     if known is not None:
         return known
-    found: dict[int, nn.Module] = {}
-    waiting: list[nn.Module] = [model]
-    while waiting:
-        module = waiting.pop()
-        if id(module) not in found:
-            found[id(module)] = module
-            if module._modules:
-                waiting += [child for child in reversed(module._modules.values()) if child is not None]
+    found = {id(model): model}
+    _walk(model, found)
     return list(found.values())
+
+
+def _walk(module: nn.Module, found: dict[int, nn.Module]) -> None:
+    for child in module._modules.values():
+        if child is not None and id(child) not in found:
+            found[id(child)] = child
+            if child._modules:
+                _walk(child, found)
 
 
 def tensors_of(model: nn.Module) -> list[Tensor]:
     """Its parameters and buffers, each once."""
-    found: dict[int, Tensor] = {}
-    for module in modules_of(model):
-        for held in (module._parameters, module._buffers):
-            for tensor in held.values() if held else ():
-                if tensor is not None:
-                    found[id(tensor)] = tensor
-    return list(found.values())
+    return list(
+        {
+            id(tensor): tensor
+            for module in modules_of(model)
+            for held in (module._parameters, module._buffers)
+            if held
+            for tensor in held.values()
+            if tensor is not None
+        }.values()
+    )
+
+
+def first_parameter(model: nn.Module) -> nn.Parameter:
+    """As ``next(model.parameters())`` gives it."""
+    return next(one for module in modules_of(model) for one in module._parameters.values() if one is not None)

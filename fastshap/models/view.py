@@ -13,7 +13,7 @@ import types
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from fastshap.errors import SharedModelWarning
 from fastshap.models.forked import prepare_threads
 from fastshap.models.locks import lock_of
-from fastshap.models.replicas import is_plain, watched
+from fastshap.models.replicas import hooks_on, is_plain, watched
 from fastshap.models.tree import modules_of, standing
 
 _views: weakref.WeakKeyDictionary[nn.Module, _View] = weakref.WeakKeyDictionary()
@@ -49,7 +49,7 @@ class Desk:
                 with _frozen(self._model) as model:
                     yield model
             else:
-                with view.lent() as model, standing(modules_of(self._model), view.modules):
+                with view.lent() as model, standing([self._model, *view.below], view.modules):
                     yield model
 
     def _view(self) -> _View | None:
@@ -67,25 +67,44 @@ class Desk:
 
 
 class _State(NamedTuple):
-    """What a module was, and held, when it was copied."""
+    """What modules were, and held: an entry for each."""
 
-    kind: type
-    attributes: dict[str, Any]
-    parameters: dict[str, nn.Parameter | None]
-    buffers: dict[str, Tensor | None]
-    modules: dict[str, nn.Module | None]
+    kinds: list[type]
+    attributes: list[dict[str, Any]]
+    parameters: list[dict[str, nn.Parameter | None]]
+    buffers: list[dict[str, Tensor | None]]
+    modules: list[dict[str, nn.Module | None]]
+    order: list[nn.Module | None]  # of those in all ``modules``, one after the other
 
-    def is_of(self, module: nn.Module) -> bool:
-        """Whether the module holds the same now."""
-        return (
-            type(module) is self.kind
-            and (
-                vars(module) == self.attributes
-                or {**vars(module), "training": None} == {**self.attributes, "training": None}
-            )
-            and module._parameters == self.parameters
-            and module._buffers == self.buffers
-            and module._modules == self.modules
+    @classmethod
+    def of(cls, modules: Sequence[nn.Module]) -> _State:
+        """As it is now. The dictionaries are the modules' own."""
+        attributes = [vars(module) for module in modules]
+        parameters, buffers, held = ([own[name] for own in attributes] for name in _TREE)
+        return cls(
+            [type(module) for module in modules],
+            attributes,
+            parameters,
+            buffers,
+            held,
+            [one for some in held if some for one in some.values()],
+        )
+
+    def kept(self) -> _State:
+        """With dictionaries that stay as they are."""
+        return self._replace(
+            attributes=[dict(one) for one in self.attributes],
+            parameters=[dict(one) for one in self.parameters],
+            buffers=[dict(one) for one in self.buffers],
+            modules=[dict(one) for one in self.modules],
+        )
+
+    def is_now(self, now: _State) -> bool:
+        """Whether that is the same, but for the modules' training mode."""
+        return self._replace(attributes=[]) == now._replace(attributes=[]) and (
+            self.attributes == now.attributes
+            or [one | {"training": None} for one in self.attributes]
+            == [one | {"training": None} for one in now.attributes]
         )
 
 
@@ -95,16 +114,19 @@ class _View:
         self._weights: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}  # the model's and ours
         self._model = self._copied(model)
         self.modules = modules_of(self._model)
-        self._then = [_state(module) for module in modules_of(model)]
+        self.below = modules_of(model)[1:]  # the model's; itself is not kept alive
+        self._then = _State.of([model, *self.below]).kept()
+        self._hooks = [hooks for module in (model, *self.below) for hooks in hooks_on(module)]
         self._lent = 0  # times at once: a caller's function may explain another text meanwhile
 
     def fits(self, model: nn.Module) -> bool:
-        """Whether the model's modules are what they were, so that only values of weights may have changed."""
-        modules = modules_of(model)
+        """Whether the model's modules are what they were, so that only values of weights may have changed.
+
+        A walk would find the same modules if each of these holds the same ones, in the same order. They were plain, and still
+        are if they hold the same and no hooks.
+        """
         try:
-            return len(modules) == len(self._then) and all(
-                is_plain(module) and then.is_of(module) for module, then in zip(modules, self._then, strict=True)
-            )
+            return not any(self._hooks) and self._then.is_now(_State.of([model, *self.below]))
         except Exception:  # arrays and tensors that were replaced do not compare
             return False
 
@@ -114,7 +136,7 @@ class _View:
         self._lent += 1
         try:
             for theirs, ours in self._weights.values():
-                ours.data = theirs.data
+                ours.data = theirs
             yield self._model
         finally:
             self._lent -= 1
@@ -144,16 +166,6 @@ class _View:
             vars(ours).update(vars(theirs))
             self._weights[id(theirs)] = theirs, ours
         return self._weights[id(theirs)][1]
-
-
-def _state(module: nn.Module) -> _State:
-    return _State(
-        type(module),
-        dict(vars(module)),
-        dict(module._parameters),
-        dict(module._buffers),
-        dict(module._modules),
-    )
 
 
 def _can_be_viewed(model: nn.Module) -> bool:

@@ -7,6 +7,7 @@ the last columns (padding on the left).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -65,15 +66,19 @@ class Even:
 
 def even(token_offsets: Tensor, row_offsets: Tensor, length: int, draws: Tensor) -> Even | None:
     """The call as an :class:`Even` one, if it is."""
-    tokens, rows = token_offsets.diff(), row_offsets.diff()
-    texts, count = len(rows), len(draws) // max(1, len(rows))
-    if not texts or not count or bool((tokens != length).any()) or bool((rows != count).any()):
+    texts = len(row_offsets) - 1
+    count = len(draws) // max(1, texts)
+    if not texts or not count or not _equal_steps(token_offsets, length) or not _equal_steps(row_offsets, count):
         return None
     first = draws[:count]
-    if bool((draws.view(texts, count) != first).any()):
+    if texts > 1 and bool((draws.view(texts, count) != first).any()):
         return None
     distinct, member = torch.unique_consecutive(first, return_inverse=True)
     return Even(texts, count, length, member, distinct)
+
+
+def _equal_steps(offsets: Tensor, step: int) -> bool:
+    return all(after - before == step for before, after in itertools.pairwise(offsets.tolist()))
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,8 @@ def _structure_of(module: nn.Module) -> tuple[Any, ...]:
 
 def configuration(model: nn.Module) -> Any:
     """What else a cut may hang on: which token a head reads may stand in the configuration."""
-    kinds = {type(module): type(module).forward for module in modules_of(model)}
-    return repr(vars(model.config)), kinds, watched()
+    kinds: set[Any] = set(map(type, modules_of(model)))
+    return repr(vars(model.config)), {kind: kind.forward for kind in kinds}, watched()
 
 
 def cuts(model: nn.Module) -> list[Cut]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-import itertools
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -38,6 +37,7 @@ class Subject:
         self.in_place = False  # until the model has been tried
         self._at_work = False
         self._state: tuple[Any, Any] | None = None  # of the model, while explanations are at work
+        self._counted: tuple[Any, int | None] = None, None  # a view, and its embeddings of positions
 
     @property
     def model(self) -> Any:
@@ -117,8 +117,21 @@ class Subject:
 
     def max_length(self) -> int | None:
         """Tokens the model takes at most; None where neither model nor tokenizer says."""
-        named = (self.tokenizer.model_max_length, _positions(self.model))
+        named = (self.tokenizer.model_max_length, self._positions())
         return min((limit for limit in named if isinstance(limit, int) and 0 < limit < 10**9), default=None)
+
+    def _positions(self) -> int | None:
+        running, (view, known) = self._running, self._counted
+        if running is self._model:
+            known = _embedded_positions(running)
+        elif running is not view:
+            known = _embedded_positions(running)
+            self._counted = running, known
+        if known is not None:
+            return known
+        config: Any = running.config
+        config = config.get_text_config() if hasattr(config, "get_text_config") else config
+        return getattr(config, "max_position_embeddings", None)
 
     def found(self, what: Any, find: Callable[[], _Found | None]) -> _Found | None:
         """What ``find`` finds of the model as it is; remembered for every explainer of it, unless it is None."""
@@ -174,15 +187,15 @@ def own_embeddings(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {**inputs, "inputs_embeds": inputs["inputs_embeds"].clone()}
 
 
-def _positions(model: nn.Module) -> int | None:
-    named = (one._modules.items() for one in modules_of(model) if one._modules)
-    for name, module in itertools.chain.from_iterable(named):
-        # RoBERTa and its kin count positions from padding_idx + 1.
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            return module.num_embeddings - module.padding_idx - 1
-    config: Any = model.config
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return getattr(config, "max_position_embeddings", None)
+def _embedded_positions(model: nn.Module) -> int | None:
+    """RoBERTa and its kin count positions from padding_idx + 1."""
+    for parent in modules_of(model):
+        for name in parent._modules:
+            if name.endswith("position_embeddings"):
+                module = parent._modules[name]
+                if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                    return module.num_embeddings - module.padding_idx - 1
+    return None
 
 
 def table_shape(model: Any) -> tuple[int, int]:

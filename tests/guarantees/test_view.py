@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from transformers import RobertaConfig, RobertaForSequenceClassification
 from transformers.models.bert.modeling_bert import BertPooler
 
 import fastshap
@@ -147,6 +148,41 @@ def test_changes_of_the_model_are_seen(bert_pair, change):
     after = explainer(TEXTS, 1)
     assert not equal(after, before)
     assert equal(after, fastshap.GradientShap(copy.deepcopy(model), bert_pair[1])(TEXTS, 1))
+
+
+def test_the_order_of_modules_is_seen(bert_pair):
+    model = copy.deepcopy(bert_pair[0])
+    model.classifier = torch.nn.Sequential(torch.nn.Linear(36, 36), torch.nn.Tanh(), model.classifier)
+    explainer = fastshap.GradientShap(model, bert_pair[1])
+    before, held = explainer(TEXTS, 1), model.classifier._modules
+    held["0"], held["2"] = held.pop("0"), held.pop("2")
+    after = explainer(TEXTS, 1)
+    assert not equal(after, before)
+    assert equal(after, fastshap.GradientShap(copy.deepcopy(model), bert_pair[1])(TEXTS, 1))
+
+
+def test_a_view_stays_while_only_the_mode_and_values_change(bert_pair):
+    model = copy.deepcopy(bert_pair[0])
+    desk = Desk(model)
+    view = desk._view()
+    model.train()
+    new_values(model)
+    assert desk._view() is view
+    model.bert.pooler.register_forward_hook(lambda *_: None)
+    assert desk._view() is None
+
+
+@pytest.mark.filterwarnings("ignore::fastshap.TruncationWarning")
+def test_a_smaller_table_of_positions_is_seen(bert_pair):
+    tokenizer = bert_pair[1]
+    sizes = {"hidden_size": 36, "intermediate_size": 36, "num_hidden_layers": 1, "num_attention_heads": 2}
+    pad = tokenizer.pad_token_id
+    config = RobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=pad + 25, pad_token_id=pad, **sizes)
+    model = RobertaForSequenceClassification(config).eval()
+    explainer, text = fastshap.GradientShap(model, tokenizer), " ".join(TEXTS * 5)
+    assert len(explainer(text, 1)[0].model_inputs_to_explain["input_ids"][0]) == 24
+    model.roberta.embeddings.position_embeddings = torch.nn.Embedding(pad + 17, 36, padding_idx=pad)
+    assert len(explainer(text, 1)[0].model_inputs_to_explain["input_ids"][0]) == 16
 
 
 def test_explainers_of_a_model_share_its_view_and_may_explain_within_each_other(bert_pair):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastshap.reference import normals, philox4x32
-from fastshap.reference.philox import _box_muller
+from fastshap.reference.philox import _box_muller, one_philox4x32
 from fastshap.sampling import draw_samples, text_key
 
 ONES = 0xFFFFFFFF
@@ -134,7 +134,7 @@ def test_no_two_draws_share_noise():
 
 
 def test_few_words_are_those_of_many(monkeypatch):
-    """Few are made by NumPy's operators, many by PyTorch's."""
+    """One is made by Python's operators, few by NumPy's, many by PyTorch's."""
     generator = torch.Generator().manual_seed(0)
     *counter, k0, k1 = (torch.randint(2**32, (5, 1, 1), generator=generator) for _ in range(6))
     counter[0] = torch.randint(2**32, (7, 9), generator=generator)
@@ -143,3 +143,5 @@ def test_few_words_are_those_of_many(monkeypatch):
     many = philox4x32(tuple(counter), (k0, k1))
     assert [word.shape for word in few] == [(5, 7, 9)] * 4
     assert all(torch.equal(one, other) for one, other in zip(few, many, strict=True))
+    words = (word.expand(5, 7, 9)[4, 3, 2].item() for word in (*counter, k0, k1))
+    assert one_philox4x32(*words) == tuple(word[4, 3, 2].item() for word in few)

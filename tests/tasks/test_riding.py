@@ -16,7 +16,7 @@ TARGETS = [None, 1, "negative", "all", [[1, None]], [[0, 1, 1]]]
 @pytest.fixture
 def riding(monkeypatch):
     """Lets it ride, or not, whatever it costs."""
-    return lambda may: monkeypatch.setattr(Work, "text_may_ride", lambda self, item: may)
+    return lambda may: monkeypatch.setattr(Work, "text_may_ride", lambda self, item, weights: may)
 
 
 @pytest.fixture
