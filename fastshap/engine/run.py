@@ -315,7 +315,7 @@ def _joined(outputs: Tensor, batch: Batch) -> Tensor:
 
 def backward_only_once(model: nn.Module) -> bool:
     """Whether torch.compile made part of the model: its graphs give their buffers away in the backward pass."""
-    return any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in modules_of(model))
+    return any("_orig_mod" in m._modules or vars(m).get("_compiled_call_impl") for m in modules_of(model))
 
 
 def _points(model: Any, batch: Batch, execution: Execution) -> tuple[Tensor, Tensor]:

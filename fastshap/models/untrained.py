@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from fastshap.errors import UntrainedHeadWarning, warn
+from fastshap.models.tree import modules_of
 
 _SHOWN = 4
 _told: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -19,11 +20,11 @@ def newly_initialised(model: nn.Module) -> list[str]:
 
     It marks parameters that it read. A model that was not read from a checkpoint, or that was copied, has no marks.
     """
-    parameters = dict(model.named_parameters())
-    read = {name for name, parameter in parameters.items() if getattr(parameter, "_is_hf_initialized", False)}
-    return (
-        [name for name, parameter in parameters.items() if name not in read and parameter._version <= 1] if read else []
-    )
+    held = [one for module in modules_of(model) for one in module._parameters.values() if one is not None]
+    made_up = {id(one) for one in held if not getattr(one, "_is_hf_initialized", False)}
+    if len(made_up) == len({*map(id, held)}) or not made_up:  # most often
+        return []
+    return [name for name, one in model.named_parameters() if id(one) in made_up and one._version <= 1]
 
 
 def warn_of_untrained(model: Any, names: Collection[str]) -> None:
