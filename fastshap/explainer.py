@@ -26,7 +26,7 @@ from fastshap.errors import (
 )
 from fastshap.models.adjoint import check_linear_layers
 from fastshap.models.copies import Copied, check_picklable
-from fastshap.models.provenance import Provenance, generation_settings, provenance_of
+from fastshap.models.provenance import Provenance, generation_settings, provenance_of, tokenizer_fingerprint
 from fastshap.models.replicas import Replicas
 from fastshap.models.view import Desk
 from fastshap.output.inputs import encoded_of
@@ -312,8 +312,10 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
     def _describe_model(self) -> None:
         state = self.task.state(), generation_settings(self.model)
         if self._described != state:
-            self._provenance = provenance_of(self.model, self.tokenizer, engine.device_of(self.model))
-            self._described = state
+            its, device = self.tokenizer, engine.device_of(self.model)
+            known = "provenance", state[1], type(its), tokenizer_fingerprint(its), device
+            found = self.task.found(known, lambda: provenance_of(self.model, its, device))
+            self._provenance, self._described = found or self._provenance, state
 
     def _work(self, with_text: bool = False) -> Work:
         models = self._replicas.models(self.task.model)

@@ -344,8 +344,9 @@ def test_the_build_of_torch_is_told(monkeypatch, default_pair):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.8.7" if name == "torch" else version(name))
     monkeypatch.setattr(torch, "__version__", "9.8.7+cu132")
     provenance._known_versions.cache_clear()
+    model, tokenizer = copy.deepcopy(default_pair[0]), default_pair[1]  # of which no provenance is known yet
     try:
-        (output,) = fastshap.GradientShap(*default_pair, n_perturbations=2)("fine")
+        (output,) = fastshap.GradientShap(model, tokenizer, n_perturbations=2)("fine")
     finally:
         provenance._known_versions.cache_clear()
     assert output.provenance.versions["torch"] == "9.8.7+cu132"
