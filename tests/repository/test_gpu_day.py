@@ -266,6 +266,15 @@ def test_a_bad_day_refutes_all_that_one_gpu_can(tmp_path):
     assert not report.all_ran(tmp_path)
 
 
+@pytest.mark.parametrize("apart", [0.1, float("nan")])
+def test_a_graph_with_other_scores_is_refuted(tmp_path, apart):
+    good_day(tmp_path)
+    data = {"plain_ms": 9.0, "replay_ms": 3.0, "apart": apart}
+    Record(tmp_path / "results.jsonl", "calls").write(f"graph, {TINY}, 10 x 16", OK, data=data)
+    verdict = verdicts(tmp_path)["A small call is 1.5 times as fast as a CUDA graph, with the same scores"]
+    assert (verdict.status, "of the largest apart" in verdict.why) == (REFUTED, True)
+
+
 def test_what_did_not_run_proves_nothing(tmp_path):
     report.write(tmp_path)
     assert {verdict.status for verdict in verdicts(tmp_path).values()} == {NOT_RUN}
