@@ -94,20 +94,25 @@ def square_errors(runs: Runs, means: Sequence[np.ndarray], own: Sequence[float])
     found = []
     for scores, mean, variance in zip(runs.scores, means, own, strict=True):
         scale = float((mean**2).mean()) - variance
-        found.append(float(scores.var(0, ddof=1).mean()) / scale if scale > 4 * variance else math.nan)
+        found.append(_variance(scores) / scale if scale > 4 * variance else math.nan)
     return found
 
 
 def expectation(groups: Sequence[Runs]) -> tuple[list[np.ndarray], list[float]]:
-    """The mean over the runs of all n, each weighted by its samples, and its mean variance, for each text."""
+    """The mean over all runs, those of small variance weighted more, and its mean variance, for each text.
+
+    A method and n has one weight for all texts, so that it hardly depends on the runs' own luck.
+    """
     means, own = [], []
+    spread = [math.exp(np.mean([math.log(max(1e-30, _variance(scores))) for scores in runs.scores])) for runs in groups]
     for text in range(len(groups[0].scores)):
-        parts = [(runs.n * len(runs.scores[text]), runs.scores[text]) for runs in groups]
+        parts = [
+            (len(runs.scores[text]) / variance, runs.scores[text])
+            for runs, variance in zip(groups, spread, strict=True)
+        ]
         whole = sum(weight for weight, _ in parts)
         means.append(sum(weight / whole * scores.mean(0) for weight, scores in parts))
-        own.append(
-            sum((weight / whole) ** 2 * float(scores.var(0, ddof=1).mean()) / len(scores) for weight, scores in parts)
-        )
+        own.append(sum((weight / whole) ** 2 * _variance(scores) / len(scores) for weight, scores in parts))
     return means, own
 
 
@@ -168,7 +173,7 @@ def measure(
             "texts": len(usable),
             "texts_left_out": usable.count(False),
             # Mean variance of one sample, for each text, at the largest n; no expectation is needed to compare these.
-            "variances": [runs.n * float(scores.var(0, ddof=1).mean()) for scores in runs.scores],
+            "variances": [runs.n * _variance(scores) for scores in runs.scores],
             "seconds_per_sample": each,
             "reference_error": _root([v / max(1e-30, float((m**2).mean())) for m, v in zip(means, own, strict=True)]),
         }
@@ -203,6 +208,11 @@ def agreement(drawn: dict[str, list[Runs]]) -> dict[str, float]:
                 for a, b, u, v in zip(ours, theirs, our_own, their_own, strict=True)
             )
     return found
+
+
+def _variance(scores: np.ndarray) -> float:
+    """The mean variance of runs (K, T, L)."""
+    return float(scores.var(0, ddof=1).mean())
 
 
 def _root(squares: Sequence[float]) -> float:

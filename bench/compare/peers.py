@@ -72,6 +72,7 @@ def prepare_fastshap(workload: Workload, tokens: bool = False, targets: bool = T
             granularity,
             n_perturbations=n,
             noise_std=NOISE_STD,
+            inference_mode=workload.inference_mode,
             seed=seed,
             **options,
         )
@@ -104,6 +105,7 @@ def prepare_interpreto(workload: Workload, tokens: bool = False) -> Runner:
             granularity=granularity,
             n_perturbations=n,
             noise_std=NOISE_STD,
+            inference_mode=interpreto.attributions.InferenceModes[workload.inference_mode.upper()],
             device=device,
         )
 
@@ -137,12 +139,12 @@ def prepare_captum(
 
     def forward(embeddings: Tensor, mask: Tensor | None, place: Tensor) -> Tensor:
         if not workload.causal:
-            logits: Tensor = model(inputs_embeds=embeddings, attention_mask=mask).logits
-            return logits
+            scores: Tensor = workload.scores(model(inputs_embeds=embeddings, attention_mask=mask).logits)
+            return scores
         back = embeddings.shape[1] - place  # from the end
         keep = int(back.max()) if by_hand else 0
         logits = model(inputs_embeds=embeddings, attention_mask=mask, logits_to_keep=keep).logits
-        return logits[torch.arange(len(place)), -back]
+        return workload.scores(logits[torch.arange(len(place)), -back])
 
     def run(batch_size: int, n: int, seed: int) -> Scores:
         scores: Scores = [np.zeros(0)] * len(workload.ids)
@@ -183,20 +185,21 @@ def prepare_captum(
 
 
 class _Chosen(nn.Module):
-    """The logits (R, T) of one text's targets, from embeddings."""
+    """The scores (R, T) of one text's targets, from embeddings."""
 
-    def __init__(self, model: Any, targets: list[int], causal: bool) -> None:
+    def __init__(self, workload: Workload, targets: list[int]) -> None:
         super().__init__()
-        self.model, self.targets, self.causal = model, targets, causal
+        self.model, self.workload, self.targets = workload.model, workload, targets
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """(R, L, D) to (R, T)."""
-        if not self.causal:
-            logits: Tensor = self.model(inputs_embeds=embeddings).logits
-            return logits[:, self.targets]
+        if not self.workload.causal:
+            scores: Tensor = self.workload.scores(self.model(inputs_embeds=embeddings).logits)
+            return scores[:, self.targets]
         count = len(self.targets)
         logits = self.model(inputs_embeds=embeddings, logits_to_keep=count + 1).logits
-        return logits[:, torch.arange(count), self.targets]
+        scores = self.workload.scores(logits[:, :count])
+        return scores[:, torch.arange(count), self.targets]
 
 
 def prepare_shap(workload: Workload, tokens: bool = True) -> Runner:
@@ -205,7 +208,7 @@ def prepare_shap(workload: Workload, tokens: bool = True) -> Runner:
         import shap  # type: ignore[import-untyped]
 
     table = workload.model.get_input_embeddings()
-    wrapped = [_Chosen(workload.model, targets, workload.causal).eval() for targets in workload.targets]
+    wrapped = [_Chosen(workload, targets).eval() for targets in workload.targets]
 
     def run(batch_size: int, n: int, seed: int) -> Scores:
         scores = []
@@ -228,7 +231,7 @@ def prepare_floor(workload: Workload, tokens: bool = False, by_group: bool = Fal
 
     Embeddings are looked up, rows repeated, and calls cut from texts sorted by length, without a mask where all rows of a
     call have one length; with "2048 alike" all calls are such, since attention is slower under a mask. A language model gives
-    logits at the target's positions and of the target's tokens only.
+    logits at the target's positions and, where no probability is asked for, of the target's tokens only.
     ``by_group`` walks back once for each word of a target instead of each of its tokens.
     """
     model, table = workload.model, workload.model.get_input_embeddings()
@@ -266,13 +269,17 @@ def prepare_floor(workload: Workload, tokens: bool = False, by_group: bool = Fal
         """(R, T)"""
         targets = torch.tensor([workload.targets[i] for i in texts])
         if not workload.causal:
-            logits: Tensor = model(inputs_embeds=z, attention_mask=mask).logits
-            return logits.gather(1, targets.repeat_interleave(counts, 0))
+            scores: Tensor = workload.scores(model(inputs_embeds=z, attention_mask=mask).logits)
+            return scores.gather(1, targets.repeat_interleave(counts, 0))
         count = targets.shape[1]
         place = (torch.tensor(lengths)[:, None] - count - 1 + torch.arange(count)).repeat_interleave(counts, 0)
         hidden = model.base_model(inputs_embeds=z, attention_mask=mask, use_cache=False).last_hidden_state
-        rows = model.get_output_embeddings().weight[targets].repeat_interleave(counts, 0)  # (R, T, D)
-        return (hidden[torch.arange(len(z))[:, None], place] * rows).sum(-1)
+        asked, head = hidden[torch.arange(len(z))[:, None], place], model.get_output_embeddings()
+        if workload.probabilities:
+            scores = workload.scores(head(asked))
+            return scores.gather(2, targets.repeat_interleave(counts, 0)[..., None]).squeeze(2)
+        rows = head.weight[targets].repeat_interleave(counts, 0)  # (R, T, D)
+        return (asked * rows).sum(-1)
 
     def run(batch_size: int | str, n: int, seed: int) -> Scores:
         for call in calls(batch_size, n):

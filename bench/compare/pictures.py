@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.compare.tables import made_on
-from bench.compare.verdicts import Found
+from bench.compare.verdicts import Found, is_known
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; ours have filled markers.
 STYLES = {
@@ -84,7 +84,7 @@ def error_picture(found: Found) -> Any:
     for column, (name, parts) in enumerate(measured.items()):
         part, texts = parts["error"], parts["time"]["texts"]
         for method, its in part["methods"].items():
-            if "samples" not in its:
+            if not is_known(its):
                 continue
             colour, marker = STYLES[method]
             points = sorted((int(n), error) for n, error in its["error"].items())

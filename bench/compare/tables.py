@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.compare.verdicts import OURS, TARGETS, Found, by_variance
+from bench.compare.verdicts import KNOWN, TARGETS, Found, is_known
 
 
 def markdown(record: dict[str, Any]) -> str:
@@ -13,7 +13,7 @@ def markdown(record: dict[str, Any]) -> str:
     lines = ["# fastshap beside other tools", ""]
     if record["quick"]:
         lines += [
-            "**A quick run: few texts, and small models with random weights for b, c and d. No figures to quote.**",
+            "**A quick run: few texts, and small models with random weights for b, c, d and p. No figures to quote.**",
             "",
         ]
     lines += [
@@ -34,7 +34,7 @@ def markdown(record: dict[str, Any]) -> str:
                 f"{found_for['max']:.2f}) times fastshap's time with targets given.",
                 "",
             ]
-        elif name == "d":
+        elif name in "dp":
             lines += ["Targets are given; what it takes to generate them is no explanation's time.", ""]
         if "error" in parts:
             lines += [*error_table(parts["error"]), ""]
@@ -64,7 +64,8 @@ def target_table(found: Found) -> list[str]:
         sign = "at most" if target.at_most else "at least"
         held = "" if target.raised is None else f"{target.raised:g}"
         shown = "–" if value is None else f"{value:.2f}"
-        verdict = {True: "met", False: "**not met**", None: "not measured"}[met]
+        missing = "not known" if "error" in found.get(target.workload, {}) else "not measured"
+        verdict = {True: "met", False: "**not met**", None: missing}[met]
         lines.append(f"| {target.workload} | {target.what} | {sign} {target.limit:g} | {held} | {shown} | {verdict} |")
     return lines
 
@@ -101,16 +102,13 @@ def error_table(part: dict[str, Any]) -> list[str]:
     lines = [
         f"To an error of {part['level']:.0%} of each method's own expectation ({part['texts']} texts):",
         "",
-        "| method | quantity | error at n | samples a text | model rows | seconds |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| method | quantity | error at n | expectation known to | samples a text | model rows | seconds |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for method, its in part["methods"].items():
-        if "samples" not in its:
-            known = f"its expectation is known to {its['reference_error']:.0%} only"
-            if method != "captum":
-                ratio = by_variance(its, part["methods"][OURS[its["quantity"]]])
-                known += f"; the same variance takes {ratio:.2f} times {OURS[its['quantity']]}'s seconds"
-            lines.append(f"| {method} | {its['quantity']} | {known} | | | |")
+        if not is_known(its):
+            known = f"not stated: its expectation is known to {its['reference_error']:.0%} only"
+            lines.append(f"| {method} | {its['quantity']} | {known} | | | | |")
             continue
         errors = ", ".join(f"{value:.1%} at {n}" for n, value in its["error"].items())
         star = "*" if its["extrapolated"] else ""
@@ -118,6 +116,7 @@ def error_table(part: dict[str, Any]) -> list[str]:
             method,
             its["quantity"],
             errors,
+            f"{its['reference_error']:.1%}",
             f"{its['samples']:.1f}{star}",
             f"{its['rows']:.0f}",
             f"{its['seconds']:.3g}",
@@ -145,7 +144,7 @@ def list_lines(part: dict[str, Any]) -> list[str]:
     ]
 
 
-NOTES = """\
+NOTES = f"""\
 Every tool runs at the best batch size of its grid, with targets given, on the same texts and the same model in evaluation
 mode whose parameters ask for no gradient, all tools in turn in each round. Seconds are medians; ratios are medians of the
 rounds' ratios with the least and the largest. fastshap and interpreto give scores of words, the others of tokens.
@@ -159,6 +158,7 @@ forward and backward between its first and its last call, views not counted. Pad
 Memory is the largest resident size above that before the run, looked at every 2 ms.
 
 Errors are root mean squares over the tokens of a text, relative to that of the expectation, then over texts. Seconds are
-linear in the samples. An asterisk marks samples outside those measured, taken as 1/sqrt(n). "captum" adds its noise to the
-input, as its parameter does, so that its expectation is another; with noisy baselines its expectation is ours.
+linear in the samples. An error is stated where the expectation is known to {KNOWN:.0%} of its size. An asterisk marks samples
+outside those measured, taken as 1/sqrt(n). "captum" adds its noise to the input, as its parameter does, so that its
+expectation is another; with noisy baselines its expectation is ours.
 """.splitlines()

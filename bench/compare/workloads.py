@@ -1,4 +1,4 @@
-"""The five workloads of ``python -m bench``: a model, its texts as token ids, and the targets to explain.
+"""The six workloads of ``python -m bench``: a model, its texts as token ids, and the targets to explain.
 
 ``full`` takes public models and held-out texts; ``small`` makes models of the same kinds in memory, with random weights and
 few layers, and fetches nothing.
@@ -31,7 +31,7 @@ from bench.vocabulary import byte_tokenizer, words_and_tokenizer
 from tools.assets import minilm_dir, rated_sentences, smollm2_dir
 
 NOISE_STD = 0.1
-NAMES = ("a", "b", "c", "d", "e")
+NAMES = ("a", "b", "c", "d", "p", "e")
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Workload:
     n: int
     texts: list[str]  # the strings; a language model's prompts
     causal: bool = False
+    probabilities: bool = False  # whether the targets' probabilities are explained, and not their logits
 
     @property
     def rows(self) -> int:
@@ -58,6 +59,19 @@ class Workload:
         """As fastshap takes them."""
         pairs = zip(self.ids, self.targets, strict=True)
         return [ids[: -len(targets)] for ids, targets in pairs] if self.causal else self.texts
+
+    @property
+    def inference_mode(self) -> str:
+        """The score to explain, as fastshap and interpreto name it."""
+        return "softmax" if self.probabilities else "logits"
+
+    def with_probabilities(self) -> Workload:
+        """The same texts and targets, whose probabilities are explained."""
+        return dataclasses.replace(self, name="p", title=f"{self.title}, probabilities", probabilities=True)
+
+    def scores(self, logits: Any) -> Any:
+        """What is explained, of logits (..., V)."""
+        return logits.softmax(-1) if self.probabilities else logits
 
     def some(self, count: int) -> Workload:
         """So many of the texts, spread evenly over those sorted by length."""
@@ -102,6 +116,8 @@ def is_faithful(tokenizer: Any, ids: Sequence[int], first: int) -> bool:
 
 def full(name: str) -> Workload:
     """A workload with its public model."""
+    if name == "p":
+        return full("d").with_probabilities()
     if name in "ae":
         model, tokenizer = fastshap.load_default_model()
         texts = held_out_sentences(500) if name == "a" else short_texts(20_000)
@@ -126,6 +142,8 @@ def full(name: str) -> Workload:
 
 def small(name: str, texts: int = 24) -> Workload:
     """The same kinds of models with random weights and few layers; the packaged classifier is itself."""
+    if name == "p":
+        return small("d").with_probabilities()
     words, tokenizer = words_and_tokenizer()
     pick = random.Random(0)
     sentences = lambda count, least, most: [  # noqa: E731

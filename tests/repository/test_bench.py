@@ -100,6 +100,15 @@ def test_tools_explain_the_same_tokens_and_targets(language):
     assert set(map(tuple, shapes.values())) == {((6, 14), (6, 14))}
 
 
+def test_every_tool_explains_probabilities_where_asked(language):
+    """Far less than logits, as they are of one in many tokens."""
+    chances = language.with_probabilities()
+    for tool in tools_for(language):
+        if tool.quantity:
+            ours, theirs = (tool.prepare(one, tokens=True).run(4, 2, 0) for one in (chances, language))
+            assert max(np.nan_to_num(s).max() for s in ours) < 0.5 * max(np.nan_to_num(s).max() for s in theirs)
+
+
 def test_few_targets_keep_their_tokens(language):
     one = language.few_targets(1)
     for short, whole, target in zip(one.ids, language.ids, one.targets, strict=True):
@@ -157,6 +166,13 @@ def test_error_of_known_variance():
     for runs in groups:
         errors = equal_error.square_errors(runs, means, own)
         assert errors == pytest.approx([1 / runs.n, 1 / runs.n], rel=0.05)
+
+
+def test_steady_runs_count_more():
+    """Runs of a hundredth of the variance: the others hardly matter, however many they are."""
+    means, own = equal_error.expectation([synthetic(4, 10, 0.1, 0), synthetic(40, 10, 1.0, 1)])
+    assert own[0] == pytest.approx(1 / (4000 + 400), rel=0.1)
+    assert float(((means[0] - 1) ** 2).mean()) == pytest.approx(own[0], rel=0.15)
 
 
 def test_error_is_not_stated_where_the_expectation_is_unknown():
@@ -248,18 +264,26 @@ def test_the_report_says_met_and_not_met():
 
 def methods(ours, theirs):
     def its(samples):
-        return {"samples": samples, "seconds": samples, "variances": [samples] * 2, "seconds_per_sample": 1.0}
+        return {"samples": samples, "seconds": samples, "seconds_per_sample": 1.0, "reference_error": 0.04}
 
     names = ("captum", "captum noisy baselines", "shap", "interpreto")
     return {name: its(theirs) for name in names} | {"fastshap": its(ours), "fastshap abs_mean": its(ours)}
 
 
-def test_equal_error_with_and_without_expectations():
+def test_equal_error_is_stated_where_both_expectations_are_known():
     found = methods(10.0, 35.0)
-    assert verdicts.equal_error("signed")({"error": {"methods": found}}) == 3.5
-    for its in found.values():
-        del its["seconds"]
-    assert verdicts.equal_error("signed")({"error": {"methods": found}}) == pytest.approx(3.5)
+    figure, signed = {"error": {"methods": found}}, verdicts.equal_error("signed")
+    assert signed(figure) == 3.5
+    found["shap"] |= {"seconds": 20.0, "reference_error": 0.06}
+    assert signed(figure) == 3.5
+    found["shap"]["reference_error"] = 0.05
+    assert signed(figure) == 2
+    found["fastshap"]["reference_error"] = 0.06
+    assert signed(figure) is None
+    lines = tables.target_table({"p": figure})
+    assert "| – | not known |" in next(line for line in lines if "| p | seconds to equal error, signed" in line)
+    del found["fastshap"]["seconds"]
+    assert signed(figure) is None
 
 
 def work(share, operators, targets=1):
