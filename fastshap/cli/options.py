@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from typing import Annotated, Any
 
@@ -11,6 +11,8 @@ import typer
 
 from fastshap.settings import DEFAULTS, PARAMETERS
 
+# Those whose default depends on the model, with what the help says of it.
+_BY_MODEL = {"inference_mode": "logits; softmax for a language model"}
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
@@ -21,8 +23,20 @@ def of_settings() -> list[inspect.Parameter]:
 
 def _option(name: str, kind: Any, said: str) -> inspect.Parameter:
     default = DEFAULTS[name].value if isinstance(DEFAULTS[name], Enum) else DEFAULTS[name]
+    if name in _BY_MODEL:
+        default, said = None, f"{said}  [default: {_BY_MODEL[name]}]"
     annotation = Annotated[kind if default is not None else kind | None, typer.Option(help=said)]  # type: ignore[valid-type]
     return inspect.Parameter(name, _KEYWORD, default=default, annotation=annotation)
+
+
+def for_model(settings: Mapping[str, Any], model: str | None) -> dict[str, Any]:
+    """The settings, with what the command line explains of a model unless it is told otherwise (docs/adr/0025)."""
+    from fastshap.tasks.loading import task_named_by
+
+    if settings["inference_mode"] is not None:
+        return dict(settings)
+    task = task_named_by(model)
+    return dict(settings) | {"inference_mode": DEFAULTS["inference_mode"] if task is None else task.steadiest_mode}
 
 
 def with_options(

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from fastshap.cli.options import of_settings, with_options
+from fastshap.cli.options import for_model, of_settings, with_options
 from fastshap.output.visible import printable
 
 # Options of ``fastshap explain`` that a job takes too, with the same default and the same help.
@@ -108,7 +108,8 @@ def _run(settings: dict[str, Any], local: bool, **given: Any) -> None:
 
     output = given["output"]
     try:
-        summary = jobs.run(**given, runner="local" if local else "auto", progress=True, **_as_python(settings))
+        options = _as_python(for_model(settings, given["model"]))
+        summary = jobs.run(**given, runner="local" if local else "auto", progress=True, **options)
     except FastshapError as error:
         if not isinstance(error, JobError) or not error.begun:
             _fail(str(error), 2)

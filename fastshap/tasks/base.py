@@ -23,7 +23,7 @@ from fastshap.tasks.layout import Sharing
 from fastshap.tasks.subject import Subject, unwrapped
 from fastshap.text.encode import Encoded, as_bytes
 from fastshap.text.groups import TEXT, Scope
-from fastshap.types import ModelTask, model_task_of
+from fastshap.types import InferenceModes, ModelTask, model_task_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -109,6 +109,8 @@ class Task(Subject, ABC):
         shown: how outputs are shown.
         targets_are_classes: whether targets are classes of the text, one for each name. Outputs repeat them in ``classes``.
         writes_targets: whether the model can write a target itself, so that ``generation_kwargs`` make sense.
+        steadiest_mode: the score that few samples tell most about. The command line explains it unless it is told otherwise
+            (docs/adr/0025).
         keeps_positions: whether outputs hold the positions of targets. They must if positions do not follow from tokens and
             targets.
     """
@@ -120,6 +122,7 @@ class Task(Subject, ABC):
     shown: ClassVar[Shown] = Shown()
     targets_are_classes: ClassVar[bool] = False
     writes_targets: ClassVar[bool] = False
+    steadiest_mode: ClassVar[InferenceModes] = InferenceModes.LOGITS
     keeps_positions: ClassVar[bool] = True
 
     def __init__(

@@ -8,7 +8,29 @@ from typing import Any
 from fastshap.errors import InvalidArgumentError, UnsupportedModelError, UntrainedHeadWarning
 from fastshap.models.default import load_default_model
 from fastshap.models.untrained import warn_of_untrained
+from fastshap.tasks.base import Task
 from fastshap.tasks.registry import all_tasks, explained_models
+
+
+def task_named_by(model: str | None) -> type[Task] | None:
+    """The task of the architecture in a model's configuration; None if no model, configuration or task is there."""
+    if model is None:
+        return None
+    from transformers import AutoConfig
+
+    try:
+        return _task_of(AutoConfig.from_pretrained(model))
+    except Exception:  # what is wrong is said when the model is loaded
+        return None
+
+
+def _task_of(config: Any) -> type[Task] | None:
+    return next((task for task in all_tasks() if task.is_named(_architecture(config))), None)
+
+
+def _architecture(config: Any) -> str:
+    name: str = (config.architectures or ["unknown"])[0]
+    return name
 
 
 def load_pair(model: str | None) -> tuple[Any, Any]:
@@ -27,8 +49,7 @@ def load_pair(model: str | None) -> tuple[Any, Any]:
 
     try:
         config = transformers.AutoConfig.from_pretrained(model)
-        named = (config.architectures or ["unknown"])[0]
-        task = next((task for task in all_tasks() if task.is_named(named)), None)
+        task = _task_of(config)
         if task is not None:
             kind = getattr(transformers, task.auto_class)
             found: Any = kind.from_pretrained(model, output_loading_info=True)
@@ -42,7 +63,7 @@ def load_pair(model: str | None) -> tuple[Any, Any]:
         raise InvalidArgumentError(
             f"The model {model!r} could not be loaded. {_why_not_loaded(model, error)}"
         ) from None
-    raise UnsupportedModelError(f"{model!r} holds a {named}; fastshap explains {explained_models()}.")
+    raise UnsupportedModelError(f"{model!r} holds a {_architecture(config)}; fastshap explains {explained_models()}.")
 
 
 def _why_not_loaded(model: str, error: Exception) -> str:

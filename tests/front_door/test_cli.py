@@ -382,6 +382,21 @@ def test_other_models(tmp_path, llama_pair, bert_pair):
     assert "target is" in run("--model", str(tmp_path / "lm"), "--target", "is dull", "The film").stdout
 
 
+def test_language_models_are_explained_by_probabilities(tmp_path, llama_pair):
+    """Unless the option says otherwise; a classifier is explained by logits."""
+    for part in llama_pair:
+        part.save_pretrained(tmp_path / "lm")
+    arguments = ["--json", "--model", str(tmp_path / "lm"), "--target", "dull", "The film is"]
+    expected = {"softmax": fastshap.GradientShap(*llama_pair, inference_mode="softmax")("The film is", "dull")}
+    expected["logits"] = fastshap.GradientShap(*llama_pair)("The film is", "dull")
+    usual, logits = json.loads(run(*arguments).stdout), json.loads(run("--inference-mode=logits", *arguments).stdout)
+    for shown, mode in ((usual, "softmax"), (logits, "logits")):
+        assert shown["settings"]["inference_mode"] == mode
+        scores = [score for score in shown["attributions"][0] if score is not None]
+        assert scores == pytest.approx(expected[mode][0].attributions[0, : len(scores)].tolist(), rel=1e-4, abs=1e-7)
+    assert json.loads(run("--json", "fine film").stdout)["settings"]["inference_mode"] == "logits"
+
+
 def test_exit_codes(tmp_path, llama_pair):
     encoder = tmp_path / "encoder"
     BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9)).save_pretrained(

@@ -183,6 +183,19 @@ def test_a_language_model(tmp_path, llama_pair):
         explain({"text": ["The"]})
 
 
+def test_the_command_explains_a_language_model_by_probabilities(tmp_path, llama_pair):
+    for part in llama_pair:
+        part.save_pretrained(tmp_path / "lm")
+    source = tmp_path / "texts.jsonl"
+    source.write_text('{"id": 1, "text": "The film is"}')
+    for options, mode in (([], "softmax"), (["--inference-mode", "logits"], "logits")):
+        arguments = [str(source), str(tmp_path / mode), "--local", "--model", str(tmp_path / "lm"), "--target", "dull"]
+        result = CliRunner().invoke(app, ["run", *arguments, *options, "--n-perturbations", "4"])
+        assert result.exit_code == 0, result.output
+        (output,) = fastshap.jobs.read(tmp_path / mode)
+        assert output.inference_mode is getattr(fastshap.InferenceModes, mode.upper())
+
+
 # Files
 
 
