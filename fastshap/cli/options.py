@@ -21,7 +21,10 @@ def of_settings() -> list[inspect.Parameter]:
 
 def _option(name: str, kind: Any, said: str) -> inspect.Parameter:
     default = DEFAULTS[name].value if isinstance(DEFAULTS[name], Enum) else DEFAULTS[name]
-    annotation = Annotated[kind if default is not None else kind | None, typer.Option(help=said)]  # type: ignore[valid-type]
+    read = None if isinstance(kind, type) else kind
+    taken: Any = kind if read is None else str
+    option = typer.Option(help=said, parser=read, metavar=None if read is None else "NUMBER|TOKEN")
+    annotation = Annotated[taken if default is not None else taken | None, option]  # type: ignore[valid-type]
     return inspect.Parameter(name, _KEYWORD, default=default, annotation=annotation)
 
 
