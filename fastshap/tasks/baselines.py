@@ -77,7 +77,7 @@ def token_id(name: str, tokenizer: PreTrainedTokenizerBase, rows: int) -> int:
     spelt = None if found is None else _spelt(tokenizer, found)
     if spelt is None or not (spelt == name or _BY_NUMBER.fullmatch(name)):
         raise InvalidArgumentError(
-            f"The tokenizer has no token {name!r} for a baseline{_near(name, tokenizer) or '.'} A baseline names a token as the "
+            f"The tokenizer has no token {name!r} for a baseline{_near(name, tokenizer) or '.'} Name a token as the "
             f'vocabulary spells it, or by its number, "#103" say; "mean" is the mean embedding. Special tokens are '
             f"{', '.join(map(repr, tokenizer.all_special_tokens[:_SHOWN])) or 'none'}."
         )
@@ -109,7 +109,7 @@ def _near(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
     spelt = [_spelt(tokenizer, alone[0])] if len(alone) == 1 and alone[0] != tokenizer.unk_token_id else []
     special = difflib.get_close_matches(name, tokenizer.all_special_tokens, 2, 0.5)
     same = [token for token in vocabulary if token.casefold() == name.casefold()]
-    near = list(dict.fromkeys(filter(None, special + spelt + same))) or difflib.get_close_matches(
+    near = list(dict.fromkeys(filter(None, [*special, *spelt, *same]))) or difflib.get_close_matches(
         name, vocabulary, 3, 0.7
     )
     named = [f"{token!r} (#{vocabulary[token]})" for token in near[:4] if token in vocabulary]
