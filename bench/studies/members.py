@@ -1,7 +1,8 @@
 """Whether the two samples of an antithetic pair should share a member of a set of baselines (docs/adr/0023).
 
-``python -m bench.studies.members embedded minilm`` draws rounds of n samples as the library does, and with members shared by
-pairs. Both have one expectation, so the spread of rounds is the error. Writes ``bench/results/members.json``.
+``python -m bench.studies.members embedded`` draws rounds of n samples as the library does, and with members shared by pairs.
+Both have one expectation, so the spread of rounds is the error. ``--share 0.2`` draws fewer rounds, for a larger model. Adds to
+``bench/results/members.json``.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ def _drawn(design: str, item: Item, n: int, round_: int) -> Samples:
     return drawn._replace(members=drawn.members[drawn.draws])
 
 
-def _rounds(explainer: Any, subject_: Subject, item: Item, design: str, n: int) -> Iterator[torch.Tensor]:
+def _rounds(explainer: Any, subject_: Subject, item: Item, design: str, n: int, rounds: int) -> Iterator[torch.Tensor]:
     """(1, n, L) of one round after the other."""
-    samples = [_drawn(design, item, n, round_) for round_ in range(ROUNDS[n])]
+    samples = [_drawn(design, item, n, round_) for round_ in range(rounds)]
     with Desk(subject_.model).at_work() as model, explainer.task.running_on(model):
         execution = dataclasses.replace(explainer._execution, budget=Budget(128, engine.device_of(model)))
         for group in engine.token_scores(
@@ -56,13 +57,13 @@ def _rounds(explainer: Any, subject_: Subject, item: Item, design: str, n: int) 
             yield from (scores for _, scores in group)
 
 
-def measure(subject_: Subject, noise_std: float) -> dict[str, Any]:
+def measure(subject_: Subject, noise_std: float, rounds: dict[int, int]) -> dict[str, Any]:
     """By n: relative root mean square errors of all tokens' scores, and estimated over true variances, by design."""
     options: dict[str, Any] = {"granularity": "all_tokens", "noise_std": noise_std, "baseline": background()}
     explainer = fastshap.GradientShap(subject_.model, subject_.tokenizer, "auto", **options)
     outputs = explainer(subject_.texts)
     table: dict[str, Any] = {}
-    for n in ROUNDS:
+    for n, count in rounds.items():
         errors: dict[str, list[float]] = {design: [] for design in DESIGNS}
         ratios: dict[str, list[float]] = {design: [] for design in DESIGNS}
         for output in outputs:
@@ -74,7 +75,9 @@ def measure(subject_: Subject, noise_std: float) -> dict[str, Any]:
             )
             means, own = {}, {}
             for design in DESIGNS:
-                found = [moments(scores, design != "iid") for scores in _rounds(explainer, subject_, item, design, n)]
+                found = [
+                    moments(scores, design != "iid") for scores in _rounds(explainer, subject_, item, design, n, count)
+                ]
                 means[design] = np.stack([mean[0].numpy() for mean, _ in found]).astype(np.float64)
                 own[design] = np.stack([error[0].numpy() for _, error in found]).astype(np.float64)
             size = (np.mean([mean.mean(0) for mean in means.values()], 0) ** 2).sum()
@@ -82,7 +85,7 @@ def measure(subject_: Subject, noise_std: float) -> dict[str, Any]:
                 variance = means[design].var(0, ddof=1).sum()
                 errors[design].append(variance / size)
                 ratios[design].append((own[design] ** 2).mean(0).sum() / variance)
-        table[str(n)] = {
+        table[str(n)] = {"rounds": count} | {
             design: {
                 "relative_error": round(float(np.mean(errors[design]) ** 0.5), 4),
                 "error_over_own": round(float(np.mean(np.array(errors[design]) / np.array(errors["own"])) ** 0.5), 3),
@@ -96,19 +99,22 @@ def measure(subject_: Subject, noise_std: float) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.studies.members")
-    parser.add_argument("models", nargs="+", choices=("embedded", "minilm"))
+    parser.add_argument("model", choices=("embedded", "minilm"))
+    parser.add_argument("--noise", type=float, default=0.1)
+    parser.add_argument("--share", type=float, default=1.0)
+    parser.add_argument("--n", type=int, nargs="+", default=[*ROUNDS])
+    given = parser.parse_args()
     record = json.loads(RESULT.read_text()) if RESULT.exists() else {"models": {}}
-    for name in parser.parse_args().models:
-        chosen = subject(name, TEXTS)
-        for noise_std in (0.1, 0.0):
-            record["models"][f"{name}, noise {noise_std}"] = measure(chosen, noise_std)
-            record |= {
-                "what": f"{TEXTS} held-out sentences, {BACKGROUND} background sentences, signed token scores, rounds {ROUNDS}",
-                "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, no GPU",
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-            }
-            RESULT.write_text(json.dumps(record, indent=1) + "\n")
+    rounds = {n: round(ROUNDS[n] * given.share) for n in given.n}
+    found = measure(subject(given.model, TEXTS), given.noise, rounds)
+    record["models"][f"{given.model}, noise {given.noise}"] = found
+    record |= {
+        "what": f"{TEXTS} held-out sentences, {BACKGROUND} background sentences, signed scores of all tokens",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, no GPU",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    RESULT.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

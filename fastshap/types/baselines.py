@@ -34,8 +34,10 @@ class BaselineSet:
         InvalidArgumentError, InvalidTypeError: there is no member, a text is empty, or the tensor cannot hold embeddings.
 
     Example:
-        >>> background = fastshap.BaselineSet(["An ordinary film.", "It is what it is."])
-        >>> explainer = fastshap.GradientShap(model, tokenizer, baseline=background)
+        >>> background = BaselineSet(["An ordinary film.", "It is what it is."])
+        >>> explainer = fastshap.GradientShap(*fastshap.load_default_model(), baseline=background)
+        >>> explainer("A gorgeous film.")[0].elements
+        ['A', 'gorgeous', 'film', '.']
     """
 
     __slots__ = ("_tensor", "fingerprint", "texts")
