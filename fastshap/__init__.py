@@ -29,6 +29,7 @@ from fastshap.output.parquet import read_parquet, to_arrow, write_parquet
 from fastshap.output.summary import Lean, Summary, summarize
 from fastshap.reproduction import Reproduction, reproduce
 from fastshap.types import Granularity, GranularityAggregationStrategy, InferenceModes, ModelTask
+from fastshap.types.baselines import BaselineSet
 from fastshap.version import __version__
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "AttributionOutput",
     "AttributionOutputs",
     "BackendUnavailableError",
+    "BaselineSet",
     "BatchExplainer",
     "ComparedColumn",
     "ComparedElement",

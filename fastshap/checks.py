@@ -6,6 +6,7 @@ import difflib
 import inspect
 import numbers
 import operator
+import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fastshap.errors import InvalidArgumentError, InvalidTypeError, UnsupportedModelError
+from fastshap.types.baselines import BaselineSet
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -154,14 +156,29 @@ def finite(value: Any, name: str, also: str = "") -> float:
     return number
 
 
-def baseline(value: Any, name: str) -> float | Tensor:
-    """A reference embedding as a number, or a tensor of its own, which nobody else writes to."""
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
+_BASELINES = "None, a number, a token's name, a Tensor or a BaselineSet"
+
+
+def number_or_name(word: str) -> float | str:
+    """A word of a command line: a number where it reads as one, else a name."""
+    return float(word) if _NUMBER.fullmatch(word) else word
+
+
+def baseline(value: Any, name: str) -> float | Tensor | str | BaselineSet:
+    """A reference embedding as a number, a name, a set, or a tensor of its own, which nobody else writes to."""
     if value is None:
         return 0.0
+    if isinstance(value, str):
+        if not value:
+            raise InvalidArgumentError(f'The {name} is an empty string; name a token, "[MASK]" say, or pass "mean".')
+        return value
+    if isinstance(value, BaselineSet):
+        return value
     if not isinstance(value, Tensor):
         if isinstance(value, bool) or not hasattr(value, "__float__"):
-            raise InvalidTypeError(f"The {name} must be None, a number or a Tensor; got {type(value).__name__}.")
-        return finite(value, name, "None, a Tensor")
+            raise InvalidTypeError(f"The {name} must be {_BASELINES}; got {type(value).__name__}.")
+        return finite(value, name, "None, a token's name, a Tensor, a BaselineSet")
     if not value.is_floating_point():
         raise InvalidArgumentError(
             f"The {name} must have a floating-point dtype like the embeddings; got {value.dtype}."
@@ -169,15 +186,20 @@ def baseline(value: Any, name: str) -> float | Tensor:
     if value.ndim not in (1, 2):
         raise InvalidArgumentError(
             f"The {name} has shape {tuple(value.shape)}: pass a number, or a tensor of shape (D,) or (L, D), where D is the "
-            "model's embedding dimension and L the number of the text's tokens."
+            "model's embedding dimension and L the number of the text's tokens. Several baselines are a fastshap.BaselineSet."
         )
     if not bool(value.isfinite().all()):
         raise InvalidArgumentError(f"The {name} holds NaN or infinite values.")
     return value.detach().clone()
 
 
-def baseline_width(value: float | Tensor, width: int) -> None:
+def baseline_width(value: float | Tensor | str | BaselineSet, width: int) -> None:
     """Nothing, if a baseline fits embeddings of that dimension."""
+    if isinstance(value, BaselineSet) and value.shape is not None and value.shape[-1] != width:
+        raise InvalidArgumentError(
+            f"The BaselineSet has shape {value.shape}, but the model's embeddings have shape (L, {width}): its embeddings must "
+            f"have shape (k, {width}), or (k, L, {width}) for texts of L tokens."
+        )
     if isinstance(value, Tensor) and value.shape[-1] != width:
         raise InvalidArgumentError(
             f"The baseline has shape {tuple(value.shape)}, but the model's embeddings have shape (L, {width}): pass a "
@@ -185,8 +207,15 @@ def baseline_width(value: float | Tensor, width: int) -> None:
         )
 
 
-def baseline_length(value: float | Tensor, length: int) -> InvalidArgumentError | None:
+def baseline_length(value: float | Tensor | str | BaselineSet, length: int) -> InvalidArgumentError | None:
     """What is wrong with a baseline for a text of so many tokens."""
+    if isinstance(value, BaselineSet):
+        if value.shape is None or len(value.shape) == 2 or value.shape[1] == length:
+            return None
+        return InvalidArgumentError(
+            f"The BaselineSet has shape {value.shape}, but this text has embeddings of shape {(length, value.shape[2])}. Pass "
+            f"members of that shape, or embeddings (k, {value.shape[2]}) or background texts, which fit every text."
+        )
     if not isinstance(value, Tensor) or value.ndim == 1 or len(value) == length:
         return None
     rows, width = value.shape

@@ -17,13 +17,7 @@ from fastshap.engine.budget import Budget, Kept
 from fastshap.engine.packing import Execution, Item, Layout
 from fastshap.engine.seen import Seen
 from fastshap.engine.work import Work, tokens_of_some_seconds, weights_of
-from fastshap.errors import (
-    FastshapError,
-    InvalidArgumentError,
-    TruncationWarning,
-    raise_first,
-    warn,
-)
+from fastshap.errors import FastshapError, InvalidArgumentError, TruncationWarning, raise_first, warn
 from fastshap.models.adjoint import check_linear_layers
 from fastshap.models.copies import Copied, check_picklable
 from fastshap.models.provenance import Provenance, generation_settings, provenance_of, tokenizer_fingerprint
@@ -35,7 +29,7 @@ from fastshap.output.output import AttributionOutput
 from fastshap.output.progress import Progress
 from fastshap.output.record import Record
 from fastshap.settings import DEFAULTS, Settings, documented
-from fastshap.tasks import Prediction, Prepared
+from fastshap.tasks import Prediction, Prepared, baselines
 from fastshap.tasks.subject import table_shape
 from fastshap.tasks.tokens import unknown
 from fastshap.text.encode import Encoded
@@ -46,6 +40,7 @@ if TYPE_CHECKING:
     from transformers import Pipeline, PreTrainedModel, PreTrainedTokenizerBase
 
     from fastshap.types import Granularity, GranularityAggregationStrategy
+    from fastshap.types.baselines import BaselineSet
 
 
 _GENERATING = 0.2  # the share of a text's work that is done once its target is generated
@@ -109,7 +104,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
             inference_mode: Callable[[Tensor], Tensor] | str = InferenceModes.LOGITS,
             input_x_gradient: bool = True,
             n_perturbations: int = 10,
-            baseline: Tensor | float | None = None,
+            baseline: Tensor | float | str | BaselineSet | None = None,
             noise_std: float = 0.1,
             *,
             reduction: str = "sum",
@@ -146,7 +141,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         self.task = self.task_of(self.model, self.tokenizer, self.settings.inference_mode, self.settings.seed)
         known, width = table_shape(self.model)
         checks.vocabulary(len(self.tokenizer), known)
-        checks.baseline_width(self.settings.baseline, width)
+        baselines.check(self.settings.baseline, self.tokenizer, known, width)
         devices = checks.devices(own["device"])
         if devices:
             self.model.to(devices[0])  # type: ignore[arg-type]
@@ -324,7 +319,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
 
     @property
     def _execution(self) -> Execution:
-        return Execution(self.settings, self._layout, self._backend, self._budget)
+        baseline = baselines.in_numbers(self.settings.baseline, self.task)
+        return Execution(self.settings, self._layout, self._backend, self._budget, baseline)
 
     def _try_model(self, texts: Iterator[Encoded]) -> None:
         """Whether the model can be explained at all, and how rows may share a call: until something is known of it.

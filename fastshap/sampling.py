@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import struct
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from fastshap.reference.philox import PATH_DOMAIN, one_philox4x32, philox4x32
+from fastshap.reference.philox import BASELINE_DOMAIN, PATH_DOMAIN, one_philox4x32, philox4x32
 
 SAMPLINGS = ("antithetic", "iid")
 _FEW = 16  # calls of the generator up to which Python's numbers are faster
@@ -26,6 +27,7 @@ class Samples(NamedTuple):
     draws: np.ndarray  # (n,) int64, which noise vector
     signs: np.ndarray  # (n,) float32, 1 or -1
     weights: np.ndarray  # (n,) float32, uniform density over that of the path positions
+    members: np.ndarray | None = None  # (n,) int64, which member of a set of baselines; None: the baseline is no set
 
 
 def text_key(seed: int, input_ids: Sequence[int]) -> tuple[int, int]:
@@ -36,7 +38,13 @@ def text_key(seed: int, input_ids: Sequence[int]) -> tuple[int, int]:
 
 
 def draw_samples(
-    seed: int, input_ids: Sequence[int], n: int, sampling: str, round_: int = 0, path_density: float | None = None
+    seed: int,
+    input_ids: Sequence[int],
+    n: int,
+    sampling: str,
+    round_: int = 0,
+    path_density: float | None = None,
+    baselines: int | None = None,
 ) -> Samples:
     """The path positions and noise vectors of one text.
 
@@ -45,8 +53,9 @@ def draw_samples(
             strata; samples 2k and 2k + 1 carry the same noise with opposite signs, an odd last one its own.
         path_density: None: positions uniform. w: of the density proportional to ((1 - a)^2 + (w a)^2)^(-3/2), that is strata of
             equal probability, and weights that keep the expectation (docs/adr/0007).
+        baselines: k, how many members a set of baselines has: every sample draws one of them, uniformly.
     """
-    return draw_all(seed, [input_ids], n, sampling, round_, path_density)[0]
+    return draw_all(seed, [input_ids], n, sampling, round_, path_density, baselines)[0]
 
 
 def draw_all(
@@ -56,6 +65,7 @@ def draw_all(
     sampling: str,
     round_: int = 0,
     path_density: float | None = None,
+    baselines: int | None = None,
 ) -> list[Samples]:
     """:func:`draw_samples` of many texts at once, given by their token ids."""
     streams = [(*text_key(seed, input_ids), round_) for input_ids in texts]
@@ -71,7 +81,8 @@ def draw_all(
         alphas, weights = _towards_baseline(alphas, path_density)
     alphas = np.minimum(alphas, _BELOW_ONE).astype(np.float32)
     draws, signs, weights = draws.astype(np.int64), signs.astype(np.float32), weights.astype(np.float32)
-    return [Samples(stream, alphas[i], draws, signs, weights[i]) for i, stream in enumerate(streams)]
+    members = itertools.repeat(None) if baselines is None else iter(_members(streams, n, baselines))
+    return [Samples(one, alphas[i], draws, signs, weights[i], next(members)) for i, one in enumerate(streams)]
 
 
 def _towards_baseline(uniform: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:
@@ -84,11 +95,22 @@ def _towards_baseline(uniform: np.ndarray, width: float) -> tuple[np.ndarray, np
 
 
 def _path_uniforms(streams: Sequence[tuple[int, int, int]], n: int) -> np.ndarray:
-    """(texts, n) float64 in (0, 1): word i % 4 of call i // 4, its upper 23 bits and a half, exact in float32."""
+    """(texts, n) float64 in (0, 1): the words' upper 23 bits and a half, exact in float32."""
+    return ((_words(streams, n, n, PATH_DOMAIN) >> 9).astype(np.float64) + 0.5) * 2.0**-23
+
+
+def _members(streams: Sequence[tuple[int, int, int]], n: int, count: int) -> np.ndarray:
+    """(texts, n) int64 in [0, count): a word times ``count``, its upper 32 bits of 64."""
+    words = _words(streams, n, count, BASELINE_DOMAIN)
+    return (words * count) >> 32  # below 2^63, as both are below 2^32 and 2^31
+
+
+def _words(streams: Sequence[tuple[int, int, int]], n: int, second: int, domain: int) -> np.ndarray:
+    """(texts, n) int64: word i % 4 of the call with counter (i // 4, second, 0, 256 * round + domain) for sample i."""
     calls = -(-n // 4)
     if len(streams) * calls <= _FEW:
         each = [
-            one_philox4x32(call, n, 0, (round_ << 8) | PATH_DOMAIN, k0, k1)
+            one_philox4x32(call, second, 0, (round_ << 8) | domain, k0, k1)
             for k0, k1, round_ in streams
             for call in range(calls)
         ]
@@ -97,9 +119,9 @@ def _path_uniforms(streams: Sequence[tuple[int, int, int]], n: int) -> np.ndarra
         k0, k1, round_ = torch.tensor(streams, device="cpu")[:, None].unbind(2)  # (texts, 1)
         counter = (
             torch.arange(calls, device="cpu")[None],
-            torch.tensor([[n]], device="cpu"),
+            torch.tensor([[second]], device="cpu"),
             torch.zeros(1, 1, dtype=torch.int64, device="cpu"),
-            (round_ << 8) | PATH_DOMAIN,
+            (round_ << 8) | domain,
         )
         words = torch.stack(torch.broadcast_tensors(*philox4x32(counter, (k0, k1))), dim=-1).flatten(1).numpy()
-    return ((words[:, :n] >> 9).astype(np.float64) + 0.5) * 2.0**-23
+    return words[:, :n]

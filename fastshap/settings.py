@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastshap import ops
-from fastshap.checks import baseline, finite, flag, one_of, whole
+from fastshap.checks import baseline, finite, flag, number_or_name, one_of, whole
 from fastshap.errors import InvalidArgumentError
 from fastshap.sampling import SAMPLINGS
 from fastshap.types import (
@@ -30,6 +30,7 @@ from fastshap.types import (
     mode_of_plain,
     plain_mode,
 )
+from fastshap.types.baselines import BASELINE_SCHEMA, BaselineSet, baseline_of_plain, plain_baseline
 
 _MOST_ROUNDS = 64  # of n_perturbations samples, where max_perturbations is not given
 _FLOAT32 = 3.4028234663852886e38  # the largest
@@ -45,7 +46,7 @@ class Parameter(NamedTuple):
     check: Callable[
         [Any, str], Any
     ]  # of a value and the parameter's name: the value as it is kept, or an error of ours
-    option: type | None  # its type on the command line; None: it is no option there
+    option: Callable[[str], Any] | None  # its type on the command line, or what reads it; None: it is no option there
     help: str  # one sentence or two, for the command line and the table in the docs
     doc: str  # for the docstring
     schema: Mapping[str, Any]  # JSON schema of its plain form
@@ -103,20 +104,6 @@ def _density(value: Any, name: str) -> float | None:
     if number is not None and not 1e-3 <= number <= 1e3:
         raise InvalidArgumentError(f"{name} must be between 0.001 and 1000; got {value}.")
     return number
-
-
-def _plain_baseline(value: float | Tensor) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    return {"dtype": str(value.dtype).removeprefix("torch."), "values": value.tolist()}
-
-
-def baseline_of_plain(plain: Any) -> Any:
-    """The baseline that a file holds as a number, or as its dtype and values."""
-    if not isinstance(plain, dict):
-        return plain
-    values = [[float(one) for one in row] if isinstance(row, list) else float(row) for row in plain["values"]]
-    return torch.tensor(values, dtype=getattr(torch, plain["dtype"]), device="cpu")
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -178,32 +165,17 @@ class Settings:
         doc="samples per text (per round, if rtol is given).",
         schema={"$ref": "#/$defs/some", "description": "Samples in all rounds together."},
     )
-    baseline: float | Tensor = parameter(
+    baseline: float | Tensor | str | BaselineSet = parameter(
         None,
         check=baseline,
-        option=float,
-        help="The embedding to compare with: one number for all dimensions; zero by default.",
-        doc="the reference embedding: None (zero), a number (a constant for all dimensions, never a token id), a Tensor (D,) "
-        "or (L, D).",
-        schema={
-            "anyOf": [
-                {"type": "null"},
-                {"$ref": "#/$defs/finite"},
-                {
-                    "type": "object",
-                    "additionalProperties": False,
-                    "required": ["dtype", "values"],
-                    "properties": {
-                        "dtype": {"enum": ["float16", "bfloat16", "float32", "float64"]},
-                        "values": {
-                            "type": "array",
-                            "items": {"anyOf": [{"$ref": "#/$defs/finite"}, {"$ref": "#/$defs/finites"}]},
-                        },
-                    },
-                },
-            ]
-        },
-        to_plain=_plain_baseline,
+        option=number_or_name,
+        help="The embedding to compare with: a number for all dimensions (zero by default), a token such as [MASK], a token's "
+        "number as #103, or mean, the mean embedding.",
+        doc="the reference embedding: None (zero), a number (a constant for all dimensions, never a token id), a token of the "
+        'tokenizer by its name ("[MASK]") or number ("#103"), "mean" (the mean embedding of the tokenizer\'s tokens), a Tensor '
+        "(D,) or (L, D), or a :class:`fastshap.BaselineSet`, of which each sample draws a member.",
+        schema=BASELINE_SCHEMA,
+        to_plain=plain_baseline,
         from_plain=baseline_of_plain,
     )
     noise_std: float = parameter(
@@ -355,7 +327,7 @@ class HasSettings:
         inference_mode: Callable[[Tensor], Tensor]
         input_x_gradient: bool
         n_perturbations: int
-        baseline: float | Tensor
+        baseline: float | Tensor | str | BaselineSet
         noise_std: float
         reduction: str
         sampling: str

@@ -6,9 +6,9 @@
     abs_mean   yes                1/D sum_d |z[r, l, d] g[t, r, l, d]|
     abs_mean   no                 1/D sum_d |g[t, r, l, d]|
 
-b is generated again, never kept (docs/adr/0008). A program owns one token and rows of its text, all of them where there are
-programs enough: it reads x once for all its rows, and generates the noise of a row, or of a pair of rows, once for all targets.
-A row's scores do not depend on who shares its program.
+b is generated again, never kept (docs/adr/0008); of a set of baselines a row reads its member. A program owns one token and
+rows of its text, all of them where there are programs enough: it reads x once for all its rows, and generates the noise of a
+row, or of a pair of rows, once for all targets. A row's scores do not depend on who shares its program.
 """
 
 import torch
@@ -70,9 +70,9 @@ def _total(b_gradient, b_weight, WEIGHT: tl.constexpr, ABSOLUTE: tl.constexpr):
 
 
 @triton.jit(
-    do_not_specialize=["stride_target", "stride_row", "stride_token", "targets", "rows", "length"],
+    do_not_specialize=["stride_target", "stride_row", "stride_token", "targets", "rows", "length", "positions"],
     do_not_specialize_on_alignment=[
-        *("p_scores", "p_token_offsets", "p_row_offsets", "p_streams", "p_draws", "p_signs", "p_held"),
+        *("p_scores", "p_token_offsets", "p_row_offsets", "p_streams", "p_draws", "p_signs", "p_held", "p_members"),
     ],
 )
 def attribute_kernel(
@@ -85,7 +85,7 @@ def attribute_kernel(
     p_streams,  # (N, 3)
     p_draws,  # (R,)
     p_signs,  # (R,)
-    p_baseline,  # (D,) or (positions, D); None: a number
+    p_baseline,  # (D,) or (positions, D), of a set (k, D) or (k, positions, D); None: a number
     p_held,  # (M,); None: no token is held
     baseline,
     noise_std,
@@ -95,11 +95,13 @@ def attribute_kernel(
     targets,
     rows,
     length,
+    p_members,  # (R,); None: the baseline is no set
+    positions,  # of a set's members; None where they have none
     LEFT: tl.constexpr,
     WEIGHT: tl.constexpr,
     ABSOLUTE: tl.constexpr,
     NOISE: tl.constexpr,
-    BY_POSITION: tl.constexpr,  # whether the baseline is (positions, D)
+    BY_POSITION: tl.constexpr,  # whether the baseline has a row for each position
     PTX: tl.constexpr,
     HALF: tl.constexpr,  # half precision
     UNIT: tl.constexpr,  # elements of 128 bits where D is a multiple of it, else 1
@@ -132,11 +134,17 @@ def attribute_kernel(
         p_base = p_baseline
         if BY_POSITION:
             p_base += position.to(tl.int64) * DIM
-        b_way0 = _way(p_own, p_base, baseline, 0, FIRST, DIM)
+        if p_members is None:
+            b_way0 = _way(p_own, p_base, baseline, 0, FIRST, DIM)
+        else:
+            b_way0 = _load(p_own, 0, FIRST, DIM).to(tl.float32)  # x, from which a row takes its member
         b_weight0 = b_way0
         b_noise0 = b_way0
         if SECOND:
-            b_way1 = _way(p_own, p_base, baseline, FIRST, SECOND, DIM)
+            if p_members is None:
+                b_way1 = _way(p_own, p_base, baseline, FIRST, SECOND, DIM)
+            else:
+                b_way1 = _load(p_own, FIRST, SECOND, DIM).to(tl.float32)
             b_weight1 = b_way1
             b_noise1 = b_way1
         k0 = tl.load(p_streams + text * 3).to(tl.uint32)
@@ -168,9 +176,22 @@ def attribute_kernel(
             p_draw += 1
             p_sign += 1
             factor = noise_std * sign
-            b_weight0 = b_way0 - b_noise0 * factor
+            if p_members is None:
+                b_weight0 = b_way0 - b_noise0 * factor
+                if SECOND:
+                    b_weight1 = b_way1 - b_noise1 * factor
+        if WEIGHT == 1 and p_members is not None:  # below the noise, which takes the most registers
+            if BY_POSITION:
+                p_member = p_base + tl.load(p_members + row) * positions * DIM
+            else:
+                p_member = p_base + tl.load(p_members + row) * DIM
+            b_weight0 = b_way0 - _load(p_member, 0, FIRST, DIM).to(tl.float32)
             if SECOND:
-                b_weight1 = b_way1 - b_noise1 * factor
+                b_weight1 = b_way1 - _load(p_member, FIRST, SECOND, DIM).to(tl.float32)
+            if NOISE:
+                b_weight0 -= b_noise0 * factor
+                if SECOND:
+                    b_weight1 -= b_noise1 * factor
         if WEIGHT == 2:
             p_point = p_z + (row * length + column).to(tl.int64) * DIM
             b_weight0 = _load(p_point, 0, FIRST, DIM).to(tl.float32)
@@ -210,13 +231,15 @@ def warps(first_tile: int) -> int:
     return min(32, max(1, first_tile // 512))
 
 
-def at_most_registers(second_tile: int, half: bool, generation: int) -> dict[str, int]:
+def at_most_registers(second_tile: int, half: bool, generation: int, of_a_set: bool) -> dict[str, int]:
     """A bound for ptxas, which takes more for the early gradient than it needs: at least 16 warps share a multiprocessor.
 
-    Found with ptxas 12.9, so that nothing spills; for generation 10 it takes more.
+    Found with ptxas 12.9, so that nothing spills; for generation 10 it takes more, and for members of a set.
     """
     if generation == 0:
         return {}
+    if of_a_set:
+        return {"maxnreg": 144 if second_tile else 112}
     if second_tile:
         return {"maxnreg": 124 if half else 128}
     if generation < 10:
@@ -241,6 +264,7 @@ def attribute(
     padding_side: str,
     reduction: str,
     input_x_gradient: bool,
+    members: Tensor | None = None,
 ) -> Tensor:
     """Token scores (T, R, L) float32; arguments as for fastshap.reference.attribute, all on one GPU.
 
@@ -282,11 +306,13 @@ def attribute(
             targets,
             rows,
             length,
+            members if by_difference else None,
+            baseline.shape[1] if by_tensor and members is not None and baseline.ndim == 3 else None,
             LEFT=padding_side == "left",
             WEIGHT=weight,
             ABSOLUTE=reduction == "abs_mean",
             NOISE=noise_std != 0,
-            BY_POSITION=by_tensor and baseline.ndim == 2,
+            BY_POSITION=by_tensor and baseline.ndim == (2 if members is None else 3),
             PTX=has_special_functions(),
             HALF=half,
             UNIT=unit,
@@ -297,7 +323,7 @@ def attribute(
             WIDE_SECOND=half and second >= eight,
             num_warps=warps(first),
             **(
-                at_most_registers(second, half, generation(gradients.device))
+                at_most_registers(second, half, generation(gradients.device), members is not None)
                 if by_difference and noise_std != 0 and warps(first) < 32
                 else {}
             ),

@@ -1,6 +1,6 @@
 """Noisy baselines and interpolation for the rows of one model call, in one launch.
 
-    b[r, p] = baseline[p] + noise_std * sign[r] * e(stream of the row's text, draw[r], p)
+    b[r, p] = baseline[p] + noise_std * sign[r] * e(stream of the row's text, draw[r], p)      of a set: baseline[member[r], p]
     z[r, c] = x[p] + alpha[r] (b[r, p] - x[p])         z (R, L, D), x (M, D) packed; column c holds position p of the row's text
     z[r, c] = x[p] where p is held, and 0 on padding
 
@@ -28,9 +28,9 @@ def calls(wide: bool) -> int:
 
 
 @triton.jit(
-    do_not_specialize=["length"],
+    do_not_specialize=["length", "positions"],
     do_not_specialize_on_alignment=[
-        *("p_token_offsets", "p_row_offsets", "p_alphas", "p_streams", "p_draws", "p_signs", "p_held"),
+        *("p_token_offsets", "p_row_offsets", "p_alphas", "p_streams", "p_draws", "p_signs", "p_held", "p_members"),
     ],
 )
 def perturb_kernel(
@@ -42,14 +42,16 @@ def perturb_kernel(
     p_streams,  # (N, 3)
     p_draws,  # (R,)
     p_signs,  # (R,)
-    p_baseline,  # (D,) or (positions, D); None: a number
+    p_baseline,  # (D,) or (positions, D), of a set (k, D) or (k, positions, D); None: a number
     p_held,  # (M,); None: no token is held
     baseline,
     noise_std,
     length,
+    p_members,  # (R,); None: the baseline is no set
+    positions,  # of a set's members; None where they have none
     LEFT: tl.constexpr,
     NOISE: tl.constexpr,
-    BY_POSITION: tl.constexpr,  # whether the baseline is (positions, D)
+    BY_POSITION: tl.constexpr,  # whether the baseline has a row for each position
     DIM: tl.constexpr,
     WIDE: tl.constexpr,  # half precision
     PTX: tl.constexpr,
@@ -76,9 +78,9 @@ def perturb_kernel(
     shown = inside & (source >= 0) & (source < tokens.to(tl.int64) * DIM)
     b_x = tl.load(p_x + first_token * DIM + source, mask=shown, other=0.0).to(tl.float32)
     b_base = baseline
-    if p_baseline is not None and not BY_POSITION:
+    if p_baseline is not None and p_members is None and not BY_POSITION:
         b_base = tl.load(p_baseline + d, mask=shown, other=0.0).to(tl.float32)
-    if p_baseline is not None and BY_POSITION:
+    if p_baseline is not None and p_members is None and BY_POSITION:
         b_base = tl.load(p_baseline + source, mask=shown, other=0.0).to(tl.float32)
     moving = shown
     if p_held is not None:
@@ -97,6 +99,13 @@ def perturb_kernel(
     first_row, end = rows_of_program(p_row_offsets, text)
     for row in range(first_row, end):
         alpha = tl.load(p_alphas + row)
+        if p_members is not None:
+            member = tl.load(p_members + row)
+            if BY_POSITION:
+                p_base = p_baseline + member * positions * DIM + source
+            else:
+                p_base = p_baseline + member * DIM + d
+            b_way = tl.where(moving, tl.load(p_base, mask=moving, other=0.0).to(tl.float32) - b_x, 0.0)
         b_z = b_x + b_way * alpha
         if NOISE:
             draw = tl.load(p_draws + row).to(tl.int32)
@@ -123,10 +132,12 @@ def perturb(
     held: Tensor | None,
     length: int,
     padding_side: str,
+    members: Tensor | None = None,
 ) -> Tensor:
     """Perturbed embeddings (R, L, D) in the dtype of x; arguments as for fastshap.reference.perturb, all on one GPU.
 
-    Nothing waits for the device. x is float32, float16 or bfloat16; offsets, streams and draws int64, alphas and signs float32.
+    Nothing waits for the device. x is float32, float16 or bfloat16; offsets, streams, draws and members int64; alphas and signs
+    float32.
     """
     texts, dim = token_offsets.shape[0] - 1, x.shape[1]
     z = x.new_empty(alphas.shape[0], length, dim)
@@ -151,9 +162,11 @@ def perturb(
             0.0 if is_tensor else baseline,
             noise_std,
             length,
+            members,
+            baseline.shape[1] if members is not None and baseline.ndim == 3 else None,
             LEFT=padding_side == "left",
             NOISE=noise_std != 0,
-            BY_POSITION=is_tensor and baseline.ndim == 2,
+            BY_POSITION=is_tensor and baseline.ndim == (2 if members is None else 3),
             DIM=dim,
             WIDE=wide,
             PTX=has_special_functions(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import triton
@@ -15,7 +16,7 @@ from fastshap.kernels.moments import COLUMNS, moments
 from fastshap.kernels.perturb import perturb
 from fastshap.kernels.segment import segment_reduce
 
-ROWS, TOKENS, MEMBERS = 10, 16, 2
+ROWS, TOKENS, MEMBERS, TEXTS_OF_A_SET = 10, 16, 2, 50
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
@@ -42,18 +43,26 @@ def _one_launch(run: Callable[[], object]) -> Launch:
     return launch
 
 
-def perturb_launch(dtype: torch.dtype, dim: int) -> Launch:
+def _baseline(dtype: torch.dtype, dim: int, of_a_set: bool) -> dict[str, Any]:
+    """A number, or background texts."""
+    if not of_a_set:
+        return {"baseline": 0.0}
+    return {"baseline": empty(TEXTS_OF_A_SET, TOKENS, dim, dtype=dtype), "members": empty(ROWS)}
+
+
+def perturb_launch(dtype: torch.dtype, dim: int, of_a_set: bool = False) -> Launch:
     """As the front door does it for one text."""
-    x = empty(TOKENS, dim, dtype=dtype)
+    x, baseline = empty(TOKENS, dim, dtype=dtype), _baseline(dtype, dim, of_a_set)
     return _one_launch(
-        lambda: perturb(
-            x, **layout(1, ROWS), baseline=0.0, noise_std=0.1, held=None, length=TOKENS, padding_side="right"
-        )
+        lambda: perturb(x, **layout(1, ROWS), **baseline, noise_std=0.1, held=None, length=TOKENS, padding_side="right")
     )
 
 
-def attribute_launch(dtype: torch.dtype, dim: int, reduction: str, input_x_gradient: bool) -> Launch:
+def attribute_launch(
+    dtype: torch.dtype, dim: int, reduction: str, input_x_gradient: bool, of_a_set: bool = False
+) -> Launch:
     """As the front door does it for one text and one target."""
+    baseline = _baseline(dtype, dim, of_a_set)
     x, z = empty(TOKENS, dim, dtype=dtype), empty(ROWS, TOKENS, dim, dtype=dtype)
     return _one_launch(
         lambda: attribute(
@@ -61,7 +70,7 @@ def attribute_launch(dtype: torch.dtype, dim: int, reduction: str, input_x_gradi
             z,
             x,
             **layout(1, ROWS),
-            baseline=0.0,
+            **baseline,
             noise_std=0.1,
             held=None,
             padding_side="right",

@@ -3,10 +3,11 @@
     python -m bench.static [--json | --write]
 
 This is the compiler's account: instructions are counted in the machine code for sm_90, and nothing was run on a GPU. Counted is
-a text of 16 tokens with 10 rows, one target, a number as baseline, no held tokens, right padding. A program has all rows of its
-text, as in a large launch. What runs once a program, once a row, or once a noise vector is weighted accordingly: independent
-draws need fresh noise in every row, pairs in every second one. Branches not taken for real tokens (padding) do not count. Then
-follow estimates of whole launches (see ``bench/static/estimate.py``).
+a text of 16 tokens with 10 rows, one target, a number as baseline (variants "set": background texts in the model's dtype), no
+held tokens, right padding. A program has all rows of its text, as in a large launch. What runs once a program, once a row, or
+once a noise vector is weighted accordingly: independent draws need fresh noise in every row, pairs in every second one.
+Branches not taken for real tokens (padding) do not count. Then follow estimates of whole launches (see
+``bench/static/estimate.py``).
 
     instructions_per_element   lane instructions per useful element: 32 lanes of every issued instruction, masked or not
     bytes_per_element          issued for the embedding-sized tensors; least: z or gradients once, x once per token
@@ -22,6 +23,7 @@ its slow paths for large angles never run and do not count.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -118,8 +120,8 @@ def _perturb_entries(name: str, dim: int) -> Iterator[Entry]:
     block = 4 * calls(dtype.itemsize == 2)  # elements of a program
     if TOKENS * dim % block:
         raise ValueError("Lanes are masked at this D; bytes would be counted for them.")
-    for ptx in (False, True):
-        launch = perturb_launch(dtype, dim).having(PTX=ptx)
+    for of_a_set, ptx in itertools.product((False, True), (False, True)):
+        launch = perturb_launch(dtype, dim, of_a_set).having(PTX=ptx)
         binary = launch.compile()
         access = sass.accesses(sass.blocks(binary.sass), pointers(launch))
         flow = rows_flow(binary, access, "p_z")
@@ -127,10 +129,11 @@ def _perturb_entries(name: str, dim: int) -> Iterator[Entry]:
             work = Work(
                 weights={"once": 1, "row": ROWS, "noise": ROWS * share},
                 elements=block * ROWS,
-                lanes={"p_x": 32, "p_z": 32},
-                least=dtype.itemsize * (1 + 1 / ROWS),
+                lanes=dict.fromkeys(("p_x", "p_z", "p_baseline") if of_a_set else ("p_x", "p_z"), 32),
+                least=dtype.itemsize * (1 + 1 / ROWS + of_a_set),
             )
-            yield _entry(launch, binary, flow, access, work, {"dtype": name, "D": dim, "ptx": ptx, "noise": noise})
+            about = {"variant": "set" if of_a_set else "", "dtype": name, "D": dim, "ptx": ptx, "noise": noise}
+            yield _entry(launch, binary, flow, access, work, about)
 
 
 def _plain_entries(name: str, dim: int) -> Iterator[Entry]:
@@ -148,6 +151,7 @@ def _plain_entries(name: str, dim: int) -> Iterator[Entry]:
 # By how gradients are weighted: the arguments of attribute, and the tensors read beside them.
 WEIGHTED = {
     "difference": ("sum", True, {"p_x"}),
+    "difference, set": ("sum", True, {"p_x", "p_baseline"}),
     "nothing": ("sum", False, set[str]()),
     "point": ("abs_mean", True, {"p_z"}),
 }
@@ -158,17 +162,18 @@ def _attribute_entries(name: str, dim: int) -> Iterator[Entry]:
     if sum(tiles(dim)) != dim:
         raise ValueError("Lanes are masked at this D; bytes would be counted for them.")
     for variant, (reduction, input_x_gradient, beside) in WEIGHTED.items():
-        for ptx in (False, True) if variant == "difference" else (False,):
-            launch = attribute_launch(dtype, dim, reduction, input_x_gradient).having(PTX=ptx)
+        differs, of_a_set = "p_x" in beside, "p_baseline" in beside
+        for ptx in (False, True) if differs else (False,):
+            launch = attribute_launch(dtype, dim, reduction, input_x_gradient, of_a_set).having(PTX=ptx)
             binary = launch.compile()
             access = sass.accesses(sass.blocks(binary.sass), pointers(launch))
             flow = rows_flow(binary, access, "p_gradients")
-            for noise, share in NOISE.items() if variant == "difference" else ((None, 0.0),):
+            for noise, share in NOISE.items() if differs else ((None, 0.0),):
                 work = Work(
                     weights={"once": 1, "row": ROWS, "noise": ROWS * share, "target": 0},  # further targets: none
                     elements=dim * ROWS,
                     lanes=dict.fromkeys({"p_gradients", *beside}, 32 * binary.num_warps),
-                    least=dtype.itemsize * (1 + ("p_x" in beside) / ROWS + ("p_z" in beside)),
+                    least=dtype.itemsize * (1 + differs / ROWS + ("p_z" in beside) + of_a_set),
                 )
                 about = {"variant": variant, "dtype": name, "D": dim, "ptx": ptx, "noise": noise}
                 yield _entry(launch, binary, flow, access, work, about)

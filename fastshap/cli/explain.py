@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from fastshap.cli import run as cli_jobs
-from fastshap.cli.options import for_model, of_settings, with_options
+from fastshap.cli.options import for_model, of_settings, with_background, with_options
 from fastshap.output.visible import printable
 from fastshap.version import __version__
 
@@ -122,7 +122,7 @@ def explain(
             return_convergence_delta=return_convergence_delta,
             on_error=on_error,
             backend=backend,
-            **for_model(settings, model),
+            **for_model(with_background(settings), model),
         )
         if max_new_tokens is not None and (target or not explainer.task.writes_targets):
             _fail("--max-new-tokens is for a language model that writes its own target; leave out --target.")

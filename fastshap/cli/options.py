@@ -1,10 +1,11 @@
-"""Options of commands that come from elsewhere: those of the settings, from :mod:`fastshap.settings`."""
+"""Options of commands that come from elsewhere: those of the settings, from :mod:`fastshap.settings`, and beside them."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -17,15 +18,52 @@ _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 def of_settings() -> list[inspect.Parameter]:
-    """An option for each parameter that can be written in a shell."""
-    return [_option(name, its.option, its.help) for name, its in PARAMETERS.items() if its.option is not None]
+    """An option for each parameter that can be written in a shell, and --background, which is a baseline too."""
+    found = [_option(name, its.option, its.help) for name, its in PARAMETERS.items() if its.option is not None]
+    help_ = (
+        "A UTF-8 file of background texts, one per line, instead of --baseline: each sample's baseline is one of them."
+    )
+    background = Annotated[Path | None, typer.Option(help=help_)]
+    return [*found, inspect.Parameter("background", _KEYWORD, default=None, annotation=background)]
+
+
+def with_background(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as Python takes them: background texts from a file are the baseline. Empty lines are left out.
+
+    Raises:
+        InvalidArgumentError: the file does not read or holds no text, or there is a baseline beside it.
+    """
+    settings = dict(settings)
+    path = settings.pop("background")
+    if path is None:
+        return settings
+    from fastshap.errors import InvalidArgumentError
+    from fastshap.types.baselines import BaselineSet
+
+    if settings["baseline"] is not None:
+        raise InvalidArgumentError("--background names the baselines; leave out --baseline.")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise InvalidArgumentError(f"--background {path}: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise InvalidArgumentError(
+            f"--background {path} is not UTF-8 ({error.reason} at byte {error.start}); convert it first."
+        ) from None
+    texts = [line.removesuffix("\r") for line in lines if line.strip()]
+    if not texts:
+        raise InvalidArgumentError(f"--background {path} holds no text; write one per line.")
+    return settings | {"baseline": BaselineSet(texts)}
 
 
 def _option(name: str, kind: Any, said: str) -> inspect.Parameter:
     default = DEFAULTS[name].value if isinstance(DEFAULTS[name], Enum) else DEFAULTS[name]
     if name in _BY_MODEL:
         default, said = None, f"{said}  [default: {_BY_MODEL[name]}]"
-    annotation = Annotated[kind if default is not None else kind | None, typer.Option(help=said)]  # type: ignore[valid-type]
+    read = None if isinstance(kind, type) else kind
+    taken: Any = kind if read is None else str
+    option = typer.Option(help=said, parser=read, metavar=None if read is None else "NUMBER|TOKEN")
+    annotation = Annotated[taken if default is not None else taken | None, option]  # type: ignore[valid-type]
     return inspect.Parameter(name, _KEYWORD, default=default, annotation=annotation)
 
 

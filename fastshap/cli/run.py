@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from fastshap.cli.options import for_model, of_settings, with_options
+from fastshap.cli.options import for_model, of_settings, with_background, with_options
 from fastshap.output.visible import printable
 
 # Options of ``fastshap explain`` that a job takes too, with the same default and the same help.
@@ -126,6 +126,7 @@ def _run(settings: dict[str, Any], local: bool, **given: Any) -> None:
 def _as_python(options: dict[str, Any]) -> dict[str, Any]:
     """Options of the command line, as :func:`fastshap.jobs.run` takes them."""
     settings = {name: value for name, value in options.items() if name not in ("target", "max_new_tokens")}
+    settings = with_background(settings)
     settings["targets"] = options["target"]
     if options["max_new_tokens"] is not None:
         settings["generation_kwargs"] = {"max_new_tokens": options["max_new_tokens"]}

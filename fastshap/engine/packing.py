@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fastshap.engine.budget import Budget
+from fastshap.engine.members import Members
 from fastshap.ops import MOST_TEXTS, Rows
 from fastshap.ops.transfer import to_device
 from fastshap.sampling import Samples
@@ -66,13 +67,15 @@ class Layout:
 class Execution:
     """How calls are made: by the settings, which decide the numbers, and by what decides none.
 
-    ``with_text``: there is one text, and each call has the text itself as a last row, which gets no score.
+    ``baseline`` is that of the settings, in numbers. ``with_text``: there is one text, and each call has the text itself as a
+    last row, which gets no score.
     """
 
     settings: Settings
     layout: Layout
     backend: str
     budget: Budget
+    baseline: float | Tensor | Members
     with_text: bool = False
 
 
@@ -194,11 +197,13 @@ def sent(
     device: torch.device,
 ) -> list[Batch]:
     """What the calls need, sent to the device together."""
-    baseline = execution.settings.baseline
-    if isinstance(baseline, Tensor):
-        baseline = baseline.to(device)
     cargo = _Cargo()
     laid_out = [_lay_out(pieces, items, samples, execution, cargo) for pieces in calls]
+    baseline = execution.baseline
+    if isinstance(baseline, Members):
+        baseline = baseline.at(device, max(length for length, _, _ in laid_out))
+    elif isinstance(baseline, Tensor):
+        baseline = baseline.to(device)
     tensors = cargo.send(device)
     return [
         _batch(pieces, length, kept, {name: tensors[number] for name, number in numbers.items()}, baseline, execution)
@@ -284,6 +289,8 @@ def _lay_out(
     weights = np.concatenate([sample.weights[part] for sample, part in drawn])
     if (weights != 1).any():
         arrays["weights"] = weights
+    if isinstance(execution.baseline, Members):
+        arrays["members"] = np.concatenate([sample.members[part] for sample, part in drawn])  # type: ignore[index]
     return length, kept, {name: cargo.add(array) for name, array in arrays.items()}
 
 
@@ -333,6 +340,7 @@ def _batch(
         held=given.get("held"),
         length=length,
         padding_side=execution.layout.padding_side,
+        members=given.get("members"),
     )
     inputs = {name.removeprefix("input "): tensor for name, tensor in given.items() if name.startswith("input ")}
     at = (given["row"], given["at"]) if "at" in given else None

@@ -17,6 +17,7 @@ from fastshap.ops.transfer import to_host
 from fastshap.sampling import Samples, draw_all
 from fastshap.settings import Settings
 from fastshap.text.groups import Grouping
+from fastshap.types.baselines import BaselineSet
 
 Stage = Callable[[int, float], Report | None]  # of so much work, and the share of all that is left that it makes up
 
@@ -40,7 +41,13 @@ class Rounds:
         """Those of one round of each text."""
         its = self._settings
         return draw_all(
-            its.seed, [item.input_ids for item in items], its.n_perturbations, its.sampling, round_, its.path_density
+            its.seed,
+            [item.input_ids for item in items],
+            its.n_perturbations,
+            its.sampling,
+            round_,
+            its.path_density,
+            len(its.baseline) if isinstance(its.baseline, BaselineSet) else None,
         )
 
     def enough(self, running: Running, rounds: int | None) -> bool:
@@ -107,7 +114,7 @@ def at_texts(
     """What ``forward`` gives for the texts themselves, one row each, on the CPU."""
     here = Samples((0, 0, 0), np.zeros(1, np.float32), np.zeros(1, np.int64), *np.ones((2, 1), np.float32))
     plain = dataclasses.replace(execution.settings, noise_std=0.0, baseline=0.0)
-    execution = dataclasses.replace(execution, settings=plain)
+    execution = dataclasses.replace(execution, settings=plain, baseline=0.0)
     values = evaluate(models, items, [here] * len(items), forward, execution)
     return [value[0] for value in values]
 
@@ -130,4 +137,5 @@ def _endpoints(sample: Samples, with_text: bool) -> Samples:
         np.append(sample.draws, sample.draws[-1]),
         np.append(sample.signs, np.float32(1)),
         np.append(sample.weights, np.float32(1)),
+        None if sample.members is None else np.append(sample.members, sample.members[-1]),
     )

@@ -69,8 +69,9 @@ def _run_attribute(
     reduction: str,
     input_x_gradient: bool,
     backend: str,
+    members: Tensor | None = None,
 ) -> Tensor:
-    check_layout(x, token_offsets, row_offsets, alphas.shape[0], z.shape[1], baseline_tensor)
+    check_layout(x, token_offsets, row_offsets, alphas.shape[0], z.shape[1], baseline_tensor, members)
     if with_triton(backend, gradients):
         from fastshap.kernels.attribute import attribute as run
     else:
@@ -91,6 +92,7 @@ def _run_attribute(
         padding_side=padding_side,
         reduction=reduction,
         input_x_gradient=input_x_gradient,
+        members=members,
     )
 
 

@@ -31,8 +31,9 @@ def _run_perturb(
     length: int,
     padding_side: str,
     backend: str,
+    members: Tensor | None = None,
 ) -> Tensor:
-    check_layout(x, token_offsets, row_offsets, alphas.shape[0], length, baseline_tensor)
+    check_layout(x, token_offsets, row_offsets, alphas.shape[0], length, baseline_tensor, members)
     if with_triton(backend, x):
         from fastshap.kernels.perturb import perturb as run
     else:
@@ -50,6 +51,7 @@ def _run_perturb(
         held=held,
         length=length,
         padding_side=padding_side,
+        members=members,
     )
 
 
@@ -68,6 +70,7 @@ def _fake_perturb(
     length: int,
     padding_side: str,
     backend: str,
+    members: Tensor | None = None,
 ) -> Tensor:
     return x.new_empty(alphas.shape[0], length, x.shape[1])
 

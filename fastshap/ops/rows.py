@@ -21,7 +21,8 @@ class Rows:
     """The rows of one model call; shapes as in :mod:`fastshap.reference.rows`. All tensors lie on one device.
 
     ``alphas`` (R,), ``draws`` (R,), ``signs`` (R,), ``token_offsets`` (N + 1,), ``row_offsets`` (N + 1,), ``streams`` (N, 3),
-    ``held`` (M,) or None; ``baseline`` a number, (D,) or (positions, D). Offsets do not decrease; they begin at 0 and end at
+    ``held`` (M,) or None; ``baseline`` a number, (D,) or (positions, D). With ``members`` (R,) it is a set, (k, D) or
+    (k, positions, D), of which each row takes one. Offsets do not decrease; they begin at 0 and end at
     M and R (on a GPU not checked, as that would wait for the device).
     """
 
@@ -36,6 +37,7 @@ class Rows:
     held: Tensor | None
     length: int
     padding_side: str
+    members: Tensor | None = None
 
 
 def split(baseline: float | Tensor) -> tuple[float, Tensor | None]:
@@ -65,6 +67,7 @@ def check_embeddings(x: Tensor, rows: Rows) -> None:
         "draws": (rows.draws, (count,)),
         "signs": (rows.signs, (count,)),
         **({} if rows.held is None else {"held": (rows.held, (x.shape[0],))}),
+        **({} if rows.members is None else {"members": (rows.members, (count,))}),
     }
     for name, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape:
@@ -78,15 +81,19 @@ def check_embeddings(x: Tensor, rows: Rows) -> None:
     vectors(torch.float32, alphas=rows.alphas, signs=rows.signs)
     if rows.held is not None:
         vectors(torch.bool, held=rows.held)
+    if rows.members is not None:
+        vectors(torch.int64, members=rows.members)
     together(x, rows.token_offsets, rows.alphas, *(tensor for tensor, _ in expected.values()))
     if rows.padding_side not in ("left", "right"):
         raise InvalidArgumentError(f"padding_side must be 'left' or 'right'; got {rows.padding_side!r}.")
     if isinstance(rows.baseline, Tensor):
         together(x, rows.baseline)
-        if rows.baseline.ndim not in (1, 2) or rows.baseline.shape[-1] != x.shape[1]:
-            raise InvalidArgumentError(
-                f"The baseline has shape {tuple(rows.baseline.shape)}, but the embedding dimension is {x.shape[1]}."
-            )
+        shape, of_a_set = tuple(rows.baseline.shape), rows.members is not None
+        if len(shape) - of_a_set not in (1, 2) or shape[-1] != x.shape[1] or 0 in shape[:of_a_set]:
+            kind = "set of baselines" if of_a_set else "baseline"
+            raise InvalidArgumentError(f"The {kind} has shape {shape}, but the embedding dimension is {x.shape[1]}.")
+    elif rows.members is not None:
+        raise InvalidArgumentError("members are for a set of baselines, (k, D) or (k, positions, D); got a number.")
 
 
 def countable(what: str, number: int) -> None:
@@ -108,11 +115,22 @@ def vectors(dtype: torch.dtype, **tensors: Tensor) -> None:
 
 
 def check_layout(
-    x: Tensor, token_offsets: Tensor, row_offsets: Tensor, rows: int, length: int, baseline: Tensor | None
+    x: Tensor,
+    token_offsets: Tensor,
+    row_offsets: Tensor,
+    rows: int,
+    length: int,
+    baseline: Tensor | None,
+    members: Tensor | None,
 ) -> None:
-    room = length if baseline is None or baseline.ndim == 1 else min(length, baseline.shape[0])
+    by_position = baseline is not None and baseline.ndim == (2 if members is None else 3)
+    room = min(length, baseline.shape[-2]) if baseline is not None and by_position else length
     check_offsets("token_offsets", token_offsets, x.shape[0], room)
     check_offsets("row_offsets", row_offsets, rows)
+    if members is not None and baseline is not None and members.is_cpu and len(members):
+        least, most = int(members.min()), int(members.max())
+        if least < 0 or most >= len(baseline):
+            raise InvalidArgumentError(f"members must lie between 0 and {len(baseline) - 1}; got {least} and {most}.")
 
 
 def check_offsets(name: str, offsets: Tensor, end: int, most: int | None = None) -> None:

@@ -20,7 +20,7 @@ from fastshap.errors import InvalidArgumentError
 from fastshap.models.provenance import Provenance
 from fastshap.output.checked import Rule, check, compiled, short
 from fastshap.output.record import TARGET_POSITIONS, Record
-from fastshap.settings import PARAMETERS, Settings, baseline_of_plain
+from fastshap.settings import PARAMETERS, Settings
 from fastshap.tasks import has_classes
 from fastshap.types import model_task_of, name_of_task
 
@@ -141,11 +141,6 @@ def _agree(data: dict[str, Any]) -> None:
             raise InvalidArgumentError(f"element_spans[{i}] must lie in the text; got {[start, end]}.")
         if max(member) >= tokens:
             raise InvalidArgumentError(f"element_tokens[{i}] must be below {tokens}; got {short(member)}.")
-    baseline = data["settings"]["baseline"]
-    if isinstance(baseline, dict):
-        _regular(baseline["values"], "settings.baseline.values")
-        if not bool(baseline_of_plain(baseline).isfinite().all()):
-            raise InvalidArgumentError(f"settings.baseline.values must be finite as {baseline['dtype']}.")
 
 
 def _tokens(inputs: dict[str, Any], failed: bool) -> int:

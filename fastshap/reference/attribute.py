@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastshap.reference.rows import Even, Span, baseline_of, block_noise, blocks, even, promoted
+from fastshap.reference.rows import Even, Span, baseline_of, block_noise, blocks, even, members_of, promoted
 
 _SMALLEST_ALPHA = 2.0**-7
 
@@ -37,6 +37,7 @@ def attribute(
     padding_side: str,
     reduction: str,
     input_x_gradient: bool,
+    members: Tensor | None = None,
 ) -> Tensor:
     """Token scores of every row and target.
 
@@ -45,8 +46,8 @@ def attribute(
         z: (R, L, D), what :func:`perturb` returned for the same arguments.
         reduction: "sum" or "abs_mean".
         input_x_gradient: whether the gradient is multiplied, as in the table above.
-        x, token_offsets, row_offsets, alphas, streams, draws, signs, baseline, noise_std, held, padding_side: as for
-            :func:`fastshap.reference.perturb.perturb`.
+        x, token_offsets, row_offsets, alphas, streams, draws, signs, baseline, noise_std, held, padding_side, members: as
+            for :func:`fastshap.reference.perturb.perturb`.
 
     Returns:
         (T, R, L) float32, zero on padding.
@@ -56,7 +57,7 @@ def attribute(
     layout = even(token_offsets, row_offsets, length, draws)
     if layout is not None:
         differs = input_x_gradient and reduction == "sum"
-        noise = (streams, signs, baseline, noise_std, held) if differs else None
+        noise = (streams, signs, baseline, noise_std, held, members) if differs else None
         _fill(scores, gradients, z, x, layout, alphas, noise, reduction, input_x_gradient)
         return scores
     for block in blocks(token_offsets, row_offsets, length, dim, padding_side):
@@ -64,7 +65,17 @@ def attribute(
         if input_x_gradient and reduction == "sum":
             factors = [
                 *_differences(
-                    block, z, x, alphas, streams, draws, signs, baseline=baseline, noise_std=noise_std, held=held
+                    block,
+                    z,
+                    x,
+                    alphas,
+                    streams,
+                    draws,
+                    signs,
+                    baseline=baseline,
+                    noise_std=noise_std,
+                    held=held,
+                    members=members,
                 )
             ]
         elif input_x_gradient:
@@ -91,6 +102,7 @@ def _differences(
     baseline: float | Tensor,
     noise_std: float,
     held: Tensor | None,
+    members: Tensor | None,
 ) -> list[Tensor]:
     """x - b of every span, (rows, tokens, D) float32."""
     dim = x.shape[1]
@@ -104,7 +116,7 @@ def _differences(
         noise = list(block_noise(again, streams, draws, signs, dim))
     exact: list[Tensor] = []
     for span, e in zip(again, noise, strict=True):
-        base = baseline_of(span, baseline)
+        base = baseline_of(span, baseline, members)
         noisy = base if e is None else e.mul_(noise_std).add_(base)
         difference = (promoted(x[span.tokens]) - noisy).expand(span.rows.stop - span.rows.start, -1, -1)
         if held is not None:
@@ -139,7 +151,7 @@ def _fill(
     x: Tensor,
     layout: Even,
     alphas: Tensor,
-    noise: tuple[Tensor, Tensor, float | Tensor, float, Tensor | None] | None,
+    noise: tuple[Tensor, Tensor, float | Tensor, float, Tensor | None, Tensor | None] | None,
     reduction: str,
     input_x_gradient: bool,
 ) -> None:
@@ -180,11 +192,16 @@ def _exact(
     baseline: float | Tensor,
     noise_std: float,
     held: Tensor | None,
+    members: Tensor | None,
 ) -> Tensor:
     """x - b of some rows of the call (m,), whose embeddings are ``own`` (m, L, D)."""
     _, tokens, dim = own.shape
-    base = promoted(baseline) if isinstance(baseline, Tensor) else baseline
-    difference = own - (base[:tokens] if isinstance(base, Tensor) and base.ndim == 2 else base)
+    base = promoted(baseline) if isinstance(baseline, Tensor) and members is None else baseline
+    if members is not None:
+        base = members_of(baseline, members[rows], tokens)  # type: ignore[arg-type]  # a set is a tensor
+    elif isinstance(base, Tensor) and base.ndim == 2:
+        base = base[:tokens]
+    difference = own - base
     if noise_std and len(rows):
         difference -= layout.noise_of(rows, streams, dim).mul_(noise_std * signs[rows, None, None])
     if held is not None:

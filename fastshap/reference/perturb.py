@@ -1,6 +1,6 @@
 """Noisy baselines and interpolation for the rows of one model call.
 
-b[r, p] = baseline[p] + noise_std * sign[r] * e(stream of the row's text, draw[r], p)
+b[r, p] = baseline[p] + noise_std * sign[r] * e(stream of the row's text, draw[r], p)      of a set: baseline[member[r], p]
 z[r, p] = (1 - alpha[r]) * x[p] + alpha[r] * b[r, p]          z (R, L, D), x (M, D) packed
 z[r, p] = x[p] where p is held, and 0 on padding
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastshap.reference.rows import Even, baseline_of, block_noise, blocks, even, promoted
+from fastshap.reference.rows import Even, baseline_of, block_noise, blocks, even, members_of, promoted
 
 
 def perturb(
@@ -27,6 +27,7 @@ def perturb(
     held: Tensor | None,
     length: int,
     padding_side: str,
+    members: Tensor | None = None,
 ) -> Tensor:
     """The perturbed embeddings of R rows.
 
@@ -38,11 +39,12 @@ def perturb(
         streams: (N, 3) int64: two key words and the round of each text.
         draws: (R,) int64: which noise vector of its text a row takes.
         signs: (R,) float32, 1 or -1.
-        baseline: a number, (D,) or (positions, D).
+        baseline: a number, (D,) or (positions, D); of a set (k, D) or (k, positions, D).
         noise_std: standard deviation of the noise.
         held: (M,) bool or None: tokens that stay at their own embedding.
         length: L, at least the longest text's number of tokens.
         padding_side: "right" or "left".
+        members: (R,) int64: which member of the set a row takes. None: the baseline is no set.
 
     Returns:
         (R, L, D) in the dtype of x; computed in float32 (in float64 for float64).
@@ -51,14 +53,14 @@ def perturb(
     z = x.new_zeros(alphas.shape[0], length, dim)
     layout = even(token_offsets, row_offsets, length, draws)
     if layout is not None:
-        _fill(z, x, layout, alphas, streams, signs, baseline, noise_std, held)
+        _fill(z, x, layout, alphas, streams, signs, baseline, noise_std, held, members)
         return z
     for block in blocks(token_offsets, row_offsets, length, dim, padding_side):
         noise = block_noise(block, streams, draws, signs, dim) if noise_std else [None] * len(block)
         for span, e in zip(block, noise, strict=True):
             alpha = alphas[span.rows, None, None]
             own, point = promoted(x[span.tokens]), z[span.rows, span.columns]
-            base = baseline_of(span, baseline)
+            base = baseline_of(span, baseline, members)
             # Straight into z where it has the precision to compute in.
             there = point if point.dtype == own.dtype else torch.empty_like(point, dtype=own.dtype)
             torch.mul(own, 1 - alpha, out=there)
@@ -85,10 +87,13 @@ def _fill(
     baseline: float | Tensor,
     noise_std: float,
     held: Tensor | None,
+    members: Tensor | None,
 ) -> None:
     """The same for texts of one length, many at once."""
     dim, rows, tokens, distinct = x.shape[1], layout.rows, layout.tokens, len(layout.draws)
-    base = promoted(baseline)[:tokens] if isinstance(baseline, Tensor) and baseline.ndim == 2 else baseline
+    base = baseline
+    if members is None and isinstance(baseline, Tensor) and baseline.ndim == 2:
+        base = promoted(baseline)[:tokens]
     for part in layout.parts(dim):
         texts = part.stop - part.start
         here = slice(part.start * rows, part.stop * rows)
@@ -96,7 +101,10 @@ def _fill(
         point, alpha = z[here].view(texts, rows, tokens, dim), alphas[here].view(texts, rows, 1, 1)
         there = point if point.dtype == own.dtype else torch.empty_like(point, dtype=own.dtype)
         torch.mul(own, 1 - alpha, out=there)
-        if isinstance(base, Tensor):
+        if members is not None:
+            chosen = members_of(baseline, members[here], tokens)  # type: ignore[arg-type]  # a set is a tensor
+            there.addcmul_(alpha, chosen.view(texts, rows, -1, dim))
+        elif isinstance(base, Tensor):
             there.addcmul_(alpha, promoted(base))
         elif base:
             there.add_(alpha * base)

@@ -139,9 +139,17 @@ def promoted(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def baseline_of(span: Span, baseline: float | Tensor) -> float | Tensor:
-    """The baseline at the span's tokens: a number, (D,) or (tokens, D) float32."""
+def baseline_of(span: Span, baseline: float | Tensor, members: Tensor | None) -> float | Tensor:
+    """The baseline at the span's tokens: a number, (D,) or (tokens, D), of a set (rows, 1 or tokens, D); float32."""
     if not isinstance(baseline, Tensor):
         return baseline
+    if members is not None:
+        return members_of(baseline, members[span.rows], span.tokens.stop - span.tokens.start)
     baseline = promoted(baseline)
     return baseline if baseline.ndim == 1 else baseline[: span.tokens.stop - span.tokens.start]
+
+
+def members_of(baseline: Tensor, members: Tensor, tokens: int) -> Tensor:
+    """(m, 1 or tokens, D) float32: some members of a set (k, D) or (k, positions, D)."""
+    chosen = baseline[members]
+    return promoted(chosen[:, None] if chosen.ndim == 2 else chosen[:, :tokens])

@@ -7,6 +7,7 @@ tests/operators/test_gpu.py: a wait within an operator or an allocation, and the
 """
 
 import copy
+import dataclasses
 import inspect
 from collections import Counter
 
@@ -17,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 import fastshap
 from fastshap import ops
+from fastshap.engine.members import Members
 from fastshap.engine.rounds import Rounds
 
 META = torch.device("meta")
@@ -80,6 +82,12 @@ def on_meta(bert_pair, llama_pair, monkeypatch):
             patched.setattr(Rounds, work, recorded)
             explainer(TEXTS, 1 if task == "classification" else ["fine film"] * len(TEXTS))
         ((its, arguments),) = seen
+        if isinstance(its.execution.baseline, Members):
+            its.execution.baseline.at(META, 64)  # once a device; later calls find them there
+        elif isinstance(its.execution.baseline, torch.Tensor):
+            its = dataclasses.replace(
+                its, execution=dataclasses.replace(its.execution, baseline=torch.zeros(36, device=META))
+            )
         watched, fetched = Watched(), []
 
         def fetch(tensors):
@@ -106,6 +114,9 @@ OPTIONS = [
     {"granularity": "all_tokens", "granularity_aggregation_strategy": "max"},
     {"reduction": "abs_mean"},
     {"perturb_special_tokens": False},
+    {"baseline": "mean"},
+    {"baseline": fastshap.BaselineSet(["An ordinary film.", "ok"])},
+    {"baseline": fastshap.BaselineSet(torch.linspace(-1, 1, 72).view(2, 36)), "perturb_special_tokens": False},
 ]
 
 

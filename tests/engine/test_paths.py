@@ -177,7 +177,7 @@ def test_nothing_is_made_where_nothing_is_joined():
     """Many classes at once are no matrix of their number squared."""
     classes, rows = 1000, 8
     item = Item(range(5), torch.arange(classes), [False] * 5, {})
-    execution = Execution(Settings(), Layout(), "torch", None)
+    execution = Execution(Settings(), Layout(), "torch", None, 0.0)
     samples = draw_samples(0, [1, 2, 3, 4, 5], rows, "antithetic")
     tracemalloc.start()
     try:

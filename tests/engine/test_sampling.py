@@ -43,6 +43,22 @@ def test_positions_are_uniform(sampling, n):
 
 
 @pytest.mark.parametrize("sampling", ["antithetic", "iid"])
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_members_are_uniform_and_independent(sampling, count):
+    """Of the stratum, of a pair's other sample, of the noise's sign; large sets too."""
+    drawn = np.stack([draw_samples(seed, [4, 9], 10, sampling, baselines=count).members for seed in range(4000)])
+    assert ((drawn >= 0) & (drawn < count)).all()
+    for one in [*drawn.T, drawn.ravel()]:
+        share = np.bincount(one, minlength=count) / len(one)
+        assert (abs(share - 1 / count) < 5 * (1 / count / len(one)) ** 0.5).all()
+    both = np.mean(drawn[:, ::2] == drawn[:, 1::2])
+    assert abs(both - 1 / count) < 5 * (1 / count / drawn[:, ::2].size) ** 0.5
+    large = draw_samples(3, [4, 9], 500, sampling, baselines=2**31 - 1).members
+    assert 0 <= large.min() < 2**26
+    assert 2**31 - 2**26 < large.max() < 2**31 - 1
+
+
+@pytest.mark.parametrize("sampling", ["antithetic", "iid"])
 @pytest.mark.parametrize("width", [0.05, 0.3, 1.0, 5.0])
 def test_weights_keep_the_expectation_under_a_density(sampling, width):
     """Weighted moments of the positions are those of uniform ones; and the density is the one that is written down."""

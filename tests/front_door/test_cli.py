@@ -169,6 +169,23 @@ def test_every_parameter_is_an_option(default_pair):
     assert isinstance(delta[0], float)
 
 
+def test_baselines_of_the_shell(tmp_path):
+    """Numbers stay numbers; names of tokens; background texts from a file."""
+    shown = lambda *arguments: json.loads(run("--json", *arguments, "fine film").stdout)["settings"]["baseline"]  # noqa: E731
+    for word, value in {"0.5": 0.5, "-1": -1, "1e-3": 0.001, "[MASK]": "[MASK]", "#4": "#4", "mean": "mean"}.items():
+        assert shown("--baseline", word) == value
+    path = tmp_path / "background.txt"
+    path.write_text("\ufeffAn ordinary film.\r\n\r\nok\n", encoding="utf-8")
+    assert shown("--background", str(path))["texts"] == ["An ordinary film.", "ok"]
+    assert "no token '[MSK]'" in run("--baseline", "[MSK]", "fine film", code=2).stderr
+    assert "leave out --baseline" in run("--baseline", "0", "--background", str(path), "fine", code=2).stderr
+    assert "No such file" in run("--background", str(tmp_path / "none"), "fine", code=2).stderr
+    path.write_text("\n \n")
+    assert "holds no text" in run("--background", str(path), "fine", code=2).stderr
+    path.write_bytes(b"\xff\xfe\xfa")
+    assert "not UTF-8" in run("--background", str(path), "fine", code=2).stderr
+
+
 def test_texts_from_files_and_standard_input(tmp_path):
     path = tmp_path / "texts.txt"
     path.write_text("\ufefffine film\r\n\r\nnot good", encoding="utf-8")

@@ -29,6 +29,8 @@ def stored(output):
         {"reduction": "abs_mean", "sampling": "iid", "input_x_gradient": False, "n_perturbations": 7},
         {"rtol": 0.2, "n_perturbations": 6, "path_density": 1.0, "seed": 12345678901},
         {"baseline": 0.25, "noise_std": 0.0, "granularity_aggregation_strategy": "first"},
+        {"baseline": "mean", "rtol": 0.5, "max_perturbations": 40},
+        {"baseline": fastshap.BaselineSet(["An ordinary film.", "ok"]), "sampling": "iid", "path_density": 1.0},
     ],
     ids=str,
 )

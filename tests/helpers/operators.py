@@ -40,6 +40,9 @@ CASES = [
     {"side": "left"},
     {"baseline": "(D,)"},
     {"baseline": "(L, D)", "side": "left"},
+    {"baseline": "(k, D)", "held": True},
+    {"baseline": "(k, L, D)", "side": "left"},
+    {"baseline": "(k, L, D)", "noise_std": 0.0, "dtype": torch.bfloat16},
     {"held": True},
     {"noise_std": 0.0},
     {"pairs": False},
@@ -66,11 +69,17 @@ def make(
     seed=0,
     device="cpu",
 ):
-    """Embeddings (M, D) and Rows. ``baseline``: a number, "(D,)" or "(L, D)"; ``padding``: columns beyond the longest text."""
+    """Embeddings (M, D) and Rows.
+
+    Args:
+        baseline: a number, "(D,)" or "(L, D)"; of a set "(k, D)" or "(k, L, D)", whose members are in x's dtype.
+        padding: columns beyond the longest text.
+    """
     torch.manual_seed(seed)
     texts, count = len(tokens), sum(rows)
     x = torch.randn(sum(tokens), dim).to(dtype)
-    shape = {"(D,)": (dim,), "(L, D)": (max(tokens), dim)}.get(baseline)
+    shapes = {"(D,)": (dim,), "(L, D)": (max(tokens), dim), "(k, D)": (3, dim), "(k, L, D)": (3, max(tokens) + 1, dim)}
+    shape, of_a_set = shapes.get(baseline), str(baseline).startswith("(k")
     alphas = torch.rand(count)
     alphas[::3] *= 1e-4  # positions so close to x that the noise is generated again
     alphas[4::5] = 1.0
@@ -85,11 +94,12 @@ def make(
         streams=on(torch.randint(0, 2**32, (texts, 3)) % torch.tensor([2**32, 2**32, 9])),
         draws=on(torch.cat([torch.arange(n) // share for n in rows])),
         signs=on(torch.cat(signs)),
-        baseline=baseline if shape is None else on(torch.randn(shape)),
+        baseline=baseline if shape is None else on(torch.randn(shape).to(dtype if of_a_set else torch.float32)),
         noise_std=noise_std,
         held=on(torch.rand(sum(tokens)) < 0.3) if held else None,
         length=max(tokens) + padding,
         padding_side=side,
+        members=on(torch.randint(0, 3, (count,))) if of_a_set else None,
     )
     return on(x), described
 
@@ -110,6 +120,7 @@ def alone(x, rows, text, *, length, side):
         held=None if rows.held is None else rows.held[lo:hi],
         length=length,
         padding_side=side,
+        members=None if rows.members is None else rows.members[of_rows],
     )
 
 
@@ -139,10 +150,10 @@ def expected_points(x, rows):
         lo, hi = token_offsets[text], token_offsets[text + 1]
         start = rows.length - (hi - lo) if rows.padding_side == "left" else 0
         own = x[lo:hi]
-        base = rows.baseline
-        if isinstance(base, torch.Tensor):
-            base = base.cpu().double() if base.ndim == 1 else base[: hi - lo].cpu().double()
         for row in range(row_offsets[text], row_offsets[text + 1]):
+            base = rows.baseline if rows.members is None else rows.baseline[rows.members[row].item()]
+            if isinstance(base, torch.Tensor):
+                base = base.cpu().double() if base.ndim == 1 else base[: hi - lo].cpu().double()
             draw = rows.draws[row].item()
             noisy = base + rows.noise_std * signs[row] * noise(stream, draw, hi - lo, x.shape[1])
             if rows.held is not None:

@@ -360,6 +360,25 @@ def test_outputs_that_are_refused(tmp_path):
     assert rows(out)[0]["attributions"] != before[0]["attributions"]
 
 
+def test_background_texts_of_a_job(tmp_path, default_pair):
+    """They travel with the job; resuming compares them; outputs read from the job hold the set."""
+    path, out = write(tmp_path / "texts.parquet", ["fine film", "not good"]), tmp_path / "out"
+    for name, texts in {"one": "An ordinary film.\nok\n", "other": "An ordinary film.\nwell\n"}.items():
+        (tmp_path / f"{name}.txt").write_text(texts)
+    run(path, out, "--background", tmp_path / "one.txt", *QUICK)
+    baseline = fastshap.BaselineSet(["An ordinary film.", "ok"])
+    said = refused(path, out, "--resume", "--background", tmp_path / "other.txt")
+    assert f'settings.baseline.fingerprint was "{baseline.fingerprint}" and is' in said
+    assert "settings.baseline was" in refused(path, out, "--resume", "--baseline", "[MASK]")
+    assert "2 (2 from before)" in run(path, out, "--resume", "--background", tmp_path / "one.txt", *QUICK).stdout
+    explainer = fastshap.GradientShap(*default_pair, batch_size="auto", baseline=baseline, n_perturbations=4)
+    for output, expected in zip(fastshap.jobs.read(out), explainer(["fine film", "not good"]), strict=True):
+        assert output.baseline == baseline
+        torch.testing.assert_close(output.attributions, expected.attributions, atol=1e-5, rtol=1e-4)
+        assert fastshap.reproduce(output, *default_pair).same
+    assert pickle.loads(pickle.dumps(BatchExplainer(baseline=baseline))).settings["baseline"] == baseline
+
+
 def test_a_manifest_that_is_gone_or_lacks_something_is_made_anew_from_the_parts(tmp_path):
     path, out = write(tmp_path / "a.parquet", ["fine film", "not good"]), tmp_path / "out"
     run(path, out, *QUICK)

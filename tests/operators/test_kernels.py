@@ -30,11 +30,14 @@ CASES = [
     {"side": "left", "pairs": False},
     {"baseline": "(D,)", "held": True, "padding": 0},
     {"baseline": "(L, D)", "side": "left", "padding": 1},
+    {"baseline": "(k, L, D)", "held": True, "padding": 1},
     # In float32 only:
     {"padding": 0},
     {"baseline": "(L, D)", "pairs": False, "held": True},
     {"noise_std": 0.0, "side": "left", "held": True},
     {"noise_std": 0.0, "baseline": "(D,)"},
+    {"baseline": "(k, D)", "side": "left", "pairs": False, "held": True},
+    {"noise_std": 0.0, "baseline": "(k, L, D)", "padding": 0},
 ]
 OF_A_CASE = {
     "side": "right",
@@ -48,7 +51,7 @@ MATRIX = [
     {"shape": shape, "dtype": dtype, **OF_A_CASE, **case}
     for shape in SMALL_SHAPES
     for dtype in DTYPES
-    for case in CASES[: None if dtype == torch.float32 else 3]
+    for case in CASES[: None if dtype == torch.float32 else 4]
 ]
 REDUCTIONS = [("sum", True), ("sum", False), ("abs_mean", True), ("abs_mean", False)]
 
@@ -217,6 +220,7 @@ SHARED = {
     "tokens held": ([3, 1], [4, 3], 12, {"held": True, "baseline": "(L, D)"}),
     "independent draws": ([2, 1], [5, 2], 384, {"pairs": False, "baseline": "(D,)", "dtype": torch.bfloat16}),
     "no noise": ([2, 1], [3, 2], 12, {"noise_std": 0.0}),
+    "a set": ([3, 1], [5, 2], 12, {"baseline": "(k, L, D)", "side": "left"}),
 }
 
 
@@ -285,10 +289,14 @@ def test_views(view, dim, dtype, poisoned):
 
 
 @pytest.mark.interpret
-@pytest.mark.parametrize(("dim", "dtype"), [*((7, dtype) for dtype in DTYPES), (100, torch.float32)], ids=str)
-def test_repeats_and_neighbours_do_not_show(dim, dtype):
+@pytest.mark.parametrize(
+    ("dim", "dtype", "baseline"),
+    [*((7, dtype, "(L, D)") for dtype in DTYPES), (100, torch.float32, "(L, D)"), (12, torch.bfloat16, "(k, L, D)")],
+    ids=str,
+)
+def test_repeats_and_neighbours_do_not_show(dim, dtype, baseline):
     """Bitwise: the same call twice, and a text on its own, with other padding on the other side."""
-    x, rows = make([1, 0, 3], [2, 1, 3], dim, dtype=dtype, baseline="(L, D)", held=True, padding=0)
+    x, rows = make([1, 0, 3], [2, 1, 3], dim, dtype=dtype, baseline=baseline, held=True, padding=0)
     z = ops.perturb(x, rows, backend="triton")
     gradients = torch.randn(2, *z.shape).to(dtype)
     runs = [

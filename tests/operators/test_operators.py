@@ -67,6 +67,24 @@ def test_blocks_do_not_show(monkeypatch):
     assert torch.equal(ops.attribute(gradients, z, x, rows, reduction="sum", input_x_gradient=True), scores)
 
 
+@pytest.mark.parametrize("baseline", ["(k, D)", "(k, L, D)"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_set_is_its_members_one_by_one(baseline, dtype, monkeypatch):
+    """Texts of one length, whole calls at once and in small parts: each row is that of its member alone; same noise."""
+    x, rows = make([5, 5, 5], [4, 4, 4], 6, baseline=baseline, held=True, padding=0, dtype=dtype)
+    gradients = torch.randn(2, 12, 5, 6).to(dtype)
+    how = {"reduction": "sum", "input_x_gradient": True}
+    for elements in (1 << 19, 100):
+        monkeypatch.setattr("fastshap.reference.rows._BLOCK_ELEMENTS", elements)
+        z = ops.perturb(x, rows)
+        scores = ops.attribute(gradients, z, x, rows, **how)
+        for member in range(3):
+            alone = dataclasses.replace(rows, baseline=rows.baseline[member], members=None)
+            its = rows.members == member
+            assert torch.equal(ops.perturb(x, alone)[its], z[its])
+            assert torch.equal(ops.attribute(gradients, z, x, alone, **how)[:, its], scores[:, its])
+
+
 def test_non_contiguous_inputs():
     x, rows = make([4, 3], [2, 2], 6, baseline="(L, D)")
     strided = lambda t: t.repeat_interleave(2, -1)[..., ::2]  # noqa: E731
@@ -175,7 +193,11 @@ def test_opcheck_of_scores(recorded):
         assert set(torch.library.opcheck(*call).values()) == {"SUCCESS"}
 
 
-@pytest.mark.parametrize("case", [{}, {"baseline": "(L, D)", "held": True, "side": "left"}], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [{}, {"baseline": "(L, D)", "held": True, "side": "left"}, {"baseline": "(k, L, D)", "held": True, "side": "left"}],
+    ids=str,
+)
 def test_compile(case):
     x, rows = make([3, 2], [2, 4], 6, **case)
     members, offsets = torch.tensor([3, 1, 0]), torch.tensor([0, 2, 2, 3])
@@ -228,6 +250,7 @@ def changed(**fields):
     return x, dataclasses.replace(rows, **new)
 
 
+MEMBERS = torch.tensor([0, 2, 1, 0])
 TENSORS = ("token_offsets", "row_offsets", "alphas", "streams", "draws", "signs", "baseline", "held")
 BAD_ROWS = [
     *((r"one device.*cpu, meta", {name: lambda t: t.to("meta")}) for name in TENSORS),
@@ -255,6 +278,17 @@ BAD_ROWS = [
     (r"2\^31", {"length": 2**28}),  # one row
     (r"2\^31", {"length": 2**31}),
     ("'left' or 'right'; got 'Left'", {"padding_side": "Left"}),
+    # members of sets
+    (r"set of baselines has shape \(4, 6, 6, 1\).*6", {"members": MEMBERS, "baseline": torch.zeros(4, 6, 6, 1)}),
+    (r"set of baselines has shape \(3, 5\).*6", {"members": MEMBERS, "baseline": torch.zeros(3, 5)}),
+    (r"set of baselines has shape \(0, 6\).*6", {"members": MEMBERS, "baseline": torch.zeros(0, 6)}),
+    (r"members are for a set of baselines.*got a number", {"members": MEMBERS, "baseline": 0.5}),
+    ("members must be contiguous int64", {"members": MEMBERS.int()}),
+    (r"members must have shape \(4,\); got \(3,\)", {"members": MEMBERS[:3]}),
+    (r"members must lie between 0 and 1; got 0 and 2", {"members": MEMBERS, "baseline": torch.zeros(2, 6)}),
+    (r"members must lie between 0 and 3; got -1 and 1", {"members": MEMBERS - 1}),
+    (r"text 4 tokens, and there is room for 3", {"members": MEMBERS, "baseline": torch.zeros(3, 3, 6)}),
+    (r"one device.*cpu, meta", {"members": MEMBERS.to("meta")}),
 ]
 
 

@@ -17,6 +17,7 @@ ONES = 0xFFFFFFFF
 GOLDEN_KEY = (0x467B4F5A, 0xBCAC2804)
 GOLDEN_ANTITHETIC = [0.02893747, 0.22240552, 0.56640476, 0.738861, 0.9003182]
 GOLDEN_IID = [0.14468735, 0.112027586, 0.8320238, 0.694305, 0.501591]
+GOLDEN_MEMBERS = {1: [0, 0, 0, 0, 0], 7: [2, 3, 5, 0, 6], 100: [1, 29, 83, 11, 11]}  # by how many there are
 GOLDEN_NOISE = [-1.15635, -0.743533, -0.752741, -0.225824, -0.173575, 1.144366]
 
 
@@ -82,6 +83,23 @@ def test_golden_vectors():
     np.testing.assert_array_equal(iid.draws, range(5))
     noise = normals(torch.tensor([samples.stream]), torch.tensor([2]), torch.tensor([1]), 6)[0]
     np.testing.assert_allclose(noise, GOLDEN_NOISE, atol=5e-6)
+
+
+def test_golden_members():
+    """Of sets of baselines: the same for both samplings and any n; the noise and the positions stay as they are."""
+    for count, members in GOLDEN_MEMBERS.items():
+        for sampling in ("antithetic", "iid"):
+            samples = draw_samples(0, [101, 2025, 2204, 102], 5, sampling, round_=3, baselines=count)
+            assert samples.members.tolist() == members
+            assert samples.members.dtype == np.int64
+            more = draw_samples(0, [101, 2025, 2204, 102], 90, sampling, round_=3, baselines=count)
+            assert more.members[:5].tolist() == members
+            plain = draw_samples(0, [101, 2025, 2204, 102], 5, sampling, round_=3)
+            assert plain.members is None
+            for one, other in zip(plain[:-1], samples[:-1], strict=True):
+                np.testing.assert_array_equal(one, other)
+    words = slow_philox((1, 100, 0, (3 << 8) | 2), GOLDEN_KEY)  # the layout of docs/adr/0001, of sample 4
+    assert words[0] * 100 >> 32 == GOLDEN_MEMBERS[100][4]
 
 
 def test_key_is_the_beginning_of_sha256():

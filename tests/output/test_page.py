@@ -341,6 +341,9 @@ def test_the_call_names_what_is_not_a_default():
         "# baseline: a tensor of shape (2,), SHA-256 in float64 374708fff7719dd5" in Parsed(page_of(record)).text
     )
     assert "max_perturbations=99," in page_of(with_settings(record, max_perturbations=99))
+    assert 'baseline="[MASK]"' in Parsed(page_of(with_settings(record, baseline="[MASK]"))).text
+    of_a_set = page_of(with_settings(record, baseline=fastshap.BaselineSet(["a", "b"])))
+    assert "# baseline: a fastshap.BaselineSet of 2 texts, fingerprint " in of_a_set
     own = page_of(with_settings(record, inference_mode=torch.sigmoid))
     assert "inference_mode=inference_mode," in own
     assert "# inference_mode: your own sigmoid" in own

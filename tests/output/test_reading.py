@@ -42,7 +42,7 @@ def changed(line=0, **changes):
         ({"settings__seed": 2**63}, "settings.seed must be at most"),
         ({"settings__noise_std": -0.1}, "settings.noise_std must be at least 0"),
         ({"settings__rtol": 10**400}, "settings.rtol must be at most"),
-        ({"settings__baseline": [1]}, "settings.baseline must be null or a number or an object"),
+        ({"settings__baseline": [1]}, "settings.baseline must be null or a number or a string or an object"),
         (
             {"settings__baseline": {"dtype": "nn", "values": [1]}},
             "settings.baseline.dtype must be one of 'float16'",

@@ -398,6 +398,13 @@ def c_baselines(pair, monkeypatch):
         other = captum_runs(pair, baselines=theirs, n_samples=20).sum(-1)[0]
         alike(ours(pair, baseline=mine, n_perturbations=20).attributions[0], other, 1e-4)
 
+    several = torch.cat([torch.zeros_like(x), 0.1 * torch.ones_like(x).cumsum(1)])
+    np.random.seed(0)
+    torch.manual_seed(0)
+    monkeypatch.undo()
+    other = captum_runs(pair, baselines=several, n_samples=4000).sum(-1)[0]
+    alike(ours(pair, baseline=fastshap.BaselineSet(several), n_perturbations=2000).attributions[0], other, 0.1)
+
 
 def c_samples(pair, monkeypatch):
     rows = []
@@ -503,6 +510,12 @@ def shap_runs(pair, local_smoothing=0, **options):
 
 def s_explainer(pair, monkeypatch):
     alike(ours(pair).attributions[0], torch.tensor(shap_runs(pair)[0, :, :, 0].sum(-1)))
+    background = torch.cat([embedded(pair, "film is not art"), embedded(pair, "it is so so")])  # of the same length
+    explainer = shap.GradientExplainer(Embedded(pair[0]), background)
+    values = explainer.shap_values(embedded(pair), nsamples=4000, rseed=0)
+    for baseline in (background, ["film is not art", "it is so so"]):
+        mine = ours(pair, baseline=fastshap.BaselineSet(baseline), n_perturbations=2000)
+        alike(mine.attributions[0], torch.tensor(values[0, :, :, 0].sum(-1)), 0.1)
 
 
 def s_values(pair, monkeypatch):

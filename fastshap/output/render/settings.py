@@ -14,6 +14,7 @@ from fastshap.models.provenance import Provenance
 from fastshap.output.record import Record
 from fastshap.output.render.markup import marked
 from fastshap.output.visible import printable
+from fastshap.types.baselines import BaselineSet
 
 _COMBINATIONS = 20  # that a page lists
 
@@ -72,6 +73,9 @@ def _literal(value: Any) -> str:
 
 def _remark(value: Any) -> str:
     """What a value is that cannot be written out; nothing for those that can."""
+    if isinstance(value, BaselineSet):
+        what = f"{len(value)} texts" if value.shape is None else f"embeddings of shape {value.shape}"
+        return f"a fastshap.BaselineSet of {what}, fingerprint {value.fingerprint}"
     if isinstance(value, Tensor):
         digest = hashlib.sha256(value.detach().cpu().double().numpy().tobytes()).hexdigest()
         return f"a tensor of shape {tuple(value.shape)}, SHA-256 in float64 {digest[:16]}"
