@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
 
@@ -103,12 +104,14 @@ def verify(
 
 def _run(settings: dict[str, Any], local: bool, **given: Any) -> None:
     from fastshap import jobs
-    from fastshap.errors import FastshapError, JobError
+    from fastshap.errors import FastshapError, JobError, NoiseWarning
     from fastshap.jobs.stopping import Terminated
 
     output = given["output"]
     try:
-        summary = jobs.run(**given, runner="local" if local else "auto", progress=True, **_as_python(settings))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NoiseWarning)  # the summary says so
+            summary = jobs.run(**given, runner="local" if local else "auto", progress=True, **_as_python(settings))
     except FastshapError as error:
         if not isinstance(error, JobError) or not error.begun:
             _fail(str(error), 2)

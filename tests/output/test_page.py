@@ -129,7 +129,7 @@ def test_infinite_scores():
 
 
 def test_all_scores_zero():
-    record = record_of("a b", attributions=torch.zeros(1, 2))
+    record = record_of("a b", attributions=torch.zeros(1, 2), standard_error=torch.zeros(1, 2))
     assert [attrs.get("class") for _, attrs in Parsed(page_of(record)).words] == [None, None]
 
 
@@ -280,14 +280,14 @@ def test_the_line_below_says_how():
     text = Parsed(page_of(record)).text
     assert (
         "explains the logit; one score per word (sum of its tokens); 40 samples in 4 rounds; within rtol 0.05; "
-        "elsewhere −0.25; convergence delta +0.003; the text was cut to what the model takes" in text
+        "elsewhere −0.25; convergence delta +0.003; reliability 1.00; the text was cut to what the model takes" in text
     )
     assert (
         "rtol 0.05 not met within max_perturbations=640"
         in Parsed(page_of(dataclasses.replace(record, converged=False))).text
     )
     plain = Parsed(page_of(record_of("not good"))).text
-    assert "one score per word (mean of its tokens); 10 samples\nSettings" in plain
+    assert "one score per word (mean of its tokens); 10 samples; reliability 1.00\nSettings" in plain
 
 
 def test_what_was_not_explained_says_why():
