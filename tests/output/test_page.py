@@ -602,6 +602,34 @@ def fits(browser):
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("targets", [["positive"], ["joy", "fear"]])
+def test_what_may_be_zero_gets_its_colour_by_the_keyboard(visit, targets):
+    record = record_of("not good at all", targets)
+    record.standard_error = record.attributions.abs() * torch.tensor([0.01, 10, 0.01, 10])
+    browser = visit(page_of(record))
+
+    def looks():
+        """Whether each word that is shown has a background and a line below."""
+        return browser.execute_script(
+            "return [...document.querySelectorAll('.s > [tabindex]')].filter(e => e.offsetParent).map(e => {"
+            "const look = getComputedStyle(e); return [look.backgroundColor, look.borderBottomColor].map("
+            "colour => colour !== 'rgba(0, 0, 0, 0)')})"
+        )
+
+    assert looks() == [[True, True], [False, False]] * 2
+    switch = press(browser, "TAB")
+    assert switch.get_attribute("type") == "checkbox"
+    (label,) = shown(browser, "label.l")
+    assert label.value_of_css_property("outline-style") == "solid"
+    press(browser, "SPACE")
+    assert looks() == [[True, True]] * 4
+    label.click()
+    assert looks() == [[True, True], [False, False]] * 2
+    browser = visit(page_of(record, uncertain=True))
+    assert looks() == [[True, True]] * 4
+
+
+@pytest.mark.browser
 @pytest.mark.parametrize("policy", [True, False])
 def test_nothing_runs_and_nothing_is_fetched(visit, server, policy):
     from selenium.common.exceptions import NoAlertPresentException

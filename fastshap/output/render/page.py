@@ -120,7 +120,7 @@ def colour_switch(name: str, unit: str, on: bool) -> tuple[str, str]:
     """What colours elements that may be zero, and its label. The first stands before these elements, the second behind them."""
     one, checked = f"{plain(name)}-all", " checked" if on else ""
     toggle = f'<input type="checkbox" class="a" id="{one}"{checked}>'
-    return toggle, f'<label class="l" for="{one}">Colour every {unit}, also where the score may be noise</label>'
+    return toggle, f'<label class="l" for="{one}">Colour all {unit}s, also those whose score may be noise</label>'
 
 
 def _switch(record: Record, name: str, stretches: list[Stretch], names: list[str]) -> Iterator[str]:

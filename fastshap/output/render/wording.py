@@ -87,8 +87,7 @@ def may_be_zero(score: float, error: float, freedom: int) -> bool:
 
 def of_uncertain(record: Record) -> str:
     """What it means that an element has no colour."""
-    unit = unit_name(record)
-    return f"no colour: the 95 % interval of this {unit} contains zero, so its score may be noise"
+    return f"{unit_name(record)}s without colour: the 95 % interval of their score contains zero, so it may be noise"
 
 
 def form_of(largest: float) -> str:
