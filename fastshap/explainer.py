@@ -282,7 +282,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
 
     def _again(self, record: Record, options: Mapping[str, Any]) -> AttributionOutput:
         apart = {"batch_size": self._budget.batch_size, "on_error": "raise", "return_convergence_delta": False}
-        return self._for_call(apart | options)._repeat(record)
+        return self._for_call({**apart, **options})._repeat(record)
 
     def _grouping(self, one: Prepared, given: tuple[list[list[int]], list[str]] | None = None) -> Grouping:
         its, joins = self.settings, self.settings.reduction == "sum"

@@ -205,7 +205,7 @@ def _collected(category: type[Warning]) -> Iterator[list[str]]:
         else:
             show(message, kind, *where)
 
-    warnings.showwarning = keep
+    warnings.showwarning = keep  # type: ignore[assignment]
     yield found
 
 

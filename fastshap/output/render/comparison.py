@@ -6,7 +6,6 @@ Takes a :class:`fastshap.output.comparison.Comparison`, which stands behind this
 from __future__ import annotations
 
 import io
-import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -159,10 +158,8 @@ def _form(comparison: Any) -> str:
 def _unsure(comparison: Any, cells: list[_Cell]) -> list[bool]:
     """Of a row's cells, whether the 95 % interval of the score contains zero; of a difference nobody asks."""
     freedoms = [column.output.degrees_of_freedom for column in comparison.columns]
-    return [
-        freedom > 0 and wording.may_be_zero(*cell, freedom)
-        for cell, freedom in itertools.zip_longest(cells, freedoms, fillvalue=0)
-    ]
+    known = zip(cells, [*freedoms, 0], strict=False)
+    return [freedom > 0 and wording.may_be_zero(score, error, freedom) for (score, error), freedom in known]
 
 
 def _cell(value: float, error: float, form: str, unsure: bool) -> str:
