@@ -14,8 +14,10 @@ from fastshap.checks import counted, there_are
 from fastshap.engine import memory
 from fastshap.engine.seen import Seen
 from fastshap.errors import InvalidArgumentError
+from fastshap.output.noise import Known, Noise
 from fastshap.output.output import AttributionOutput, AttributionOutputs
 from fastshap.output.progress import Progress, Wanted, checked_progress
+from fastshap.output.record import Record
 from fastshap.settings import HasSettings
 from fastshap.tasks import Task, task_for
 from fastshap.text.inputs import is_one_text, sources
@@ -50,6 +52,7 @@ class AttributionExplainer(HasSettings):
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     task: Task
+    _known_help: Known
 
     def explain(
         self,
@@ -83,6 +86,9 @@ class AttributionExplainer(HasSettings):
         Returns:
             n outputs, in the order of the texts.
 
+        Warns:
+            NoiseWarning: once, where the ``reliability`` of a target is below 0.5. What would help is measured on one text.
+
         Raises:
             InvalidArgumentError, InvalidTypeError: a text, target or option that cannot be used; the message names a text's
                 index, from 0.
@@ -101,7 +107,7 @@ class AttributionExplainer(HasSettings):
         each = None if split is None else iter(split)
         shown = Progress(wanted, len(texts))
         windows = self._windows(_cut(iter(texts), _WINDOW), each, targets)
-        return AttributionOutputs(self._explain_all(windows, generation, shown))
+        return AttributionOutputs(self._explain_all(windows, generation, shown, Noise()))
 
     __call__ = explain
 
@@ -138,7 +144,8 @@ class AttributionExplainer(HasSettings):
                 self.task.split_targets(targets, len(model_inputs))  # type: ignore[arg-type]  # says at once where counts differ
             each = _read(self.task.entries(targets), "targets")
         cut = _cut(texts, min(_FIRST_WINDOW, _WINDOW), self._tokens_together(generation))
-        return self._explain_all(self._windows(cut, each, targets), generation, Progress(wanted, _count(model_inputs)))
+        windows = self._windows(cut, each, targets)
+        return self._explain_all(windows, generation, Progress(wanted, _count(model_inputs)), Noise(early=True))
 
     def _options(self, targets: Any, generation_kwargs: Mapping[str, Any] | None) -> Mapping[str, Any]:
         if targets is None or generation_kwargs:
@@ -148,7 +155,7 @@ class AttributionExplainer(HasSettings):
         return {}
 
     def _explain_all(
-        self, read: Iterator[_Window], options: Mapping[str, Any], progress: Progress
+        self, read: Iterator[_Window], options: Mapping[str, Any], progress: Progress, noise: Noise
     ) -> Iterator[AttributionOutput]:
         """While the model runs on one window, the next is tokenised."""
         seen = Seen()
@@ -185,7 +192,11 @@ class AttributionExplainer(HasSettings):
                 memory.trim(len(window.texts))
                 progress.end()
                 progress.hide()
+                noise.add(outputs)
+                if noise.early:
+                    noise.tell(self._known_help, self._again)
                 yield from outputs
+        noise.tell(self._known_help, self._again)
 
     def _windows(self, read: Iterator[list[Any]], each: Iterator[Any] | None, targets: Any) -> Iterator[_Window]:
         """``each`` holds the targets of one text after the other; without it ``targets`` serve every text.
@@ -211,6 +222,10 @@ class AttributionExplainer(HasSettings):
 
     def _for_call(self, options: Mapping[str, Any]) -> AttributionExplainer:
         """An explainer with other parameters, which shares the model and what is known of it."""
+        raise NotImplementedError
+
+    def _again(self, record: Record, options: Mapping[str, Any]) -> AttributionOutput:
+        """An output computed again, in one round, with other parameters. Nothing else changes by that."""
         raise NotImplementedError
 
     def _tokens_together(self, options: Mapping[str, Any]) -> float:

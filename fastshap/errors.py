@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any
 
 
@@ -103,6 +104,10 @@ class UntrainedHeadWarning(UserWarning):
     """The model's checkpoint lacks weights that the task needs, so they are random. The scores explain nothing it learned."""
 
 
+class NoiseWarning(UserWarning):
+    """Scores are mostly noise: ``output.reliability`` of a target is below 0.5. The message says what would help."""
+
+
 def recorded(error: Exception) -> str:
     """An error in the form that outputs and columns hold: the name of its class, a colon, and its message."""
     return f"{type(error).__name__}: {error}"
@@ -114,14 +119,36 @@ def warn(message: str, category: type[Warning], again: bool = False) -> None:
     Args:
         again: warn even if that line has had the same warning before, unless the user's filters hide it.
     """
-    level, frame = 1, sys._getframe()
-    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] == __name__.split(".")[0]:
-        level, frame = level + 1, frame.f_back  # type: ignore[assignment]
+    level, frame = _outside()
     if again and frame is not None:
         where = frame.f_code.co_filename, frame.f_lineno, frame.f_globals.get("__name__")
         warnings.warn_explicit(message, category, *where)  # without a registry of what was said
     else:
         warnings.warn(message, category, stacklevel=level)
+
+
+def silenced(message: str, category: type[Warning]) -> bool:
+    """Whether the user's filters ignore such a warning; ``message`` may be its beginning."""
+    _, frame = _outside()
+    module, line = ("", 0) if frame is None else (frame.f_globals.get("__name__") or "<unknown>", frame.f_lineno)
+
+    def fits(pattern: Any, value: str) -> bool:
+        return pattern is None or (pattern == value if isinstance(pattern, str) else bool(pattern.match(value)))
+
+    filters = getattr(warnings, "_get_filters", lambda: warnings.filters)()  # of this context, from Python 3.14 on
+    for action, text, kind, where, at in filters:
+        if issubclass(category, kind) and fits(text, message) and fits(where, module) and at in (0, line):
+            return bool(action == "ignore")
+    return False
+
+
+def _outside() -> tuple[int, FrameType | None]:
+    """The frame outside this package that made the call, and how far it is from the caller of this function's caller."""
+    level, frame = 0, sys._getframe(1)
+    own = __name__.split(".")[0]
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] == own:
+        level, frame = level + 1, frame.f_back  # type: ignore[assignment]
+    return level + 1, frame
 
 
 def raise_first(results: Sequence[Any], first: int) -> None:

@@ -25,6 +25,7 @@ from fastshap.models.replicas import Replicas
 from fastshap.models.view import Desk
 from fastshap.output.inputs import encoded_of
 from fastshap.output.made import Maker
+from fastshap.output.noise import Known
 from fastshap.output.output import AttributionOutput
 from fastshap.output.progress import Progress
 from fastshap.output.record import Record
@@ -157,6 +158,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         self._described: Any = None  # the model's state when its provenance was found
         self._tried: Any = None  # the model's state when something was found
         self._truncation_warned = False
+        self._known_help = Known()
         self._origin: GradientShap | None = None
 
     def _state(self) -> dict[str, Any]:
@@ -192,7 +194,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         own.__dict__.update(self.__dict__)
         own._set_up({"model": self.model, "tokenizer": self.tokenizer} | self._given | dict(options))
         own._replicas, own._truncation_warned, own._origin = self._replicas, self._truncation_warned, self
-        own._desk = self._desk
+        own._desk, own._known_help = self._desk, self._known_help
         if "batch_size" not in options:
             own._budget = self._budget
         if own.settings.inference_mode is self.settings.inference_mode:
@@ -278,6 +280,10 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
             (output,) = self._score([prepared], [grouping], Seen(), Progress(), record.rounds)
             self._raise_error([output], 0)
             return output  # type: ignore[return-value]  # errors were raised
+
+    def _again(self, record: Record, options: Mapping[str, Any]) -> AttributionOutput:
+        apart = {"batch_size": self._budget.batch_size, "on_error": "raise", "return_convergence_delta": False}
+        return self._for_call({**apart, **options})._repeat(record)
 
     def _grouping(self, one: Prepared, given: tuple[list[list[int]], list[str]] | None = None) -> Grouping:
         its, joins = self.settings, self.settings.reduction == "sum"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fastshap import checks
-from fastshap.errors import InvalidTypeError
+from fastshap.errors import InvalidTypeError, NoiseWarning
 from fastshap.explainer import BESIDE, OPTIONS, GradientShap
 from fastshap.output.output import AttributionOutputs
 from fastshap.output.progress import Wanted
@@ -92,9 +93,11 @@ def warm_up(explainer: GradientShap) -> None:
     options: dict[str, Any] = {"batch_size": _WARM_ROWS, "progress": False}
     if explainer.settings.rtol is not None:
         options |= {"rtol": None, "max_perturbations": None}
-    outputs = explainer.explain(list(_WARM_TEXTS), on_error="record", **options)
-    if all(output.error is not None for output in outputs):
-        explainer.explain(_WARM_TEXTS[0], on_error="raise", **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NoiseWarning)  # nobody looks at the scores
+        outputs = explainer.explain(list(_WARM_TEXTS), on_error="record", **options)
+        if all(output.error is not None for output in outputs):
+            explainer.explain(_WARM_TEXTS[0], on_error="raise", **options)
 
 
 @lru_cache(maxsize=2)

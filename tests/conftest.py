@@ -62,6 +62,8 @@ def pytest_collection_modifyitems(items):
         quick = item.path.stem.removeprefix("test_") in QUICK.get(item.path.parent.name, ())
         if quick and not any(map(item.get_closest_marker, NOT_QUICK)):
             item.add_marker("quick")
+        # Random models and few samples make noise. Here, as pyproject.toml would have every process import fastshap for it.
+        item.add_marker(pytest.mark.filterwarnings("ignore::fastshap.errors.NoiseWarning"), append=False)
 
 
 @pytest.hookimpl(optionalhook=True)

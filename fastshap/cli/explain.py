@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import json
@@ -90,6 +91,9 @@ def explain(
     title: Annotated[
         str | None, typer.Option(help="The heading of the page, with --html.  [default: fastshap]")
     ] = None,
+    uncertain: Annotated[
+        bool, typer.Option("--uncertain", help="Colour words too whose 95 % interval contains zero.")
+    ] = False,
     **settings: Any,
 ) -> None:
     """Explains texts: a score for each word. Words with a positive score support the predicted label (or --target), words
@@ -107,7 +111,7 @@ def explain(
     wanted_texts = _texts(texts or [], file or [])
     from transformers.utils import logging
 
-    from fastshap.errors import FastshapError, TruncationWarning
+    from fastshap.errors import FastshapError, NoiseWarning, TruncationWarning
     from fastshap.explainer import GradientShap
     from fastshap.tasks.loading import load_pair
 
@@ -141,22 +145,24 @@ def explain(
             failed = failed or output.error is not None
             prediction = _prediction(output)
             if as_json or html is None:
-                _print(text, output, prediction, as_json)
+                _print(text, output, prediction, as_json, uncertain)
             yield output, _caption(prediction)
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _collected(NoiseWarning) as noise:
         warnings.simplefilter("ignore", TruncationWarning)  # each result says so itself
         try:
             if html is None:
                 deque(results(), maxlen=0)
             else:
-                _write_page(results(), html, "fastshap" if title is None else title)
+                _write_page(results(), html, "fastshap" if title is None else title, uncertain)
         except FastshapError as error:
             _fail(str(error), 2 if error.text_index is None else 1)
         except OSError as error:
             if error.errno == errno.EPIPE:  # the reader has seen enough
                 raise
             _fail(f"the results could not be written: {error.strerror}{_where(error)}.")
+    for message in noise:
+        typer.echo(f"fastshap: {printable(message)}", err=True)
     if failed:
         raise typer.Exit(1)
 
@@ -185,6 +191,22 @@ def info() -> None:
     card = DEFAULT_MODEL_PATH / "README.md"
     about = card.read_text(encoding="utf-8").split("## Architecture", 1)[1].split("\n\n")[1]
     typer.echo(f"\nModel inside the package: {DEFAULT_MODEL_PATH}\n{about}\nIts model card: {card}")
+
+
+@contextlib.contextmanager
+def _collected(category: type[Warning]) -> Iterator[list[str]]:
+    """The messages of such warnings, which are not shown where they come. Within ``warnings.catch_warnings``."""
+    found: list[str] = []
+    show = warnings.showwarning
+
+    def keep(message: Warning | str, kind: type[Warning], *where: Any) -> None:
+        if issubclass(kind, category):
+            found.append(str(message))
+        else:
+            show(message, kind, *where)
+
+    warnings.showwarning = keep  # type: ignore[assignment]
+    yield found
 
 
 def _texts(texts: list[str], files: list[Path]) -> list[str]:
@@ -219,11 +241,13 @@ def _number(value: str, option: str) -> int:
         _fail(f"{option} is a whole number or 'auto'; got {value!r}.")
 
 
-def _write_page(results: Iterator[tuple[AttributionOutput, str | None]], path: Path, title: str) -> None:
+def _write_page(
+    results: Iterator[tuple[AttributionOutput, str | None]], path: Path, title: str, uncertain: bool
+) -> None:
     from fastshap.output.files import write_html
 
     outputs, captions = itertools.tee(results)
-    count = write_html((one for one, _ in outputs), path, title, (caption for _, caption in captions))
+    count = write_html((one for one, _ in outputs), path, title, (caption for _, caption in captions), uncertain)
     typer.echo(f"fastshap: {count} {'text' if count == 1 else 'texts'} written to {printable(str(path))}", err=True)
 
 
@@ -239,7 +263,9 @@ def _caption(prediction: dict[str, Any] | None) -> str | None:
     )
 
 
-def _print(text: str, output: AttributionOutput, prediction: dict[str, Any] | None, as_json: bool) -> None:
+def _print(
+    text: str, output: AttributionOutput, prediction: dict[str, Any] | None, as_json: bool, uncertain: bool
+) -> None:
     if as_json:
         unicode = (sys.stdout.encoding or "").lower().startswith("utf")
         line = json.dumps(output.to_dict() | {"prediction": prediction}, ensure_ascii=not unicode)
@@ -252,7 +278,7 @@ def _print(text: str, output: AttributionOutput, prediction: dict[str, Any] | No
 
     console = Console(highlight=False)
     console.print(Text(printable(text), style="italic"))
-    show(output, console)
+    show(output, console, uncertain)
     console.print()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
 
@@ -103,13 +104,15 @@ def verify(
 
 def _run(settings: dict[str, Any], local: bool, **given: Any) -> None:
     from fastshap import jobs
-    from fastshap.errors import FastshapError, JobError
+    from fastshap.errors import FastshapError, JobError, NoiseWarning
     from fastshap.jobs.stopping import Terminated
 
     output = given["output"]
     try:
         options = _as_python(for_model(settings, given["model"]))
-        summary = jobs.run(**given, runner="local" if local else "auto", progress=True, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NoiseWarning)  # the summary says so
+            summary = jobs.run(**given, runner="local" if local else "auto", progress=True, **options)
     except FastshapError as error:
         if not isinstance(error, JobError) or not error.begun:
             _fail(str(error), 2)

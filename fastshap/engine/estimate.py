@@ -9,6 +9,7 @@ from itertools import repeat
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -189,6 +190,26 @@ def selected_error(grouping: Grouping, tokens: Tensor, error: Tensor, freedom: i
     reach = (largest[cells] + size).where(across, -behind) + jointly[cells] * error
     half = _over(cells, reach.where(may, 0), selected.numel())
     return grouping.hide((half / once).view_as(selected))
+
+
+def reliability(scores: Tensor, error: Tensor) -> Tensor:
+    """(t,) the share of scores' squared size that a repeated run would find again, from 0 to 1 (docs/adr/0021).
+
+    NaN where there is no standard error. Scores that are all zero, and sure to be, are found again: 1.
+
+    Args:
+        scores: (t, G); NaN where a target cannot see.
+        error: (t, G) their standard errors; NaN or nothing at all where there are none.
+    """
+    if error.shape != scores.shape:
+        return torch.full((len(scores),), torch.nan, device="cpu")
+    values, errors = scores.numpy().astype(np.float64), error.numpy().astype(np.float64)
+    visible = ~np.isnan(values)
+    size = np.square(values).sum(1, where=visible)
+    noise = np.square(errors).sum(1, where=visible)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.where(noise == 0, 1.0, 1 - noise / size)
+    return torch.from_numpy(np.clip(share, 0, 1).astype(np.float32))
 
 
 def _over(cells: Tensor, values: Tensor, count: int) -> Tensor:

@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from fastshap.errors import JobError
+from fastshap.errors import JobError, NoiseWarning, warn
 from fastshap.extras import needed
 from fastshap.jobs.digests import with_digests
 from fastshap.jobs.ids import Known, Sorted, keys, missing, short_hashes
@@ -23,6 +23,7 @@ from fastshap.jobs.store import FORMAT, Store, with_about
 from fastshap.jobs.summary import JobSummary
 from fastshap.jobs.table import BatchExplainer
 from fastshap.models.provenance import Provenance
+from fastshap.output.noise import LEAST
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -178,4 +179,10 @@ class Job:
         self._manifest |= {"state": "complete", "summary": self.summary.plain()}
         self._store.write_manifest(self._manifest)
         self._root.take_next()
+        if self.summary.noisy:
+            warn(
+                f"Scores are mostly noise for {self.summary.noisy:,} of {self.summary.rows:,} rows: reliability below {LEAST}. "
+                "With another seed they come out differently. To find out what helps, explain one of these texts by itself.",
+                NoiseWarning,
+            )
         return self.summary

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from fastshap.errors import FastshapError, InvalidTypeError, TruncationWarning
+from fastshap.errors import FastshapError, InvalidTypeError
 from fastshap.extras import needed
 from fastshap.jobs.inputs import rest, rows_of_files
 from fastshap.jobs.job import Job, identity
@@ -17,7 +17,7 @@ from fastshap.jobs.opening import opened
 from fastshap.jobs.parts import part_rows
 from fastshap.jobs.reading import Columns, Files, texts_of
 from fastshap.jobs.summary import JobSummary
-from fastshap.jobs.table import BatchExplainer
+from fastshap.jobs.table import SAID_BY_ROWS, BatchExplainer
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -133,7 +133,8 @@ def _explain(rows_explainer: BatchExplainer, table: pa.Table, job: Job) -> None:
     try:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", TruncationWarning)  # each row says so itself
+                for category in SAID_BY_ROWS:
+                    warnings.simplefilter("ignore", category)
                 for output in rows_explainer.stream(texts):
                     state[1].append(output)
                     if len(state[1]) >= together():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fastshap.jobs.progress import duration
 from fastshap.jobs.recorded import kind_of, message_of
 from fastshap.jobs.store import about_of
+from fastshap.output.noise import LEAST
 from fastshap.output.visible import printable
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class JobSummary:
         errors: rows with a recorded error, by its kind.
         messages: for each kind of error, the message of the first.
         truncated: rows whose text was longer than the model takes.
+        noisy: rows with a target whose scores are mostly noise: reliability below 0.5. Rows of earlier versions do not count.
         samples: samples used for all rows.
         before: rows that earlier runs had written.
         damaged: parts of earlier runs that did not read or held other scores than were written; their rows were computed again.
@@ -40,6 +42,7 @@ class JobSummary:
     rows: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     truncated: int = 0
+    noisy: int = 0
     samples: int = 0
     before: int = 0
     damaged: int = 0
@@ -58,7 +61,8 @@ class JobSummary:
             if failed
             else ""
         )
-        shown = f"{_rows(self.rows)}: {self.rows - failed:,} explained{self._cut()}, {failed:,} with an error{kinds}"
+        explained = f"{self.rows - failed:,} explained{self._cut()}{self._noise()}"
+        shown = f"{_rows(self.rows)}: {explained}, {failed:,} with an error{kinds}"
         return f"{shown}\n{duration(self.seconds)}, {self.rate:,.1f} texts a second" if self.seconds else shown
 
     def add(self, table: pa.Table) -> None:
@@ -72,6 +76,8 @@ class JobSummary:
                 self.errors[kind_of(error)] += 1
                 self.messages.setdefault(kind_of(error), message_of(error))
         self.truncated += sum(table.column("truncated").to_pylist())
+        if "reliability" in table.schema.names:  # parts of earlier versions lack it
+            self.noisy += sum(map(_is_noisy, table.column("reliability").to_pylist()))
         samples = table.column("n_perturbations").to_pylist()
         self.samples += sum(count for count, error in zip(samples, errors, strict=True) if error is None)
 
@@ -86,6 +92,7 @@ class JobSummary:
             "rows": self.rows,
             "errors": dict(self.errors),
             "truncated": self.truncated,
+            "noisy": self.noisy,
             "samples": self.samples,
         }
 
@@ -94,6 +101,8 @@ class JobSummary:
         failed = self.errors.total()
         shown = [f"rows             {self.rows:,}" + (f" ({self.before:,} from before)" if self.before else "")]
         shown.append(f"explained        {self.rows - failed:,}" + self._cut())
+        if self.noisy:
+            shown.append(f"mostly noise     {self.noisy:,} (reliability below {LEAST})")
         shown.append(f"errors           {failed:,}")
         for kind, count in self.errors.most_common():
             shown.append(f"  {kind:<28} {count:,}")
@@ -119,8 +128,15 @@ class JobSummary:
                 )
         return shown
 
+    def _noise(self) -> str:
+        return f" ({self.noisy:,} of them mostly noise)" if self.noisy else ""
+
     def _cut(self) -> str:
         return f" ({self.truncated:,} truncated to what the model takes)" if self.truncated else ""
+
+
+def _is_noisy(shares: list[float] | None) -> bool:
+    return any(share < LEAST for share in shares or ())
 
 
 def _rows(count: int) -> str:

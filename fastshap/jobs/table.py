@@ -17,6 +17,7 @@ from fastshap.errors import (
     InvalidArgumentError,
     InvalidTypeError,
     ModelFailedError,
+    NoiseWarning,
     TruncationWarning,
 )
 from fastshap.explainer import GradientShap
@@ -31,6 +32,7 @@ from fastshap.tasks.loading import load_pair
 if TYPE_CHECKING:
     import pyarrow as pa
 
+SAID_BY_ROWS = (TruncationWarning, NoiseWarning)
 _OURS = ("model", "tokenizer", "on_error", "return_convergence_delta")  # not for the caller of a batch
 
 
@@ -45,6 +47,7 @@ class BatchExplainer:
     - ``text_hash``: the first 32 hex digits of the SHA-256 of the text's UTF-8; null where the row holds no text;
     - ``elements``: G strings;
     - ``attributions``, ``standard_error``: ``list<float>``, row after row of (t, G);
+    - ``reliability``: the share of each target's scores, by their squares, that a repeated run would find again;
     - ``targets``, ``target_names``: what was explained; there are t names;
     - ``n_perturbations``: samples used;
     - ``truncated``: whether the text was longer than the model takes, so that only a part was explained;
@@ -182,7 +185,8 @@ class BatchExplainer:
 
     def _together(self, texts: Sequence[str | FastshapError]) -> list[AttributionOutput]:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", TruncationWarning)  # each row says so itself
+            for category in SAID_BY_ROWS:
+                warnings.simplefilter("ignore", category)
             explained = self.explainer.explain(_strings(texts), **self._call(len(texts)))
         return list(map(self._output, texts, explained))
 
@@ -220,6 +224,7 @@ def columns_of_a_batch() -> pa.Schema:
             ("elements", strings),
             ("attributions", floats),
             ("standard_error", floats),
+            ("reliability", floats),
             ("targets", arrow.list_(arrow.int64())),
             ("target_names", strings),
             ("n_perturbations", arrow.int64()),
@@ -241,12 +246,13 @@ def to_table(texts: Sequence[Any], outputs: Sequence[AttributionOutput]) -> pa.T
 
 def _row(text: Any, output: AttributionOutput) -> tuple[Any, ...]:
     if output.error is not None:
-        return text_hash(text), None, None, None, None, None, 0, output.truncated, encodable(output.error)
+        return text_hash(text), None, None, None, None, None, None, 0, output.truncated, encodable(output.error)
     return (
         text_hash(text),
         [encodable(element) for element in output.elements],
         output.attributions.flatten().numpy(),
         output.standard_error.flatten().numpy(),
+        output.reliability.numpy(),
         output.targets.tolist(),
         [encodable(name) for name in output.target_names],
         output.n_perturbations,

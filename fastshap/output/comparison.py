@@ -56,18 +56,24 @@ class Comparison:
 
         show(self, console)
 
-    def to_html(self, path: str | os.PathLike[str], title: str = "fastshap") -> None:
-        """Writes a page that stands by itself: the texts side by side, and a table of their elements."""
+    def to_html(self, path: str | os.PathLike[str], title: str = "fastshap", uncertain: bool = False) -> None:
+        """Writes a page that stands by itself: the texts side by side, and a table of their elements.
+
+        Args:
+            uncertain: begin with elements in colour too whose 95 % interval contains zero; the page has a switch for them.
+        """
         from fastshap.output.render.comparison import page
 
         with replacing(path) as beside:
-            beside.write_text(page(self, title), encoding="utf-8", newline="\n")
+            beside.write_text(page(self, title, uncertain), encoding="utf-8", newline="\n")
 
     def _repr_html_(self) -> str:
         """What notebooks show."""
+        import secrets
+
         from fastshap.output.render.comparison import fragment
 
-        return fragment(self)
+        return fragment(self, f"fs{secrets.token_hex(4)}")
 
     def __str__(self) -> str:
         from fastshap.output.render.comparison import lines_of

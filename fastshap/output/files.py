@@ -73,6 +73,7 @@ def write_html(
     path: StrPath,
     title: str = "fastshap",
     captions: Iterable[str | None] | None = None,
+    uncertain: bool = False,
 ) -> int:
     """Writes one page that stands by itself, for one or many outputs, and returns how many.
 
@@ -82,12 +83,14 @@ def write_html(
         outputs: outputs, or pairs of an id and an output, as :func:`fastshap.jobs.read` gives them with
             ``ids=True``. The id stands above the output, in place of a number.
         captions: a line for each output, above its text; by default the predicted class where the model chose it.
+        uncertain: begin with elements in colour too whose 95 % interval contains zero. Without it they have none, and each
+            output has a switch that colours them.
     """
     from fastshap.output.render.page import write_page
 
     counted = _Counted(outputs)
     with replacing(path) as beside, beside.open("w", encoding="utf-8", newline="\n") as file:
-        write_page(counted, file, title, captions)
+        write_page(counted, file, title, captions, uncertain)
     return counted.count
 
 

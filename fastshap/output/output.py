@@ -46,6 +46,7 @@ class Row(NamedTuple):
     attribution: float
     standard_error: float
     target_probability: float
+    reliability: float  #: of the target
 
 
 class AttributionOutput(Record):
@@ -146,22 +147,23 @@ class AttributionOutput(Record):
             raise InvalidArgumentError(f"There are {len(names)} targets; target {number} is none of them.")
         return number % len(names)
 
-    def show(self, console: Console | None = None) -> None:
+    def show(self, console: Console | None = None, uncertain: bool = False) -> None:
         """Prints the elements with their scores below them, one block a target; blue supports the target, orange opposes it.
 
         Args:
             console: a rich console; by default standard output, with colour where it is a terminal and NO_COLOR is not set.
+            uncertain: colour elements too whose 95 % interval contains zero.
         """
         from fastshap.output.render.terminal import show
 
-        show(self, console)
+        show(self, console, uncertain)
 
-    def to_html(self, path: str | os.PathLike[str], title: str = "fastshap") -> None:
+    def to_html(self, path: str | os.PathLike[str], title: str = "fastshap", uncertain: bool = False) -> None:
         """Writes a page that stands by itself: it fetches nothing and runs no script. See :func:`fastshap.write_html`."""
         from fastshap.output.render.page import write_page
 
         with replacing(path) as beside, beside.open("w", encoding="utf-8", newline="\n") as file:
-            write_page([self], file, title)
+            write_page([self], file, title, uncertain=uncertain)
 
     def _repr_html_(self) -> str:
         """What notebooks show."""
@@ -171,13 +173,14 @@ class AttributionOutput(Record):
 
         return fragment(self, f"fs{secrets.token_hex(4)}")
 
-    def plot(self, target: int | str = 0, top: int = 20, ax: Any = None) -> Any:
+    def plot(self, target: int | str = 0, top: int = 20, ax: Any = None, uncertain: bool = False) -> Any:
         """Draws the strongest elements with error bars, in reading order; for a generation a heat map of all targets.
 
         Args:
             target: the number or name of the target to draw, for a classification.
             top: elements at most, for a classification.
             ax: a matplotlib Axes; by default a new figure's.
+            uncertain: colour elements too whose 95 % interval contains zero.
 
         Returns:
             The Axes.
@@ -187,7 +190,7 @@ class AttributionOutput(Record):
         """
         from fastshap.output.render.plot import plot
 
-        return plot(self, 0 if self.error is not None else self.number_of(target), top, ax)
+        return plot(self, 0 if self.error is not None else self.number_of(target), top, ax, uncertain)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, numbers and strings, fit for JSON: NaN is None, infinities are strings. ``from_dict`` takes it back."""
@@ -225,8 +228,8 @@ class AttributionOutput(Record):
     def to_pandas(self) -> pd.DataFrame:
         """A row for each target and element.
 
-        Columns: target, element, start, end (in ``text``), attribution, standard_error, and target_probability, which is NaN
-        where it is not known.
+        Columns: target, element, start, end (in ``text``), attribution, standard_error, target_probability and the target's
+        reliability, which are NaN where they are not known.
 
         Raises:
             MissingPackageError: pandas is not installed.
@@ -239,12 +242,12 @@ class AttributionOutput(Record):
         spans = self.element_spans or [(0, 0)] * len(self.elements)
         known = self.target_probabilities
         probabilities = [math.nan] * len(self.target_names) if known is None else known.tolist()
-        each = zip(
-            self.target_names, probabilities, self.attributions.tolist(), self.standard_error.tolist(), strict=True
-        )
-        for target, probability, scores, errors in each:
+        shares = self.reliability.tolist()
+        all_scores = zip(self.attributions.tolist(), self.standard_error.tolist(), strict=True)
+        of_targets = zip(self.target_names, probabilities, shares, all_scores, strict=True)
+        for target, probability, share, (scores, errors) in of_targets:
             for element, (start, end), score, error in zip(self.elements, spans, scores, errors, strict=True):
-                yield Row(target, element, start, end, score, error, probability)
+                yield Row(target, element, start, end, score, error, probability, share)
 
     def to_interpreto(self) -> Any:
         """interpreto's own output object, for its ``plot_attributions`` and its Insertion and Deletion metrics.
@@ -288,12 +291,12 @@ class AttributionOutputs(list[AttributionOutput]):
 
         return lines_of(self)
 
-    def to_html(self, path: str | os.PathLike[str], title: str = "fastshap") -> None:
+    def to_html(self, path: str | os.PathLike[str], title: str = "fastshap", uncertain: bool = False) -> None:
         """Writes one page of all outputs that stands by itself. See :func:`fastshap.write_html`."""
         from fastshap.output.render.page import write_page
 
         with replacing(path) as beside, beside.open("w", encoding="utf-8", newline="\n") as file:
-            write_page(self, file, title)
+            write_page(self, file, title, uncertain=uncertain)
 
     def _repr_html_(self) -> str:
         """What notebooks show: the first of them, and how many more there are."""

@@ -32,7 +32,7 @@ OPTIONS = {"compression": "zstd", "write_page_checksum": True, "write_statistics
 
 _ROWS = 1024  # of a row group
 _READ = 64  # rows at a time
-_SECOND = {"predicted_label", "target_probabilities"}  # columns that files of schema version 1 lack
+_LATER = {"predicted_label", "target_probabilities", "reliability"}  # columns that older files lack
 _JSON = ("settings", "provenance", "model_inputs")
 _OF_EARLIER_JOBS = {"text_hash", "elements", "attributions", "targets", "target_names", "n_perturbations", "error"}
 
@@ -53,6 +53,7 @@ def columns_of_outputs() -> pa.Schema:
             ("target_names", strings),
             ("attributions", floats),
             ("standard_error", floats),
+            ("reliability", floats),
             ("degrees_of_freedom", arrow.int32()),
             ("unassigned", floats),
             ("convergence_delta", floats),
@@ -131,7 +132,7 @@ def rows_in(
         with parquet.ParquetFile(file, page_checksum_verification=True) as opened:
             names, metadata = set(opened.schema_arrow.names), opened.schema_arrow.metadata or {}
             earlier = None
-            if missing := set(columns_of_outputs().names) - _SECOND - names:
+            if missing := set(columns_of_outputs().names) - _LATER - names:
                 earlier = _job_of(metadata.get(ABOUT), about) if names >= _OF_EARLIER_JOBS else None
                 if earlier is None:
                     raise InvalidArgumentError(
@@ -172,6 +173,7 @@ def _row(output: AttributionOutput, provenances: dict[int, str]) -> dict[str, An
     numbers = {
         "attributions": output.attributions.flatten().numpy(),
         "standard_error": output.standard_error.flatten().numpy(),
+        "reliability": output.reliability.numpy(),
         "unassigned": output.unassigned.numpy(),
         "convergence_delta": None if delta is None else delta.numpy(),
     }

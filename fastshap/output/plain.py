@@ -1,6 +1,7 @@
 """A record as plain lists, numbers and strings, and back: the form that files hold (schemas/output-2.json describes it).
 
 What is read has to fit the schema, so that nothing that an output is used for later meets a value it cannot take.
+``reliability`` is written for other readers, and computed again from the scores when it is asked for here.
 NaN is null and infinities are "Infinity" and "-Infinity", as JSON has neither; all other numbers come back to the bit.
 """
 
@@ -59,6 +60,7 @@ def to_plain(record: Record) -> dict[str, Any]:
         "targets": record.targets.tolist(),
         "attributions": [numbers(row) for row in record.attributions],
         "standard_error": [numbers(row) for row in record.standard_error],
+        "reliability": numbers(record.reliability),
         "unassigned": numbers(record.unassigned),
         "convergence_delta": None if record.convergence_delta is None else numbers(record.convergence_delta),
         "target_probabilities": None if record.target_probabilities is None else record.target_probabilities.tolist(),

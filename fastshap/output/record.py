@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastshap.engine.estimate import student_quantile
+from fastshap.engine.estimate import reliability, student_quantile
 from fastshap.errors import InvalidArgumentError, InvalidTypeError
 from fastshap.models.provenance import Provenance
 from fastshap.settings import HasSettings, Settings
@@ -110,6 +110,17 @@ class Record(HasSettings):
     def n_perturbations(self) -> int:  # type: ignore[override]  # of all rounds, not of one
         """Samples used."""
         return self.settings.n_perturbations * self.rounds
+
+    @property
+    def reliability(self) -> Tensor:
+        """(t,) float32, from 0 to 1: the expected share of the scores' squared size that a repeated run would find again.
+
+        Below 0.5 a target's scores are mostly noise. It is ``1 - sum SE^2 / sum s^2`` over the elements that the target can
+        see, so it follows from ``attributions`` and ``standard_error``; NaN without standard errors. If all scores are zero and
+        their errors too, it is 1. A single run of fewer than 20 antithetic samples has too low a reliability rather than
+        too high a one (docs/adr/0021).
+        """
+        return reliability(self.attributions, self.standard_error)
 
     def interval(self, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
         """The lower and upper ends (t, G) of intervals that hold the expected attribution with this confidence.

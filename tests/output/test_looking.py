@@ -77,10 +77,10 @@ def test_a_list_stays_one_when_sliced(outputs):
 def test_a_list_in_a_notebook_and_as_a_page(outputs, tmp_path):
     found = Parsed(outputs._repr_html_())
     assert TEXTS[1] in found.sentences
-    names = [attrs["name"] for tag, attrs in found.tags if tag == "input"]
+    names = [attrs["name"] for tag, attrs in found.tags if tag == "input" and attrs["type"] == "radio"]
     assert len(set(names)) == 1  # the one output of two targets
     assert Parsed(outputs._repr_html_()).tags[-1] != found.tags[-1] or names != [
-        attrs["name"] for tag, attrs in Parsed(outputs._repr_html_()).tags if tag == "input"
+        attrs.get("name") for tag, attrs in Parsed(outputs._repr_html_()).tags if tag == "input"
     ]
     outputs.to_html(tmp_path / "all.html", title="All")
     assert Parsed((tmp_path / "all.html").read_text()).text.startswith("All")
@@ -378,7 +378,7 @@ def test_a_comparison_is_escaped(outputs):
         compared = fastshap.compare(evil, evil, names=(text, text))
         found = Parsed(compared._repr_html_())
         assert {tag for tag, _ in found.tags} <= set(
-            "div style article section p span i bdi table thead tbody tr th td".split()
+            "div style article section p span i bdi table thead tbody tr th td input label".split()
         )
         assert not set(str(compared)) & {"\x1b", "\x07", "\u202e", "\x85"}
 

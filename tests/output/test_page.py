@@ -129,7 +129,7 @@ def test_infinite_scores():
 
 
 def test_all_scores_zero():
-    record = record_of("a b", attributions=torch.zeros(1, 2))
+    record = record_of("a b", attributions=torch.zeros(1, 2), standard_error=torch.zeros(1, 2))
     assert [attrs.get("class") for _, attrs in Parsed(page_of(record)).words] == [None, None]
 
 
@@ -280,14 +280,14 @@ def test_the_line_below_says_how():
     text = Parsed(page_of(record)).text
     assert (
         "explains the logit; one score per word (sum of its tokens); 40 samples in 4 rounds; within rtol 0.05; "
-        "elsewhere −0.25; convergence delta +0.003; the text was cut to what the model takes" in text
+        "elsewhere −0.25; convergence delta +0.003; reliability 1.00; the text was cut to what the model takes" in text
     )
     assert (
         "rtol 0.05 not met within max_perturbations=640"
         in Parsed(page_of(dataclasses.replace(record, converged=False))).text
     )
     plain = Parsed(page_of(record_of("not good"))).text
-    assert "one score per word (mean of its tokens); 10 samples\nSettings" in plain
+    assert "one score per word (mean of its tokens); 10 samples; reliability 1.00\nSettings" in plain
 
 
 def test_what_was_not_explained_says_why():
@@ -602,6 +602,34 @@ def fits(browser):
     return browser.execute_script(
         "const page = document.documentElement; return page.scrollWidth <= page.clientWidth && scrollX == 0"
     )
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("targets", [["positive"], ["joy", "fear"]])
+def test_what_may_be_zero_gets_its_colour_by_the_keyboard(visit, targets):
+    record = record_of("not good at all", targets)
+    record.standard_error = record.attributions.abs() * torch.tensor([0.01, 10, 0.01, 10])
+    browser = visit(page_of(record))
+
+    def looks():
+        """Whether each word that is shown has a background and a line below."""
+        return browser.execute_script(
+            "return [...document.querySelectorAll('.s > [tabindex]')].filter(e => e.offsetParent).map(e => {"
+            "const look = getComputedStyle(e); return [look.backgroundColor, look.borderBottomColor].map("
+            "colour => colour !== 'rgba(0, 0, 0, 0)')})"
+        )
+
+    assert looks() == [[True, True], [False, False]] * 2
+    switch = press(browser, "TAB")
+    assert switch.get_attribute("type") == "checkbox"
+    (label,) = shown(browser, "label.l")
+    assert label.value_of_css_property("outline-style") == "solid"
+    press(browser, "SPACE")
+    assert looks() == [[True, True]] * 4
+    label.click()
+    assert looks() == [[True, True], [False, False]] * 2
+    browser = visit(page_of(record, uncertain=True))
+    assert looks() == [[True, True]] * 4
 
 
 @pytest.mark.browser

@@ -153,10 +153,16 @@ def test_any_text_can_be_drawn(default_pair, tmp_path):
 
 def test_heat_map_of_a_generation(llama_pair, tmp_path):
     (output,) = fastshap.GradientShap(*llama_pair)("The film $is", "not good at all")
-    ax = output.plot()
+    ax = output.plot(uncertain=True)
     (image,) = ax.get_images()
     drawn = np.ma.filled(image.get_array(), np.nan)
     assert np.array_equal(drawn, output.attributions.numpy(), equal_nan=True)
+    assert "interval" not in ax.get_xlabel()
+    (sure,) = output.plot().get_images()  # what may be zero is drawn as zero
+    low, high = output.interval()
+    expected = output.attributions.masked_fill((low <= 0) & (high >= 0), 0).numpy()
+    assert np.array_equal(np.ma.filled(sure.get_array(), np.nan), expected, equal_nan=True)
+    assert "interval contains zero" in sure.axes.get_xlabel()
     low, high = image.get_clim()
     assert low == -high
     ax.figure.savefig(tmp_path / "heat.png")

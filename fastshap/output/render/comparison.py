@@ -46,22 +46,22 @@ def lines_of(comparison: Any) -> str:
     return "\n".join(line.rstrip() for line in file.getvalue().rstrip().split("\n"))
 
 
-def page(comparison: Any, title: str) -> str:
+def page(comparison: Any, title: str, uncertain: bool = False) -> str:
     """A page that stands by itself."""
     settings = Recipes()
     for column in comparison.columns:
         settings.add(column.output)
     head = style.head(title, style.ARTICLE + style.TABLE + style.WIDE)
-    return f"{head}{_content(comparison)}\n{''.join(settings.html())}{style.END}"
+    return f"{head}{_content(comparison, 't1', uncertain)}\n{''.join(settings.html())}{style.END}"
 
 
-def fragment(comparison: Any) -> str:
-    """With its style, to stand within another page."""
+def fragment(comparison: Any, name: str) -> str:
+    """With its style, to stand within another page, in which nothing else has this name."""
     rules = style.style(style.ARTICLE + style.TABLE)
-    return f'<div class="fastshap"><style>{rules}</style>{_content(comparison)}</div>'
+    return f'<div class="fastshap"><style>{rules}</style>{_content(comparison, name, uncertain=False)}</div>'
 
 
-def _content(comparison: Any) -> str:
+def _content(comparison: Any, name: str, uncertain: bool) -> str:
     largest = None
     if comparison.alike:
         largest = max(wording.largest_of(_scores(column)) for column in comparison.columns)
@@ -70,16 +70,20 @@ def _content(comparison: Any) -> str:
     form = _form(comparison)
     rows = "".join(
         f'<tr><th scope="row"><bdi>{marked(named(row.element))}</bdi></th>'
-        + "".join(_cell(value, error, form) for value, error in cells)
+        + "".join(_cell(*cell, form, unsure) for cell, unsure in zip(cells, _unsure(comparison, cells), strict=True))
         + "</tr>\n"
         for row, cells in _rows(comparison)
     )
+    toggle, label = "", ""
+    if any(any(_unsure(comparison, cells)) for _, cells in _rows(comparison)):
+        unit = wording.unit_name(comparison.columns[0].output)
+        toggle, label = pages.colour_switch(name, unit, uncertain)
     meanings = "; ".join(_meanings(comparison))
     meaning = f'<p class="e">{marked(meanings)}</p>' if meanings else ""
     return (
-        f'<article><div class="w">{columns}</div>\n<div class="o"><table>'
+        f'<article>{toggle}<div class="w">{columns}</div>\n<div class="o"><table>'
         f'<thead><tr><th scope="col">element</th>{headings}</tr></thead>'
-        f"<tbody>\n{rows}</tbody></table></div>{meaning}</article>"
+        f"<tbody>\n{rows}</tbody></table></div>{meaning}{label}</article>"
     )
 
 
@@ -151,10 +155,17 @@ def _form(comparison: Any) -> str:
     return wording.form_of(max(wording.largest_of(_scores(column)) for column in comparison.columns))
 
 
-def _cell(value: float, error: float, form: str) -> str:
+def _unsure(comparison: Any, cells: list[_Cell]) -> list[bool]:
+    """Of a row's cells, whether the 95 % interval of the score contains zero; of a difference nobody asks."""
+    freedoms = [column.output.degrees_of_freedom for column in comparison.columns]
+    known = zip(cells, [*freedoms, 0], strict=False)
+    return [freedom > 0 and wording.may_be_zero(score, error, freedom) for (score, error), freedom in known]
+
+
+def _cell(value: float, error: float, form: str, unsure: bool) -> str:
     score, beside = _written(value, error, form)
     quiet = f' <span class="e">{beside}</span>' if beside else ""
-    return f'<td class="{_side(value)}">{score}{quiet}</td>'
+    return f'<td class="{_side(value)}{" y" if unsure else ""}">{score}{quiet}</td>'
 
 
 def _written(value: float, error: float, form: str) -> tuple[str, str]:

@@ -6,6 +6,7 @@ import math
 import reprlib
 from collections.abc import Sequence
 
+from fastshap.output.noise import LEAST
 from fastshap.output.record import Record
 from fastshap.output.render import page, style, wording
 from fastshap.output.visible import named, printable
@@ -48,7 +49,9 @@ def _line(record: Record) -> str:
         first = record.target_names.index(record.predicted_label)
     elif wording.prediction(record) is not None:
         what += f", target {named(record.target_names[0])}"
-    return printable(f"{_cut(record.text)!r}: {what}: {_strongest(record, first)}")
+    share = float(record.reliability[first])
+    noise = f"; mostly noise: {wording.reliability(record, first)}" if share < LEAST else ""
+    return printable(f"{_cut(record.text)!r}: {what}: {_strongest(record, first)}{noise}")
 
 
 def _strongest(record: Record, t: int) -> str:

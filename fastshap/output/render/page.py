@@ -14,6 +14,8 @@ from fastshap.output.render.settings import Recipes
 from fastshap.output.visible import named
 from fastshap.tasks import shown
 
+_MAY_BE_ZERO = "; may be zero (95 % interval)"
+
 
 def fragment(record: Record, name: str) -> str:
     """One output with its style, to stand within another page: a notebook's, say.
@@ -26,7 +28,7 @@ def fragment(record: Record, name: str) -> str:
 
 def article(record: Record, name: str, caption: str | None = None) -> str:
     """One output without its style."""
-    return "".join(_output(record, name, caption))
+    return "".join(_output(record, name, caption, uncertain=False))
 
 
 def write_page(
@@ -34,6 +36,7 @@ def write_page(
     file: TextIO,
     title: str = "fastshap",
     captions: Iterable[str | None] | None = None,
+    uncertain: bool = False,
 ) -> None:
     """Writes a page of any number of outputs, one after the other as they come.
 
@@ -41,6 +44,7 @@ def write_page(
         records: outputs, or pairs of an id and an output; an id takes the place of the output's number.
         file: open for text, in UTF-8.
         captions: a line above each output; where there is none, the predicted class, if it is known.
+        uncertain: begin with all elements in colour; the page's own switches stay.
     """
     file.write(style.head(title))
     settings = Recipes()
@@ -48,7 +52,7 @@ def write_page(
     for i, (entry, caption) in enumerate(pairs, 1):
         identity, record = entry if isinstance(entry, tuple) else (None, entry)
         settings.add(record)
-        file.writelines(_output(record, f"t{i}", caption, identity))
+        file.writelines(_output(record, f"t{i}", caption, identity, uncertain=uncertain))
         file.write("\n")
     file.writelines(settings.html())
     file.write(style.END)
@@ -88,7 +92,7 @@ def stretches_of(record: Record) -> list[Stretch]:
     return [*stretches, Stretch(text[at:])]
 
 
-def _output(record: Record, name: str, caption: str | None, identity: Any = None) -> Iterator[str]:
+def _output(record: Record, name: str, caption: str | None, identity: Any = None, *, uncertain: bool) -> Iterator[str]:
     """One output, a target at a time."""
     if identity is None:
         yield f'<article id="{plain(name)}">'
@@ -99,13 +103,24 @@ def _output(record: Record, name: str, caption: str | None, identity: Any = None
         yield f'<p class="e">not explained: {marked(record.error)}</p>'
     stretches = stretches_of(record)
     names = [named(target) for target in record.target_names]
+    toggle, label = "", ""
+    if any(any(wording.uncertain(record, t)) for t in range(len(names))):
+        toggle, label = colour_switch(name, wording.unit_name(record), uncertain)
+    yield toggle
     if not names:
         yield _sentence(marked(record.text)) if record.text.strip() else ""
     elif len(names) == 1:
         yield view(record, 0, stretches, names[0], alone=True)
     else:
         yield from _switch(record, name, stretches, names)
-    yield "</article>"
+    yield f"{label}</article>"
+
+
+def colour_switch(name: str, unit: str, on: bool) -> tuple[str, str]:
+    """What colours elements that may be zero, and its label. The first stands before these elements, the second behind them."""
+    one, checked = f"{plain(name)}-all", " checked" if on else ""
+    toggle = f'<input type="checkbox" class="a" id="{one}"{checked}>'
+    return toggle, f'<label class="l" for="{one}">Colour all {unit}s, also those whose score may be noise</label>'
 
 
 def _switch(record: Record, name: str, stretches: list[Stretch], names: list[str]) -> Iterator[str]:
@@ -154,7 +169,7 @@ def view(
         largest: the score of full colour; by default the target's own largest.
         alone: nothing beside it says how probable the target is.
     """
-    scores = record.attributions[t].tolist()
+    scores, unsure = record.attributions[t].tolist(), wording.uncertain(record, t)
     errors = record.standard_error[t].tolist() if record.standard_error.numel() else [math.nan] * len(scores)
     if largest is None:
         largest = wording.largest_of(scores)
@@ -167,7 +182,8 @@ def view(
         elif math.isnan(scores[i]):
             content.append(_hidden(text, chip, i == own))
         else:
-            content.append(_element(text, chip, _step(scores[i], largest), _exact(scores[i], errors[i], signed)))
+            exact = _exact(scores[i], errors[i], signed) + (_MAY_BE_ZERO if unsure[i] else "")
+            content.append(_element(text, chip, _step(scores[i], largest) + (" y" if unsure[i] else ""), exact))
     legend = f"<span>{_scale(largest, target, signed)}</span> <span>{_notes(record, t, alone)}</span>"
     return f'{_sentence("".join(content))}<p class="k">{legend}</p>'
 
@@ -184,6 +200,7 @@ def _exact(score: float, error: float, signed: bool) -> str:
 
 
 def _element(text: str, chip: bool, step: str, exact: str) -> str:
+    step = step.strip()
     if chip:
         kind = f"c {step}" if step else "c"
         label = plain(named(text))
@@ -220,11 +237,14 @@ def _notes(record: Record, t: int, alone: bool) -> str:
         *wording.drawn(record),
     ]
     notes += (note.replace("-", "−") for note in wording.remainders(record, t, "+.3g"))
+    notes += filter(None, [wording.reliability(record, t)])
     known = wording.probability(record, t)
     if alone and known is not None and record.target_names[t] != record.predicted_label:
         notes.append(f"probability of this target {known:.3f}")
     if record.truncated:
         notes.append("the text was cut to what the model takes")
+    if any(wording.uncertain(record, t)):
+        notes.append(wording.of_uncertain(record))
     faint = ""
     if bool(record.attributions[t].isnan().any()):
         faint = '; <span class="f">faint</span>: what the framed word could not see'

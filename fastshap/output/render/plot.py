@@ -15,36 +15,56 @@ from fastshap.tasks import shown
 
 # As in the terminal: blue supports the target, orange opposes it.
 FOR, AGAINST = "#2166de", "#d6600a"
+_NEUTRAL = "#d9dce0"  # of what may be zero
+_PLAIN = "\ngrey: the 95 % interval contains zero"
 _LONGEST = 32  # characters of a label
 
 
-def plot(record: Record, target: int, top: int, ax: Any) -> Any:
+def plot(record: Record, target: int, top: int, ax: Any, uncertain: bool = False) -> Any:
     """See :meth:`fastshap.AttributionOutput.plot`."""
     if record.error is not None:
         raise InvalidArgumentError(f"This text was not explained, so there is nothing to draw: {record.error}")
     axes = shown(record.model_task).map_axes
     if axes is not None:
-        return _heat_map(record, axes, ax)
+        return _heat_map(record, axes, ax, uncertain)
     scores = record.attributions[target]
     strongest = scores.abs().argsort(descending=True, stable=True)[: max(1, top)].sort().values
     errors = record.standard_error[target, strongest].nan_to_num(0)
     names = [label(record.elements[i]) for i in strongest.tolist()]
-    ax = bars(names, scores[strongest], errors, errors, ax)
+    unsure = [False] * len(scores) if uncertain else wording.uncertain(record, target)
+    plain = [unsure[i] for i in strongest.tolist()]
+    ax = bars(names, scores[strongest], errors, errors, ax, plain)
     ax.set_title(f"target {label(record.target_names[target])}", parse_math=False, loc="left")
     known = record.degrees_of_freedom > 0
     ax.set_xlabel(
-        printable(f"part of the {wording.explained(record)}") + (", with its standard error" if known else ""),
+        printable(f"part of the {wording.explained(record)}")
+        + (", with its standard error" if known else "")
+        + (_PLAIN if any(plain) else ""),
         parse_math=False,
     )
     return ax
 
 
-def bars(names: list[str], values: torch.Tensor, below: torch.Tensor, above: torch.Tensor, ax: Any) -> Any:
-    """Horizontal bars, the first name on top, with error bars from ``below`` to ``above`` the values; all (n,)."""
+def bars(
+    names: list[str],
+    values: torch.Tensor,
+    below: torch.Tensor,
+    above: torch.Tensor,
+    ax: Any,
+    plain: list[bool] | None = None,
+) -> Any:
+    """Horizontal bars, the first name on top, with error bars from ``below`` to ``above`` the values; all (n,).
+
+    Args:
+        plain: which of them have no colour.
+    """
     ax = ax or _axes(figsize=(6, 0.8 + 0.28 * len(names)))
     places = range(len(names))
     colours = [FOR if value >= 0 else AGAINST for value in values.tolist()]
     hatches = ["" if value >= 0 else "///" for value in values.tolist()]  # told apart without colour too
+    for i, without in enumerate(plain or ()):
+        if without:
+            colours[i], hatches[i] = _NEUTRAL, ""
     ax.barh(places, values.numpy(), color=colours, hatch=hatches, edgecolor="white", linewidth=0)
     ax.errorbar(
         values.numpy(),
@@ -65,19 +85,24 @@ def bars(names: list[str], values: torch.Tensor, below: torch.Tensor, above: tor
     return ax
 
 
-def _heat_map(record: Record, axes: tuple[str, str], ax: Any) -> Any:
-    """(t, G): what each target drew on; what it could not see stays blank."""
+def _heat_map(record: Record, axes: tuple[str, str], ax: Any, uncertain: bool) -> Any:
+    """(t, G): what each target drew on; what it could not see stays blank, and what may be zero has the colour of zero."""
     rows, columns = record.attributions.shape
     ax = ax or _axes(figsize=(1.5 + 0.42 * columns, 1.6 + 0.36 * rows))
     largest = float(record.attributions.abs().nan_to_num(0).max()) or 1.0
     colours = needed("matplotlib.colors").LinearSegmentedColormap.from_list("fastshap", [AGAINST, "#f5f5f5", FOR])
-    image = ax.imshow(record.attributions.numpy(), cmap=colours, vmin=-largest, vmax=largest, aspect="auto")
+    scores, plain = record.attributions, ""
+    if not uncertain:
+        unsure = torch.tensor([wording.uncertain(record, t) for t in range(rows)])
+        scores = scores.masked_fill(unsure, 0)
+        plain = _PLAIN if bool(unsure.any()) else ""
+    image = ax.imshow(scores.numpy(), cmap=colours, vmin=-largest, vmax=largest, aspect="auto")
     ax.set_xticks(range(columns), [label(element) for element in record.elements], rotation=60, ha="right")
     ax.set_yticks(range(rows), [label(name) for name in record.target_names])
     for text in (*ax.get_xticklabels(), *ax.get_yticklabels()):
         text.set_parse_math(False)
     ax.set_ylabel(axes[0])
-    ax.set_xlabel(axes[1])
+    ax.set_xlabel(axes[1] + plain.replace("grey", "pale"))
     bar = ax.figure.colorbar(image, ax=ax)
     bar.set_label(printable(f"part of the {wording.explained(record)}"), parse_math=False)
     return ax

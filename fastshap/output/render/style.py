@@ -48,7 +48,7 @@ ARTICLE = """
 }
 @media print { & [tabindex] { outline: none } }
 @media screen {
-    & .t > :focus-visible + label { outline: 2px solid var(--for); outline-offset: 2px }
+    & .t > :focus-visible + label, & .a:focus-visible ~ .l { outline: 2px solid var(--for); outline-offset: 2px }
     & .s > [tabindex]:is(:hover, :focus-visible) { outline: 2px solid var(--ink); outline-offset: 1px; cursor: default }
     & .s > [tabindex]:is(:hover, :focus-visible)::after {
         content: attr(aria-description); content: attr(aria-description) / "";
@@ -85,7 +85,7 @@ ARTICLE = """
 & .k .n { background: linear-gradient(to left, var(--paper), var(--against)); border-bottom: 2px dashed var(--against) }
 & .k .p { background: linear-gradient(to right, var(--paper), var(--for)); border-bottom: 2px solid var(--for) }
 & .t { display: flex; flex-wrap: wrap; align-items: baseline }
-& .t > input { width: 0; height: 0; margin: 0; opacity: 0 }
+& .t > input, & .a { width: 0; height: 0; margin: 0; opacity: 0 }
 & .t > label {
     max-width: 100%; margin: 0 .35em .35em 0; padding: .1em .7em; border: 1px solid var(--line); border-radius: 1em;
     font-size: .9em; overflow-wrap: anywhere; cursor: pointer;
@@ -94,6 +94,19 @@ ARTICLE = """
 & .t > :checked + label { border-color: var(--ink); background: var(--ink); color: var(--paper) }
 & .t > .v { display: none; order: 1; flex: 0 0 100%; min-width: 0; margin-top: .4em }
 & .t > :checked + label + .v { display: block }
+& .a { position: absolute }
+& .l { display: inline-block; margin-top: .4em; color: var(--quiet); font-size: .8125em; cursor: pointer }
+& .l:hover { color: var(--ink) }
+& .l::before {
+    content: ""; display: inline-block; width: 1.1em; height: 1.1em; margin-right: .45em; border: 1px solid currentColor;
+    border-radius: .2em; font-size: .9em; line-height: 1; text-align: center; vertical-align: -.15em;
+}
+& .a:checked ~ .l::before { content: "✓" }
+& .a:not(:checked) ~ .s > .y, & .a:not(:checked) ~ * .s > .y {
+    background: none; color: inherit; border-bottom: 2px solid transparent;
+}
+& .a:not(:checked) ~ * td.y { text-decoration: none }
+@media print { & .l { display: none } }
 & .b { margin-left: .35em; font-variant-numeric: tabular-nums }
 & .q { margin-right: .7em; color: var(--quiet); font-size: .8125em }
 @media (forced-colors: active) { & .t > :checked + label { outline: 2px solid Highlight } }

@@ -20,11 +20,12 @@ _FOR, _AGAINST = (33, 102, 222), (214, 96, 10)
 _PAPER = (245, 245, 245)
 
 
-def show(output: Record, console: Console | None = None) -> None:
+def show(output: Record, console: Console | None = None, uncertain: bool = False) -> None:
     """Prints the elements with their scores below them, one block a target; blue supports the target, orange opposes it.
 
     Args:
         console: a rich console; by default standard output, with colour where it is a terminal and NO_COLOR is not set.
+        uncertain: colour elements too whose 95 % interval contains zero.
     """
     console = console or Console(highlight=False)
     if output.error is not None:
@@ -33,18 +34,23 @@ def show(output: Record, console: Console | None = None) -> None:
     if (predicted := wording.prediction(output)) is not None:
         console.print(Text(printable(predicted)))
     rows = zip(output.target_names, output.attributions.tolist(), output.standard_error.tolist(), strict=True)
+    few, any_plain = console.color_system in ("standard", "windows"), False
     for t, (name, row, errors) in enumerate(rows):
         known = wording.probability(output, t)
-        also = "" if known is None else f", probability {known:.3f}"
-        console.print(Text(f"target {printable(named(name))}{also}", style="bold"))
-        few = console.color_system in ("standard", "windows")
-        for line in _lines(output.elements, row, errors, max(20, console.width - 2), _few_colours if few else _style):
+        about = ["" if known is None else f"probability {known:.3f}", wording.reliability(output, t)]
+        console.print(
+            Text(", ".join(filter(None, [f"target {printable(named(name))}", *about])), style="bold"), soft_wrap=True
+        )
+        unsure = [False] * len(row) if uncertain else wording.uncertain(output, t)
+        any_plain |= any(unsure)
+        looks = [not plain for plain in unsure]
+        width = max(20, console.width - 2)
+        for line in _lines(output.elements, row, errors, looks, width, _few_colours if few else _style):
             console.print(Text("  ").append_text(line), soft_wrap=True)
         if remarks := ", ".join(wording.remainders(output, t, "+.3f")):
             console.print(Text(f"  {remarks}", style="dim"), soft_wrap=True)
-    for line in Text(_legend(output, console.color_system is not None), style="dim").wrap(
-        console, max(20, console.width - 2)
-    ):
+    legend = _legend(output, console.color_system is not None, any_plain)
+    for line in Text(legend, style="dim").wrap(console, max(20, console.width - 2)):
         console.print(Text("  ").append_text(line))
 
 
@@ -56,13 +62,18 @@ def lines_of(output: Record) -> str:
 
 
 def _lines(
-    elements: list[str], scores: list[float], errors: list[float], width: int, style: Callable[[float], Style]
+    elements: list[str],
+    scores: list[float],
+    errors: list[float],
+    coloured: list[bool],
+    width: int,
+    style: Callable[[float], Style],
 ) -> Iterator[Text]:
     """Rows of words, of their scores and of the standard errors, as wide as the terminal."""
     largest = wording.largest_of(scores)
     form = wording.form_of(largest)
     block, used = (Text(), Text(), Text()), 0
-    for element, score, error in zip(elements, scores, errors, strict=True):
+    for element, score, error, has_colour in zip(elements, scores, errors, coloured, strict=True):
         if math.isnan(score):
             continue
         shown = printable(" ".join(named(element).split()))
@@ -72,7 +83,7 @@ def _lines(
             yield from (line for line in block if line.plain.strip())
             block, used = (Text(), Text(), Text()), 0
         words, *numbers = block
-        words.append(shown, style=style(wording.share(score, largest)))
+        words.append(shown, style=style(wording.share(score, largest)) if has_colour else Style())
         words.append(" " * (cell - cell_len(shown)))
         for line, number in zip(numbers, below, strict=True):
             line.append(number.ljust(cell), style="dim")
@@ -97,7 +108,7 @@ def _few_colours(strength: float) -> Style:
     return Style(color="bright_white", bgcolor="blue") if strength > 0 else Style(color="black", bgcolor="yellow")
 
 
-def _legend(output: Record, coloured: bool) -> str:
+def _legend(output: Record, coloured: bool, any_plain: bool) -> str:
     plus, minus = ("blue (+)", "orange (-)") if coloured else ("+", "-")
     side = f"{plus} supports the target, {minus} opposes it" if output.reduction == "sum" else "larger weighs more"
     known = "± standard error; " if output.degrees_of_freedom > 0 else ""
@@ -105,6 +116,8 @@ def _legend(output: Record, coloured: bool) -> str:
         f"explains the {wording.explained(output)}, one score per {wording.unit(output)}: {side}",
         f"{known}{', '.join((*wording.drawn(output), f'seed {output.seed}'))}",
     ]
+    if coloured and any_plain:
+        parts.append(wording.of_uncertain(output))
     if output.truncated:
         parts.append("the text was cut to what the model takes")
     if bool(output.attributions.isnan().any()):

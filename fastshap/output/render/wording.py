@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from fastshap.engine.estimate import student_quantile
 from fastshap.output.record import Record
 from fastshap.output.visible import named
 from fastshap.types import Granularity, GranularityAggregationStrategy, InferenceModes
@@ -24,10 +25,15 @@ def explained(record: Record) -> str:
 
 def unit(record: Record) -> str:
     """What one score stands for: "word (mean of its tokens)", say."""
-    name = record.granularity.name.lower().replace("_", " ").replace("all tokens", "token")
+    name = unit_name(record)
     if record.granularity in (Granularity.TOKEN, Granularity.ALL_TOKENS):
         return name
     return f"{name} ({record.granularity_aggregation_strategy.name.lower().replace('_', ' ')} of its tokens)"
+
+
+def unit_name(record: Record) -> str:
+    """What an element is: "word", say."""
+    return record.granularity.name.lower().replace("_", " ").replace("all tokens", "token")
 
 
 def drawn(record: Record) -> Iterator[str]:
@@ -57,6 +63,31 @@ def prediction(record: Record) -> str | None:
 def probability(record: Record, t: int) -> float | None:
     """Of a target's class, where that is known."""
     return None if record.target_probabilities is None else float(record.target_probabilities[t])
+
+
+def reliability(record: Record, t: int) -> str | None:
+    """That of a target, where it is known."""
+    share = float(record.reliability[t])
+    return None if math.isnan(share) else f"reliability {share:.2f}"
+
+
+def uncertain(record: Record, t: int) -> list[bool]:
+    """Of each element, whether the 95 % interval of its score contains zero; never where there is no standard error."""
+    scores = record.attributions[t].tolist()
+    if record.degrees_of_freedom <= 0 or not record.standard_error.numel():
+        return [False] * len(scores)
+    errors = record.standard_error[t].tolist()
+    return [may_be_zero(*one, record.degrees_of_freedom) for one in zip(scores, errors, strict=False)]
+
+
+def may_be_zero(score: float, error: float, freedom: int) -> bool:
+    """Whether the 95 % interval of a score contains zero; False for NaN, and for a zero that is certain."""
+    return error > 0 and abs(score) <= student_quantile(0.975, freedom) * error
+
+
+def of_uncertain(record: Record) -> str:
+    """What it means that an element has no colour."""
+    return f"{unit_name(record)}s without colour: the 95 % interval of their score contains zero, so it may be noise"
 
 
 def form_of(largest: float) -> str:
