@@ -31,7 +31,9 @@ _OWN = {
     "backend": "str",
 }
 _TYPES = {one.name: str(one.type) for one in dataclasses.fields(Settings)}
-_TAKEN = {"baseline": "Tensor | float | str | BaselineSet | None"}  # what may be passed, if that is more than what is kept
+_TAKEN = {
+    "baseline": "Tensor | float | str | BaselineSet | None"
+}  # what may be passed, if that is more than what is kept
 
 
 def _literal(value: Any) -> str:
