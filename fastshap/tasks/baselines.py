@@ -13,6 +13,7 @@ from fastshap.checks import baseline_width, number_or_name
 from fastshap.engine.members import Members
 from fastshap.engine.run import device_of
 from fastshap.errors import InvalidArgumentError
+from fastshap.text.encode import Encoded, encode
 from fastshap.types.baselines import BaselineSet
 
 if TYPE_CHECKING:
@@ -105,7 +106,8 @@ def _near(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
     if _BY_NUMBER.fullmatch(name):
         return f"; it has {len(tokenizer)} tokens."
     vocabulary = tokenizer.get_vocab()
-    alone = tokenizer(name, add_special_tokens=False)["input_ids"]
+    (encoded,) = encode(tokenizer, [name], max_length=None, add_special_tokens=False)
+    alone = encoded.input_ids if isinstance(encoded, Encoded) else []
     spelt = [_spelt(tokenizer, alone[0])] if len(alone) == 1 and alone[0] != tokenizer.unk_token_id else []
     special = difflib.get_close_matches(name, tokenizer.all_special_tokens, 2, 0.5)
     same = [token for token in vocabulary if token.casefold() == name.casefold()]

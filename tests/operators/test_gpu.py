@@ -105,6 +105,8 @@ OPTIONS = [
     {"baseline": "(L, D)", "side": "left"},
     {"held": True},
     {"held": True, "side": "left", "baseline": "(D,)"},
+    {"held": True, "baseline": "(k, D)"},
+    {"side": "left", "baseline": "(k, L, D)"},
     {"noise_std": 0.0},
     {"pairs": False, "padding": 0},
 ]
@@ -479,6 +481,8 @@ MANNERS = [
     {"reduction": "abs_mean", "input_x_gradient": False},
     {"perturb_special_tokens": False, "baseline": 0.05, "n_perturbations": 9},
     {"return_convergence_delta": True, "inference_mode": "log_softmax", "noise_std": 0.0},
+    {"baseline": fastshap.BaselineSet(["An ordinary film.", "ok"]), "return_convergence_delta": True},
+    {"baseline": "mean"},
 ]
 
 
