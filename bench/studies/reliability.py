@@ -44,7 +44,7 @@ SAMPLES = (10, 30, 100)
 RUNS_OF_ALL_MODES = [
     ((0.1, 10), 8),
     ((0.02, 10), 8),
-    *(((noise, n), 1) for noise in NOISES for n in SAMPLES if (noise, n) not in ((0.1, 10), (0.02, 10))),
+    *(((noise, n), 1) for n in SAMPLES for noise in NOISES if (noise, n) not in ((0.1, 10), (0.02, 10))),
 ]
 RUNS = 8  # of a classifier's text under each setting
 TEXTS = {"embedded": 6, "minilm": 4}
@@ -247,18 +247,20 @@ def markdown(record: dict[str, Any]) -> str:
 
 
 def markdown_of_modes(rows: list[dict[str, Any]]) -> str:
-    """Medians over the prompts, with the lowest and the highest."""
+    """Medians over the prompts, with the lowest and the highest; how many prompts, where not all."""
     known = {(row["mode"], row["noise_std"], row["n"]): row["reliability"] for row in rows}
-    heads = [f"n = {n}" for n in SAMPLES]
-    lines = ["| explained | noise | " + " | ".join(heads) + " |", "| --- " * (2 + len(heads)) + "|"]
+    lines = ["| explained | noise | " + " | ".join(f"n = {n}" for n in SAMPLES) + " |"]
+    lines += ["| --- " * (2 + len(SAMPLES)) + "|"]
+
+    def cell(values: list[float]) -> str:
+        if not values:
+            return ""
+        some = "" if len(values) == len(TARGETS) else f", {len(values)} prompts"
+        return f"{np.median(values):.2f} ({min(values):.2f} to {max(values):.2f}{some})"
+
     for mode in MODES:
         for noise in NOISES:
-            cells = []
-            for n in SAMPLES:
-                values = known.get((mode, noise, n))
-                cells.append(
-                    "" if values is None else f"{np.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-                )
+            cells = [cell(known.get((mode, noise, n), [])) for n in SAMPLES]
             lines.append(f"| {mode} | {noise:g} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

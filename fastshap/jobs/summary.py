@@ -101,8 +101,6 @@ class JobSummary:
         failed = self.errors.total()
         shown = [f"rows             {self.rows:,}" + (f" ({self.before:,} from before)" if self.before else "")]
         shown.append(f"explained        {self.rows - failed:,}" + self._cut())
-        if self.noisy:
-            shown.append(f"mostly noise     {self.noisy:,} (reliability below {LEAST})")
         shown.append(f"errors           {failed:,}")
         for kind, count in self.errors.most_common():
             shown.append(f"  {kind:<28} {count:,}")
@@ -112,6 +110,8 @@ class JobSummary:
                 )
         if self.rows > failed:
             shown.append(f"samples          {self.samples:,} ({self.samples / (self.rows - failed):.1f} a text)")
+        if self.noisy:
+            shown.append(f"mostly noise     {self.noisy:,} (reliability below {LEAST})")
         if self.seconds:
             shown.append(f"time             {duration(self.seconds)}, {self.rate:,.1f} texts a second")
             shown.append(f"start-up         {duration(self.startup)}")

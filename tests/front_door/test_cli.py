@@ -78,7 +78,7 @@ def test_words_scores_and_prediction_are_readable_without_colour():
 def test_colour_where_it_is_wanted(default_pair):
     (output,) = fastshap.GradientShap(*default_pair)("not good at all")
     drawn = io.StringIO()
-    show(output, Console(force_terminal=True, color_system="truecolor", width=60, file=drawn))
+    show(output, Console(force_terminal=True, color_system="truecolor", width=60, file=drawn), uncertain=True)
     assert re.search(r"48;2;33;102;222m *not\x1b", drawn.getvalue())  # the strongest word, in full blue
     assert re.search(r"\x1b\[30;48;2;2\d\d;\d+;\d+mgood", drawn.getvalue())  # against, in light orange
 
@@ -86,7 +86,7 @@ def test_colour_where_it_is_wanted(default_pair):
 def test_sixteen_colours_tell_the_sides_apart(default_pair):
     (output,) = fastshap.GradientShap(*default_pair)("not good at all")
     drawn = io.StringIO()
-    show(output, Console(force_terminal=True, color_system="standard", width=60, file=drawn))
+    show(output, Console(force_terminal=True, color_system="standard", width=60, file=drawn), uncertain=True)
     assert re.search(r"\x1b\[97;44mnot", drawn.getvalue())
     assert re.search(r"\x1b\[30;43mgood", drawn.getvalue())
 

@@ -44,7 +44,7 @@ def replaced(table, name, values):
     return table.set_column(table.schema.names.index(name), field, [pa.array(values, field.type)])
 
 
-NUMBERS = ("attributions", "standard_error", "unassigned", "probability", "target_probabilities")
+NUMBERS = ("attributions", "standard_error", "reliability", "unassigned", "probability", "target_probabilities")
 
 
 def same_numbers(one, other):
@@ -60,7 +60,7 @@ def same_numbers(one, other):
         for name in NUMBERS:
             if row.get(name) and name in peer:
                 here, there = np.array(row[name]), np.array(peer[name])
-                size = 1 if "probabilit" in name else largest
+                size = 1 if "probabilit" in name or name == "reliability" else largest
                 assert np.abs(here - there).max() <= 1e-5 * size + 1e-7, (key, name)
 
 

@@ -51,7 +51,7 @@ def test_run_verify_and_read(tmp_path, default_pair):
 def test_what_came_of_a_job_in_a_few_lines(tmp_path):
     source, out = write(tmp_path / "a.parquet", ["not good", "", " ", "fine"]), tmp_path / "out"
     summary = fastshap.jobs.run(source, out, **HERE)
-    counts = "4 rows: 2 explained, 2 with an error (InvalidArgumentError 2)"
+    counts = "4 rows: 2 explained (1 of them mostly noise), 2 with an error (InvalidArgumentError 2)"
     first, second = str(summary).split("\n")
     assert first == counts
     assert second.endswith(" texts a second")
