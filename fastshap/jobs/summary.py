@@ -110,13 +110,13 @@ class JobSummary:
                 )
         if self.rows > failed:
             shown.append(f"samples          {self.samples:,} ({self.samples / (self.rows - failed):.1f} a text)")
-        if self.noisy:
-            shown.append(f"mostly noise     {self.noisy:,} (reliability below {LEAST})")
         if self.seconds:
             shown.append(f"time             {duration(self.seconds)}, {self.rate:,.1f} texts a second")
             shown.append(f"start-up         {duration(self.startup)}")
         if self.padding is not None:
             shown.append(f"padding          {self.padding:.1%} of the model calls' positions")
+        if self.noisy:
+            shown.append(f"mostly noise     {self.noisy:,} (reliability below {LEAST})")
         if self.damaged:
             shown.append(f"damaged parts    {self.damaged:,}, their rows computed again")
         if self.redone:
