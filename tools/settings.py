@@ -31,7 +31,10 @@ _OWN = {
     "backend": "str",
 }
 _TYPES = {one.name: str(one.type) for one in dataclasses.fields(Settings)}
-_TAKEN = {"baseline": "Tensor | float | None"}  # what may be passed, if that is more than what is kept
+_TAKEN = {
+    "baseline": "Tensor | float | None",
+    "path_density": "float | Sequence[float] | str | None",
+}  # what may be passed, if that is more than what is kept
 
 
 def _literal(value: Any) -> str:

@@ -66,7 +66,8 @@ class Layout:
 class Execution:
     """How calls are made: by the settings, which decide the numbers, and by what decides none.
 
-    ``with_text``: there is one text, and each call has the text itself as a last row, which gets no score.
+    ``with_text``: there is one text, and each call has the text itself as a last row, which gets no score. ``variances``: a
+    list to which each text adds how its scores vary along the path (fastshap.engine.learned).
     """
 
     settings: Settings
@@ -74,6 +75,7 @@ class Execution:
     backend: str
     budget: Budget
     with_text: bool = False
+    variances: list[np.ndarray] | None = None
 
 
 class Piece(NamedTuple):
