@@ -17,7 +17,8 @@ import json
 import math
 import platform
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,32 +68,33 @@ PLANS = {
         texts=8,
         fit_samples=200,
         block=200,
-        blocks=(40, 40),
+        blocks=(15, 15),
         enough=0.0,
         runs={
-            "iid": {10: 80},
-            "uniform": {10: 40, 20: 40, 50: 20},
-            "learned": {10: 40, 20: 40, 50: 20},
-            "auto": {100: 10},
+            "iid": {10: 60},
+            "uniform": {10: 30, 20: 30, 50: 10},
+            "learned": {10: 30, 20: 30, 50: 10},
+            "uniform, rounds of 10": {50: 10},
+            "auto, rounds of 10": {50: 10},
         },
     ),
     "minilm": Plan(
-        fit=16,
-        texts=6,
-        fit_samples=200,
+        fit=12,
+        texts=4,
+        fit_samples=100,
         block=200,
-        blocks=(10, 25),
-        enough=0.02,
-        runs={"iid": {10: 50}, "uniform": {50: 12, 100: 8}, "learned": {50: 16, 100: 12}, "auto": {100: 8}},
+        blocks=(10, 10),
+        enough=0.0,
+        runs={"iid": {10: 30}, "uniform": {100: 5}, "learned": {100: 6}},
     ),
     "smollm2": Plan(
         fit=6,
         texts=6,
-        fit_samples=150,
-        block=250,
+        fit_samples=100,
+        block=200,
         blocks=(4, 14),
-        enough=0.029,
-        runs={"iid": {10: 50}, "learned": {50: 12}, "uniform": {50: 6}},
+        enough=0.0295,
+        runs={"iid": {10: 30}, "uniform": {50: 5}, "learned": {50: 10}},
     ),
 }
 
@@ -107,14 +109,15 @@ class Runs:
         """(rounds, L): those of so many independent rounds of n samples."""
         return np.stack([scores.mean(1)[0].numpy() for _, scores in self._each(sampling, n, rounds, density)])
 
-    def adaptive(self, n: int, rounds: int, first: int) -> np.ndarray:
-        """(L,) the mean of rounds whose density is learned from those before."""
+    def rounds(self, n: int, rounds: range, learns: bool) -> np.ndarray:
+        """(L,) the mean of rounds; the density of each is learned from those before."""
         seen, found, density = learned.Learned(True), [], None
-        for round_ in range(first, first + rounds):
+        for round_ in rounds:
             ((sample, scores),) = self._each("antithetic", n, range(round_, round_ + 1), density)
             found.append(scores.mean(1).numpy())
-            seen.add(sample, learned.spreads(scores, sample, True).numpy())
-            density = learned.density([seen.variance(np.mean(found, 0))])[None]
+            if learns:
+                seen.add(sample, learned.spreads(scores, sample, True).numpy())
+                density = learned.density([seen.variance(np.mean(found, 0))])[None]
         return np.mean(found, 0)[0]
 
     def _each(self, sampling: str, n: int, rounds: range, density: Any) -> list[tuple[Any, torch.Tensor]]:
@@ -149,37 +152,38 @@ def item_of(explainer: Any, text: str, target: str | None) -> Item:
     return Item(ids, torch.tensor([first]), [False] * len(ids), {}, None, torch.tensor([len(ids) - 1]))
 
 
-def measured(runs: Runs, plan: Plan, density: tuple[float, ...]) -> dict[str, Any]:
+def measured(runs: Runs, plan: Plan, fitted: Callable[[], tuple[float, ...]]) -> dict[str, Any]:
     """Relative mean square errors of one text's runs by method and n, freed of the reference's own error."""
+    found: dict[tuple[str, int], np.ndarray] = {}  # (runs, L)
+    for method, counts in plan.runs.items():
+        for n, count in counts.items():
+            if method.endswith("rounds of 10"):
+                each = [
+                    runs.rounds(10, range(100 + k * n, 100 + k * n + n // 10), "auto" in method) for k in range(count)
+                ]
+                found[method, n] = np.stack(each)
+                continue
+            sampling = "iid" if method == "iid" else "antithetic"
+            found[method, n] = runs.means(sampling, n, range(count), fitted() if method == "learned" else None)
     least, most = plan.blocks
-    blocks = runs.means("antithetic", plan.block, range(1000, 1000 + least), density)
+    blocks = runs.means("antithetic", plan.block, range(1000, 1000 + least), fitted())
     while True:
         expected = blocks.mean(0)
         own = float(blocks.var(0, ddof=1).sum()) / len(blocks)
         scale = float((expected**2).sum()) - own
         if len(blocks) >= most or math.sqrt(own / scale) <= plan.enough:
             break
-        further = range(1000 + len(blocks), 1000 + len(blocks) + 2)
-        blocks = np.concatenate([blocks, runs.means("antithetic", plan.block, further, density)])
+        further = range(1000 + len(blocks), 1002 + len(blocks))
+        blocks = np.concatenate([blocks, runs.means("antithetic", plan.block, further, fitted())])
     errors: dict[str, dict[int, float]] = {}
-    spread: dict[str, dict[int, float]] = {}
-    for method, counts in plan.runs.items():
-        for n, count in counts.items():
-            if method == "auto":
-                found = np.stack([runs.adaptive(10, n // 10, 100 + k * n) for k in range(count)])
-            else:
-                sampling = "iid" if method == "iid" else "antithetic"
-                found = runs.means(sampling, n, range(count), density if method == "learned" else None)
-            squares = ((found - expected) ** 2).sum(1)
-            errors.setdefault(method, {})[n] = (float(squares.mean()) - own) / scale
-            spread.setdefault(method, {})[n] = float(squares.std(ddof=1)) / math.sqrt(count) / scale
+    for (method, n), means in found.items():
+        errors.setdefault(method, {})[n] = (float(((means - expected) ** 2).sum(1).mean()) - own) / scale
     return {
         "tokens": len(runs.item.input_ids),
         "reference samples": plan.block * len(blocks),
         "relative standard error of the reference": math.sqrt(own / scale),
         "rows": runs.rows,
         "relative square errors": errors,
-        "their standard errors": spread,
     }
 
 
@@ -191,6 +195,15 @@ def record() -> Iterator[dict[str, Any]]:
         found = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
         yield found
         RESULT.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def fitted(name: str) -> tuple[float, ...]:
+    """The density for a model, from the record. Another process may still be fitting it."""
+    while True:
+        with record() as found:
+            if "density" in found[name]:
+                return tuple(found[name]["density"])
+        time.sleep(5)
 
 
 def summary(texts: dict[str, Any]) -> dict[str, Any]:
@@ -225,22 +238,25 @@ def main() -> None:
     mode = "softmax" if arguments.subject == "smollm2" else "logits"
     explainer = fastshap.GradientShap(model, tokenizer, "auto", "all_tokens", inference_mode=mode, noise_std=NOISE)
     with record() as found:
-        own = found.setdefault(arguments.subject, {"texts": {}})
+        its = found.setdefault(arguments.subject, {"texts": {}})
         found["what"] = (
             "samples for 10 % error by path density, from the library's own runs; antithetic but for iid; noise 0.1"
         )
         found["machine"] = (
             f"{platform.machine()}, no GPU, torch {torch.__version__}, transformers {transformers.__version__}"
         )
-        if "density" not in own:
-            targets = [target for _, target in others] if mode == "softmax" else None
-            texts = [text for text, _ in others]
-            own["density"] = fastshap.fit_path_density(explainer, texts, targets, n_perturbations=plan.fit_samples)
-        density = tuple(own["density"])
-    print(density, flush=True)
+        known = "density" in its
+    if not (known or arguments.only):
+        targets = [target.removesuffix(".") for _, target in others] if mode == "softmax" else None
+        density = fastshap.fit_path_density(
+            explainer, [text for text, _ in others], targets, n_perturbations=plan.fit_samples
+        )
+        with record() as found:
+            found[arguments.subject]["density"] = density
+        print(density, flush=True)
     for i in [] if arguments.fit else arguments.only or range(len(judged)):
         text, target = judged[i]
-        done = measured(Runs(explainer, item_of(explainer, text, target)), plan, density)
+        done = measured(Runs(explainer, item_of(explainer, text, target)), plan, lambda: fitted(arguments.subject))
         with record() as found:
             texts = found[arguments.subject]["texts"]
             texts[text if target is None else f"{text} [{target}]"] = done

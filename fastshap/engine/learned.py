@@ -21,6 +21,7 @@ _PRIOR = 0.5  # pairs that say that V is the same everywhere
 _OWN = 1.0  # of a pair's neighbours: with fewer than this, their mean says little of its own
 _FLOOR = 0.1  # of the density, so that no weight is above 10
 _CAUTION = 8
+_MANY = 50  # pairs that should tell scores from noise
 _BLOCK = 256  # pairs that are compared with one another
 _CENTRES = (np.arange(BINS) + 0.5) / BINS
 
@@ -73,13 +74,18 @@ class Learned:
         self._size = self._size + spread @ weights
 
     def variance(self, scores: np.ndarray) -> np.ndarray:
-        """(BINS,) V, where each target counts by the squared size of its ``scores`` (T, L)."""
+        """(BINS,) V, where each target counts by the squared size of its ``scores`` (T, L).
+
+        That is what relative errors go by. A target whose scores are noise, even after many samples, counts by that noise:
+        otherwise it would decide alone.
+        """
         if self._weight == 0:
             return np.ones(BINS)
         usual = np.asarray(self._size / self._weight)[:, None]
         local = (self._found + _PRIOR * usual) / (self._said + _PRIOR)  # squares of means: single large ones say less
-        size = np.square(scores, dtype=np.float64).sum(1)
-        return (np.square(local) / np.where(size > 0, size, 1)[:, None]).mean(0)
+        variance = np.square(local)
+        size = np.square(scores, dtype=np.float64).sum(1) + variance.mean(1) / _MANY
+        return (variance / np.where(size > 0, size, 1)[:, None]).mean(0)
 
 
 def density(variances: Sequence[np.ndarray]) -> np.ndarray:
