@@ -131,7 +131,8 @@ def fit_path_density(
         >>> len(explainer("Weak but witty.")[0].path_density)
         32
     """
-    options = {"n_perturbations": n_perturbations, "path_density": None} | _one_round(explainer)
+    options = {"n_perturbations": n_perturbations, "path_density": None, "return_convergence_delta": False}
+    options |= _one_round(explainer)
     own = explainer._for_call(options)
     own._variances = []
     outputs = own.explain(texts, targets, generation_kwargs=generation_kwargs, progress=progress)

@@ -229,30 +229,33 @@ def main() -> None:
     parser.add_argument("--positions", type=int, default=25)
     parser.add_argument("--times", type=int, default=300)
     parser.add_argument("--pools", type=Path)
+    parser.add_argument("--parts", nargs="*", default=["errors", "coverage", "stopping"])
     arguments = parser.parse_args()
     pools = pools_of(arguments.subject, arguments.texts, arguments.noises, arguments.positions, arguments.pools)
     fitted = fits(pools)
     times = arguments.times
-    table: dict[str, Any] = {"texts": len(pools), "noises": pools[0].values.shape[1], "positions": len(pools[0].values)}
-    table["times"] = times
+    size = {"texts": len(pools), "noises": pools[0].values.shape[1], "positions": len(pools[0].values)}
     loud = arguments.subject == "smollm2"
 
     def keep(key: str, value: Any) -> None:
-        table[key] = value
         print(key, json.dumps(value), flush=True)
         record = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
+        table = record.setdefault(arguments.subject, size)
+        table[key] = {"times": times} | value
         record["what"] = (
             "learned path densities replayed from pools of gradients; noise 0.1, signed token scores, antithetic"
         )
         record["machine"] = f"{platform.machine()}, no GPU, torch {torch.__version__}"
-        record[arguments.subject] = table
         RESULT.write_text(json.dumps(record, indent=1) + "\n")
 
     for n, rounds in ((10, 1), (20, 1), (50, 1), (100, 1), (200, 1), (10, 4), (10, 10), (50, 4)):
-        keep(f"variance over i.i.d., rounds of {n}: {rounds}", errors(pools, fitted, n, rounds, times // 3))
-    keep("coverage of 95 % intervals, rounds of 10", coverage(pools, 10, (4, 8, 16), times // 2))
+        if "errors" in arguments.parts:
+            keep(f"variance over i.i.d., rounds of {n}: {rounds}", errors(pools, fitted, n, rounds, times))
+    if "coverage" in arguments.parts:
+        keep("coverage of 95 % intervals, rounds of 10", coverage(pools, 10, (4, 8, 16), times))
     for n, rtol in ((10, 0.3), (20, 0.3)) if loud else ((5, 0.2), (10, 0.1)):
-        keep(f"stopping, rounds of {n}, rtol {rtol}", stopping(pools, fitted, n, rtol, times))
+        if "stopping" in arguments.parts:
+            keep(f"stopping, rounds of {n}, rtol {rtol}", stopping(pools, fitted, n, rtol, times))
 
 
 if __name__ == "__main__":

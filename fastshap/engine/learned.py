@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastshap.ops.transfer import to_device
 from fastshap.sampling import Samples
 
 BINS = 32
@@ -34,7 +35,7 @@ def spreads(scores: Tensor, samples: Samples, pairs: bool) -> Tensor:
     """
     scores = scores.double()
     if (samples.weights != 1).any():
-        scores = scores / torch.from_numpy(samples.weights).to(scores)[:, None]
+        scores = scores / to_device(samples.weights, scores.device)[:, None]
     if not pairs:
         return torch.linalg.vector_norm(scores, dim=2)
     count = scores.shape[1] // 2 * 2
@@ -46,8 +47,8 @@ def spreads(scores: Tensor, samples: Samples, pairs: bool) -> Tensor:
         np.fill_diagonal(share, 0)
         share /= share.sum(1, keepdims=True) + _OWN
         block = means[:, lo : lo + _BLOCK]
-        off = torch.linalg.vector_norm(block - torch.from_numpy(share).to(block) @ block, dim=2)
-        found.append(off / torch.from_numpy(np.sqrt(1 + np.square(share).sum(1))).to(off))
+        off = torch.linalg.vector_norm(block - to_device(share, block.device) @ block, dim=2)
+        found.append(off / to_device(np.sqrt(1 + np.square(share).sum(1)), block.device))
     return torch.cat(found, 1) if found else scores.new_zeros(scores.shape[0], 0)
 
 
