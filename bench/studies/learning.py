@@ -217,7 +217,7 @@ def pools_of(name: str, texts: int, noises: int, positions: int, kept: Path | No
     alphas = torch.linspace(0, 1, positions) ** power
     found = [gradients(its, i, alphas, noises) for i in range(len(its.texts))]
     if kept is not None:
-        np.savez(kept, power=power, **{f"p{i}": values for i, values in enumerate(found)})
+        np.savez(kept, power=power, **{f"p{i}": one for i, one in enumerate(found)})  # type: ignore[arg-type]
     return [Pool(values, power) for values in found]
 
 

@@ -15,7 +15,7 @@ from fastshap.engine.estimate import RoundMoments, Running, Summary, summaries
 from fastshap.engine.packing import Execution, Item
 from fastshap.engine.run import Forward, Report, evaluate, token_scores
 from fastshap.ops.transfer import to_host
-from fastshap.sampling import Samples, draw_all
+from fastshap.sampling import PathDensity, Samples, draw_all
 from fastshap.settings import Settings
 from fastshap.text.groups import Grouping
 
@@ -43,9 +43,14 @@ class Rounds:
 
     def samples(self, items: Sequence[Item], round_: int, running: Sequence[Running] | None = None) -> list[Samples]:
         """Those of one round of each text. ``running``: what came before, which a learned density depends on."""
-        its, density = self._settings, self._settings.path_density
-        if density == "auto":
-            density = None if round_ == 0 or running is None else np.stack([_density(one) for one in running])
+        its = self._settings
+        density: PathDensity
+        if not isinstance(its.path_density, str):
+            density = its.path_density
+        elif round_ == 0 or running is None:
+            density = None
+        else:
+            density = np.stack([_density(one) for one in running])
         return draw_all(
             its.seed, [item.input_ids for item in items], its.n_perturbations, its.sampling, round_, density
         )
