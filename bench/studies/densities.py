@@ -175,9 +175,9 @@ def measured(runs: Runs, plan: Plan, fitted: Callable[[], tuple[float, ...]]) ->
             break
         further = range(1000 + len(blocks), 1002 + len(blocks))
         blocks = np.concatenate([blocks, runs.means("antithetic", plan.block, further, fitted())])
-    errors: dict[str, dict[int, float]] = {}
+    errors: dict[str, dict[str, float]] = {}  # n as text, as JSON has it
     for (method, n), means in found.items():
-        errors.setdefault(method, {})[n] = (float(((means - expected) ** 2).sum(1).mean()) - own) / scale
+        errors.setdefault(method, {})[str(n)] = (float(((means - expected) ** 2).sum(1).mean()) - own) / scale
     return {
         "tokens": len(runs.item.input_ids),
         "reference samples": plan.block * len(blocks),
