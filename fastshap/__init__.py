@@ -22,7 +22,7 @@ from fastshap.explainer import GradientShap
 from fastshap.jobs.table import BatchExplainer
 from fastshap.models.default import load_default_model
 from fastshap.models.provenance import Provenance
-from fastshap.one_call import explain, warm_up
+from fastshap.one_call import explain, fit_path_density, warm_up
 from fastshap.output.comparison import ComparedColumn, ComparedElement, Comparison, compare
 from fastshap.output.files import read_jsonl, write_csv, write_html, write_jsonl
 from fastshap.output.output import AttributionOutput, AttributionOutputs
@@ -70,6 +70,7 @@ __all__ = [
     "__version__",
     "compare",
     "explain",
+    "fit_path_density",
     "load_default_model",
     "read_jsonl",
     "read_parquet",

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from fastshap.errors import InvalidArgumentError, InvalidTypeError, UnsupportedModelError
 from fastshap.types.baselines import BaselineSet
 
+MOST_BINS = 1024  # of a path density
+_MOST_WEIGHT = 1000  # of a sample, with such a density
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -163,6 +165,43 @@ _BASELINES = "None, a number, a token's name, a Tensor or a BaselineSet"
 def number_or_name(word: str) -> float | str:
     """A word of a command line: a number where it reads as one, else a name."""
     return float(word) if _NUMBER.fullmatch(word) else word
+
+
+def path_density(value: Any, name: str) -> float | tuple[float, ...] | str | None:
+    """A density of path positions: none, a width, numbers for equal bins, or "auto"; from the shell as "3,2,1"."""
+    if isinstance(value, str):
+        if value == "auto":
+            return value
+        value = _numbers(value)
+    if isinstance(value, np.ndarray | Tensor):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return _bins(tuple(finite(one, f"each number of {name}") for one in value), name)
+    number = None if value is None else finite(value, name, 'None, "auto", numbers in a list')
+    if number is not None and not 1e-3 <= number <= 1e3:
+        raise InvalidArgumentError(f"{name} must be between 0.001 and 1000; got {value}.")
+    return number
+
+
+def _bins(value: tuple[float, ...], name: str) -> tuple[float, ...]:
+    if not 2 <= len(value) <= MOST_BINS:
+        raise InvalidArgumentError(f"{name} takes 2 to {MOST_BINS} numbers; got {len(value)}.")
+    mean = sum(value) / len(value)
+    if min(value) <= 0 or min(value) * _MOST_WEIGHT < mean:
+        raise InvalidArgumentError(
+            f"The numbers of {name} must be more than zero, and none below a {_MOST_WEIGHT}th of their mean: the rare samples "
+            f"there would count that many times as much. Got {min(value)}, with a mean of {mean:.4g}."
+        )
+    return value
+
+
+def _numbers(value: str) -> Any:
+    """The numbers of a text from the shell, "3,2,1"; one alone is no list. The text itself, if it is something else."""
+    try:
+        found = [float(one) for one in value.split(",")]
+    except ValueError:
+        return value
+    return found if len(found) > 1 else found[0]
 
 
 def baseline(value: Any, name: str) -> float | Tensor | str | BaselineSet:

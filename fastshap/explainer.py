@@ -91,6 +91,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         ['A', 'gorgeous', ',', 'witty', 'film', '.']
     """
 
+    _variances: list[Any] | None = None  # see Execution
+
     if TYPE_CHECKING:
         # fmt: off
         # Written by tools/settings.py.
@@ -110,7 +112,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
             *,
             reduction: str = "sum",
             sampling: str = "antithetic",
-            path_density: float | None = None,
+            path_density: float | Sequence[float] | str | None = None,
             seed: int = 0,
             rtol: float | None = None,
             max_perturbations: int | None = None,
@@ -326,7 +328,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
     @property
     def _execution(self) -> Execution:
         baseline = baselines.in_numbers(self.settings.baseline, self.task)
-        return Execution(self.settings, self._layout, self._backend, self._budget, baseline)
+        return Execution(self.settings, self._layout, self._backend, self._budget, baseline, variances=self._variances)
 
     def _try_model(self, texts: Iterator[Encoded]) -> None:
         """Whether the model can be explained at all, and how rows may share a call: until something is known of it.

@@ -18,6 +18,9 @@ SAMPLINGS = ("antithetic", "iid")
 _FEW = 16  # calls of the generator up to which Python's numbers are faster
 _BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
 
+# Of path positions: uniform, of a family's width, or in proportion to numbers on equal bins.
+PathDensity = float | Sequence[float] | np.ndarray | None
+
 
 class Samples(NamedTuple):
     """The n samples of one text in one round."""
@@ -43,7 +46,7 @@ def draw_samples(
     n: int,
     sampling: str,
     round_: int = 0,
-    path_density: float | None = None,
+    path_density: PathDensity = None,
     baselines: int | None = None,
 ) -> Samples:
     """The path positions and noise vectors of one text.
@@ -52,7 +55,8 @@ def draw_samples(
         sampling: "iid": uniform path positions, independent noise. "antithetic": one uniform position in each of n equal
             strata; samples 2k and 2k + 1 carry the same noise with opposite signs, an odd last one its own.
         path_density: None: positions uniform. w: of the density proportional to ((1 - a)^2 + (w a)^2)^(-3/2), that is strata of
-            equal probability, and weights that keep the expectation (docs/adr/0007).
+            equal probability, and weights that keep the expectation (docs/adr/0007). Numbers: of a density in proportion to
+            them on equal bins of (0, 1) (docs/adr/0022).
         baselines: k, how many members a set of baselines has: every sample draws one of them, uniformly.
     """
     return draw_all(seed, [input_ids], n, sampling, round_, path_density, baselines)[0]
@@ -64,10 +68,11 @@ def draw_all(
     n: int,
     sampling: str,
     round_: int = 0,
-    path_density: float | None = None,
+    path_density: PathDensity = None,
     baselines: int | None = None,
 ) -> list[Samples]:
-    """:func:`draw_samples` of many texts at once, given by their token ids."""
+    """:func:`draw_samples` of many texts at once, given by their token ids. Each may have a density of its own on equal bins:
+    ``path_density`` is then an array (texts, bins)."""
     streams = [(*text_key(seed, input_ids), round_) for input_ids in texts]
     alphas = _path_uniforms(streams, n)
     index = np.arange(n)
@@ -77,8 +82,10 @@ def draw_all(
     else:
         draws, signs = index, np.ones(n)
     weights = np.ones_like(alphas)
-    if path_density is not None:
+    if isinstance(path_density, float | int):
         alphas, weights = _towards_baseline(alphas, path_density)
+    elif path_density is not None:
+        alphas, weights = piecewise(alphas, np.atleast_2d(np.asarray(path_density, np.float64)))
     alphas = np.minimum(alphas, _BELOW_ONE).astype(np.float32)
     draws, signs, weights = draws.astype(np.int64), signs.astype(np.float32), weights.astype(np.float32)
     members = itertools.repeat(None) if baselines is None else iter(_members(streams, n, baselines))
@@ -92,6 +99,25 @@ def _towards_baseline(uniform: np.ndarray, width: float) -> tuple[np.ndarray, np
     alphas = (1 + width * slope / np.sqrt(1 - slope**2)) / size
     alphas = alphas.clip(np.finfo(np.float32).tiny, 1)
     return alphas, (1 + width) / width**2 * ((1 - alphas) ** 2 + (width * alphas) ** 2) ** 1.5
+
+
+def piecewise(uniform: np.ndarray, density: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (rows, n) of a density that is constant on equal bins, from uniform ones (rows, n), and 1 / density.
+
+    Args:
+        density: (rows, bins) or (1, bins), positive float64; only the proportions within a row matter.
+    """
+    share = density / density.sum(1, keepdims=True)
+    ends = share.cumsum(1)
+    bins = share.shape[1]
+    if len(share) == 1:
+        places = np.searchsorted(ends[0, :-1], uniform, "right")
+        share, ends = (np.broadcast_to(one, (len(uniform), bins)) for one in (share, ends))
+    else:
+        places = np.stack([np.searchsorted(end[:-1], u, "right") for end, u in zip(ends, uniform, strict=True)])
+    own, end = (np.take_along_axis(one, places, 1) for one in (share, ends))
+    alphas = (places + ((uniform - end) / own + 1).clip(0, 1)) / bins
+    return alphas.clip(np.finfo(np.float32).tiny, 1), 1 / (own * bins)
 
 
 def _path_uniforms(streams: Sequence[tuple[int, int, int]], n: int) -> np.ndarray:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastshap import ops
-from fastshap.checks import baseline, finite, flag, number_or_name, one_of, whole
+from fastshap.checks import MOST_BINS, baseline, finite, flag, number_or_name, one_of, path_density, whole
 from fastshap.errors import InvalidArgumentError
 from fastshap.sampling import SAMPLINGS
 from fastshap.types import (
@@ -96,13 +96,6 @@ def _tolerance(value: Any, name: str) -> float | None:
     number = None if value is None else finite(value, name, "None")
     if number is not None and number <= 0:
         raise InvalidArgumentError(f"{name} must be more than zero and finite, for example 0.05; got {value}.")
-    return number
-
-
-def _density(value: Any, name: str) -> float | None:
-    number = None if value is None else finite(value, name, "None")
-    if number is not None and not 1e-3 <= number <= 1e3:
-        raise InvalidArgumentError(f"{name} must be between 0.001 and 1000; got {value}.")
     return number
 
 
@@ -204,15 +197,25 @@ class Settings:
             "(independent draws, as in other libraries).",
         ),
     )
-    path_density: float | None = parameter(
+    path_density: float | tuple[float, ...] | str | None = parameter(
         None,
-        check=_density,
-        option=float,
-        help="Where on the path samples are denser: 1 for the middle, less for nearer the baseline; uniform by default.",
-        doc="None draws path positions uniformly. A number w draws them in proportion to ((1 - a)^2 + (w a)^2)^(-3/2), and "
-        "weights the samples so that the expectation stays: 1 puts more in the middle of the path, smaller numbers put more "
-        "near the baseline. Which is best depends on model and noise (docs/adr/0007).",
-        schema={"type": ["number", "null"], "minimum": 0.001, "maximum": 1000},
+        check=path_density,
+        option=str,
+        help="Where on the path samples are denser: numbers such as 3,2,1 for equal parts from the text to the baseline, auto "
+        "to learn it (with rtol), or one number (1: the middle, less: nearer the baseline); uniform by default.",
+        doc="None draws path positions uniformly. Other values draw more where you say, and weight samples so that the "
+        "expectation stays. Several numbers are a density on equal bins of the path, from the text to the baseline: "
+        ':func:`fastshap.fit_path_density` finds them for a model. "auto", with rtol, learns them for each text from earlier '
+        "rounds. One number w draws in proportion to ((1 - a)^2 + (w a)^2)^(-3/2): 1 puts more in the middle of the path, less "
+        "than 1 nearer the baseline. Which is best depends on model and noise (docs/adr/0022).",
+        schema={
+            "anyOf": [
+                {"type": ["number", "null"], "minimum": 0.001, "maximum": 1000},
+                {"const": "auto"},
+                {"type": "array", "minItems": 2, "maxItems": MOST_BINS, "items": {"type": "number", "minimum": 0}},
+            ]
+        },
+        to_plain=lambda value: list(value) if isinstance(value, tuple) else value,
     )
     seed: int = parameter(
         0,
@@ -259,6 +262,10 @@ class Settings:
         if self.rtol is None and self.max_perturbations is not None:
             raise InvalidArgumentError(
                 "max_perturbations has no use without rtol; set n_perturbations instead, or rtol too."
+            )
+        if self.rtol is None and self.path_density == "auto":
+            raise InvalidArgumentError(
+                'path_density="auto" learns from earlier rounds and needs rtol; or fit one with fastshap.fit_path_density.'
             )
         if self.rtol is not None and self.max_perturbations is None:
             self._keep("max_perturbations", _MOST_ROUNDS * self.n_perturbations)
@@ -331,7 +338,7 @@ class HasSettings:
         noise_std: float
         reduction: str
         sampling: str
-        path_density: float | None
+        path_density: float | tuple[float, ...] | str | None
         seed: int
         rtol: float | None
         max_perturbations: int | None

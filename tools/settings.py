@@ -32,7 +32,8 @@ _OWN = {
 }
 _TYPES = {one.name: str(one.type) for one in dataclasses.fields(Settings)}
 _TAKEN = {
-    "baseline": "Tensor | float | str | BaselineSet | None"
+    "baseline": "Tensor | float | str | BaselineSet | None",
+    "path_density": "float | Sequence[float] | str | None",
 }  # what may be passed, if that is more than what is kept
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastshap import ops
+from fastshap.engine.learned import Learned
 from fastshap.reference.moments import LEAST_SAMPLES
 from fastshap.text.groups import Grouping, reduce_samples
 
@@ -54,13 +55,14 @@ class Summary(NamedTuple):
 class Running:
     """One text's scores over independent rounds."""
 
-    __slots__ = ("_rounds", "_samples", "grouping", "sampling")
+    __slots__ = ("_rounds", "_samples", "grouping", "learned", "sampling")
 
     def __init__(self, grouping: Grouping, sampling: str) -> None:
         self.grouping = grouping
         self.sampling = sampling
         self._samples = 0  # of each round
         self._rounds: list[RoundMoments] = []
+        self.learned: Learned | None = None  # where on the path its scores vary, if somebody asks
 
     def add(self, samples: int, summary: RoundMoments) -> None:
         """A round of so many samples, on the CPU."""

@@ -68,7 +68,8 @@ class Execution:
     """How calls are made: by the settings, which decide the numbers, and by what decides none.
 
     ``baseline`` is that of the settings, in numbers. ``with_text``: there is one text, and each call has the text itself as a
-    last row, which gets no score.
+    last row, which gets no score. ``variances``: a list to which each text adds how its scores vary along the path
+    (fastshap.engine.learned).
     """
 
     settings: Settings
@@ -77,6 +78,7 @@ class Execution:
     budget: Budget
     baseline: float | Tensor | Members
     with_text: bool = False
+    variances: list[np.ndarray] | None = None
 
 
 class Piece(NamedTuple):

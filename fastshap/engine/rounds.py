@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastshap.engine import learned
 from fastshap.engine.estimate import RoundMoments, Running, Summary, summaries
 from fastshap.engine.packing import Execution, Item
 from fastshap.engine.run import Forward, Report, evaluate, token_scores
 from fastshap.ops.transfer import to_host
-from fastshap.sampling import Samples, draw_all
+from fastshap.sampling import PathDensity, Samples, draw_all
 from fastshap.settings import Settings
 from fastshap.text.groups import Grouping
 from fastshap.types.baselines import BaselineSet
@@ -37,16 +38,27 @@ class Rounds:
     def _settings(self) -> Settings:
         return self.execution.settings
 
-    def samples(self, items: Sequence[Item], round_: int) -> list[Samples]:
-        """Those of one round of each text."""
+    @property
+    def _pairs(self) -> bool:
+        return self._settings.sampling == "antithetic"
+
+    def samples(self, items: Sequence[Item], round_: int, running: Sequence[Running] | None = None) -> list[Samples]:
+        """Those of one round of each text. ``running``: what came before, which a learned density depends on."""
         its = self._settings
+        density: PathDensity
+        if not isinstance(its.path_density, str):
+            density = its.path_density
+        elif round_ == 0 or running is None:
+            density = None
+        else:
+            density = np.stack([_density(one) for one in running])
         return draw_all(
             its.seed,
             [item.input_ids for item in items],
             its.n_perturbations,
             its.sampling,
             round_,
-            its.path_density,
+            density,
             len(its.baseline) if isinstance(its.baseline, BaselineSet) else None,
         )
 
@@ -72,21 +84,31 @@ class Rounds:
         """The scores of every text. Texts that have enough leave; the others share calls."""
         n = self._settings.n_perturbations
         running = [Running(grouping, self._settings.sampling) for grouping in groupings]
+        if learns := self._settings.path_density == "auto" or self.execution.variances is not None:
+            for one in running:
+                one.learned = learned.Learned(self._pairs)
         active = list(range(len(items)))
         while active:
             left = [items[i] for i in active]
-            samples = self.samples(left, running[active[0]].rounds)
+            samples = self.samples(left, running[active[0]].rounds, [running[i] for i in active])
             found: list[Summary] = []
+            spreads: list[tuple[int, Tensor]] = []
             work = n * sum(item.n_scores * len(item.input_ids) for item in left)
             report = stage(work, 1 if self._settings.rtol is None else 0.5)  # how many rounds are to come, nobody knows
             for scored in token_scores(models, left, samples, self.scores, self.execution, report):
                 ours = [active[k] for k, _ in scored]
                 each = summaries([running[i] for i in ours], [scores for _, scores in scored])
                 found += [one._replace(places=[ours[place] for place in one.places]) for one in each]
+                if learns:
+                    spreads += [(k, learned.spreads(scores, samples[k], self._pairs)) for k, scores in scored]
             for summary in _on_host(found):
                 for i, moments in summary.of_each():
                     running[i].add(n, moments)
+            for (k, _), spread in zip(spreads, to_host([spread for _, spread in spreads]), strict=True):
+                running[active[k]].learned.add(samples[k], spread.numpy())  # type: ignore[union-attr]
             active = [i for i in active if not self.enough(running[i], rounds)]
+        if self.execution.variances is not None:
+            self.execution.variances.extend(map(_variance, running))
         return running
 
     def deltas(self, models: Sequence[nn.Module], items: Sequence[Item], running: Sequence[Running]) -> list[Tensor]:
@@ -117,6 +139,14 @@ def at_texts(
     execution = dataclasses.replace(execution, settings=plain, baseline=0.0)
     values = evaluate(models, items, [here] * len(items), forward, execution)
     return [value[0] for value in values]
+
+
+def _variance(running: Running) -> np.ndarray:
+    return running.learned.variance(running.tokens.numpy())  # type: ignore[union-attr]
+
+
+def _density(running: Running) -> np.ndarray:
+    return learned.density([_variance(running)])
 
 
 def _on_host(found: Sequence[Summary]) -> list[Summary]:
