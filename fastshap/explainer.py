@@ -151,16 +151,14 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         self._desk = Desk(self.model)
         self._replicas = Replicas(self.model, devices[1:])
         self._budget = Budget(checks.batch_size(own["batch_size"]), engine.device_of(self.model))
-        self._backend = own["backend"]
-        self._layout = Layout()
+        self._backend, self._layout = own["backend"], Layout()
         # The baseline is a copy, which nobody else writes to.
         self._given = {name: value for name, value in given.items() if name in OPTIONS}
         self._given |= {"baseline": self.settings.baseline}
         self._provenance = Provenance()
         self._described: Any = None  # the model's state when its provenance was found
         self._tried: Any = None  # the model's state when something was found
-        self._truncation_warned = False
-        self._known_help = Known()
+        self._truncation_warned, self._known_help = False, Known()
         self._origin: GradientShap | None = None
 
     def _state(self) -> dict[str, Any]:
@@ -327,8 +325,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
 
     @property
     def _execution(self) -> Execution:
-        baseline = baselines.in_numbers(self.settings.baseline, self.task)
-        return Execution(self.settings, self._layout, self._backend, self._budget, baseline, variances=self._variances)
+        its, baseline = self.settings, baselines.in_numbers(self.settings.baseline, self.task)
+        return Execution(its, self._layout, self._backend, self._budget, baseline, variances=self._variances)
 
     def _try_model(self, texts: Iterator[Encoded]) -> None:
         """Whether the model can be explained at all, and how rows may share a call: until something is known of it.
