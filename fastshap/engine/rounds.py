@@ -104,8 +104,9 @@ class Rounds:
             for summary in _on_host(found):
                 for i, moments in summary.of_each():
                     running[i].add(n, moments)
-            for (k, _), spread in zip(spreads, to_host([spread for _, spread in spreads]), strict=True):
-                running[active[k]].learned.add(samples[k], spread.numpy())  # type: ignore[union-attr]
+            if learns:
+                for (k, _), spread in zip(spreads, to_host([spread for _, spread in spreads]), strict=True):
+                    running[active[k]].learned.add(samples[k], spread.numpy())  # type: ignore[union-attr]
             active = [i for i in active if not self.enough(running[i], rounds)]
         if self.execution.variances is not None:
             self.execution.variances.extend(map(_variance, running))
