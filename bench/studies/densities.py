@@ -80,12 +80,12 @@ PLANS = {
     ),
     "minilm": Plan(
         fit=12,
-        texts=4,
+        texts=8,
         fit_samples=100,
         block=200,
         blocks=(10, 10),
         enough=0.0,
-        runs={"iid": {10: 30}, "uniform": {100: 5}, "learned": {100: 6}},
+        runs={"iid": {10: 80}, "uniform": {100: 15}, "learned": {100: 15}},
     ),
     "smollm2": Plan(
         fit=6,
@@ -94,7 +94,7 @@ PLANS = {
         block=200,
         blocks=(4, 14),
         enough=0.0295,
-        runs={"iid": {10: 30}, "uniform": {50: 5}, "learned": {50: 10}},
+        runs={"iid": {10: 60}, "uniform": {50: 20}, "learned": {50: 30}},
     ),
 }
 

@@ -25,7 +25,7 @@ def replay(monkeypatch):
         torch.manual_seed(7)
         draws = [(torch.randn(N, length, dim), torch.rand(N, 1, 1).flatten().numpy()) for length in lengths]
 
-        def draw_all(seed, texts, n, sampling, round_, path_density):
+        def draw_all(seed, texts, n, sampling, *others):
             assert [len(input_ids) for input_ids in texts] == lengths
             return [
                 Samples((text, 0, 0), draws[text][1], np.arange(n), *np.ones((2, n), np.float32))
