@@ -158,7 +158,7 @@ def finite(value: Any, name: str, also: str = "") -> float:
     return number
 
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
+_NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf)", re.IGNORECASE | re.ASCII)
 _BASELINES = "None, a number, a token's name, a Tensor or a BaselineSet"
 
 
@@ -218,6 +218,8 @@ def baseline(value: Any, name: str) -> float | Tensor | str | BaselineSet:
         if isinstance(value, bool) or not hasattr(value, "__float__"):
             raise InvalidTypeError(f"The {name} must be {_BASELINES}; got {type(value).__name__}.")
         return finite(value, name, "None, a token's name, a Tensor, a BaselineSet")
+    if value.layout != torch.strided or value.is_meta:
+        raise InvalidArgumentError(f"The {name} must be a dense tensor that holds values.")
     if not value.is_floating_point():
         raise InvalidArgumentError(
             f"The {name} must have a floating-point dtype like the embeddings; got {value.dtype}."

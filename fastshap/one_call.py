@@ -21,6 +21,7 @@ from fastshap.tasks.loading import load_pair
 # Words of one token, which need no reduction of their own, and a word of several, which does.
 _WARM_TEXTS = ("a", "a incomprehensibilities")
 _WARM_ROWS = 4
+_FEWEST_FITTED = 20  # samples of a text, that a density is fitted to
 
 if TYPE_CHECKING:
     from transformers import Pipeline, PreTrainedModel, PreTrainedTokenizerBase
@@ -119,6 +120,7 @@ def fit_path_density(
     Args:
         texts, targets, generation_kwargs, progress: as for :meth:`GradientShap.explain`. Each text counts the same, and each
             target by its scores' size.
+        n_perturbations: samples of each text, 20 or more.
 
     Returns:
         A density on equal bins of the path, from the text (first) to the baseline (last); 1 is that of uniform positions.
@@ -134,7 +136,10 @@ def fit_path_density(
         >>> len(explainer("Weak but witty.")[0].path_density)
         32
     """
-    options = {"n_perturbations": n_perturbations, "path_density": None, "return_convergence_delta": False}
+    if not isinstance(explainer, GradientShap):
+        raise InvalidTypeError(f"fit_path_density takes a GradientShap first; got {type(explainer).__name__}.")
+    count = checks.whole(n_perturbations, "n_perturbations", least=_FEWEST_FITTED)
+    options: dict[str, Any] = {"n_perturbations": count, "path_density": None, "return_convergence_delta": False}
     options |= _one_round(explainer)
     own = explainer._for_call(options)
     own._variances = []

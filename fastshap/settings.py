@@ -202,7 +202,7 @@ class Settings:
         check=path_density,
         option=str,
         help="Where on the path samples are denser: numbers such as 3,2,1 for equal parts from the text to the baseline, auto "
-        "to learn it (with rtol), or one number (1: the middle, less: nearer the baseline); uniform by default.",
+        "to learn it (with rtol), or one number: 1 favours the middle, smaller numbers the baseline; uniform by default.",
         doc="None draws path positions uniformly. Other values draw more where you say, and weight samples so that the "
         "expectation stays. Several numbers are a density on equal bins of the path, from the text to the baseline: "
         ':func:`fastshap.fit_path_density` finds them for a model. "auto", with rtol, learns them for each text from earlier '

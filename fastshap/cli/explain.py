@@ -108,6 +108,8 @@ def explain(
         _fail(f"--html is the file to write; {str(html)!r} is a directory.")
     if title is not None and html is None:
         _fail("--title is the heading of a page; add --html.")
+    if uncertain and as_json:
+        _fail("--uncertain is for words in colour; leave out --json.")
     wanted_texts = _texts(texts or [], file or [])
     from transformers.utils import logging
 

@@ -7,6 +7,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from fastshap.engine.estimate import LEAST_ROUNDS
 from fastshap.errors import NoiseWarning, silenced, warn
 from fastshap.output.record import Record
 from fastshap.types import InferenceModes, plain_mode
@@ -15,6 +19,7 @@ LEAST = 0.5  # reliability of scores that are not mostly noise
 
 _SAMPLES = 20  # of each candidate, at most
 _WORK = 1 << 16  # tokens times targets times samples of each candidate, at most
+_ENOUGH = 20  # antithetic samples of one round, whose standard errors are not far too large (docs/adr/0021)
 _GAIN = 0.1  # in reliability, that counts as help
 _LESS_NOISE = 5
 _MEASURED = 8  # settings that an explainer measures for, at most
@@ -33,7 +38,7 @@ class Noise:
     def __init__(self, early: bool = False) -> None:
         self.early = early
         self._told = False
-        self._texts = self._noisy = 0
+        self._place = self._texts = self._noisy = 0
         self._lowest = LEAST
         self._first: tuple[int, Record, int] | None = None  # its number, and that of its first such target
 
@@ -47,8 +52,9 @@ class Noise:
             if noisy:
                 self._noisy += 1
                 self._lowest = min(self._lowest, *(shares[t] for t in noisy))
-                self._first = self._first or (self._texts, record, noisy[0])
-            self._texts += 1
+                self._first = self._first or (self._place, record, noisy[0])
+            self._place += 1
+            self._texts += record.error is None
 
     def tell(self, known: Known, again: Again) -> None:
         """Warns once, if there was such an output. If warnings of this kind are ignored, nothing is measured."""
@@ -63,50 +69,64 @@ class Noise:
     def _head(self) -> str:
         first = "first " if self.early else ""
         which = f"{self._noisy} of the {first}{self._texts} texts" if self._texts > 1 else f"the {first}text"
-        return (
-            f"Scores are mostly noise for {which}: reliability below {LEAST}, the lowest {self._lowest:.2f}. With another seed "
-            "they come out differently."
-        )
+        head = f"for {which}: reliability below {LEAST}, the lowest {self._lowest:.2f}."
+        if self._first is not None and _understated(self._first[1]):
+            return (
+                f"Scores may be mostly noise {head} It is too low if a text has one round of fewer than {_ENOUGH} antithetic "
+                f"samples: n_perturbations={_ENOUGH} tells more."
+            )
+        return f"Scores are mostly noise {head} With another seed they come out differently."
 
 
 class Known:
     """What an explainer found would help, for each of its settings."""
 
     def __init__(self) -> None:
-        self._found: dict[str, list[str]] = {}
+        self._found: dict[str, str] = {}  # sentences with a place for what they were measured on
 
     def of(self, number: int, record: Record, t: int, again: Again) -> list[str]:
         """Sentences about what helps, measured the first time: on text ``number``, for its target ``t``."""
-        key = _key(record)
-        if (found := self._found.get(key)) is not None:
-            return [sentence.format("a text of an earlier call") for sentence in found]
-        if len(self._found) >= _MEASURED:
-            return []
-        self._found[key] = []  # whatever happens now, it is not tried again
-        self._found[key] = list(_advice(record, t, again))
-        where = f"text {number}" + (f", target {t}" if len(record.target_names) > 1 else "")
-        return [sentence.format(where) for sentence in self._found[key]]
+        own = f"text {number}" + (f", target {t}" if len(record.target_names) > 1 else "")
+        key, where = _key(record), "a text of an earlier call"
+        if key not in self._found and len(self._found) < _MEASURED:
+            self._found[key] = ""  # whatever happens now, it is not tried again
+            self._found[key] = _advice(record, t, again)
+            where = own
+        measured = self._found.get(key, "").format(where)
+        return [*filter(None, [measured]), _samples(record, t).format(own)]
 
 
 def _key(record: Record) -> str:
     plain = record.settings.changes() | {"inference_mode": plain_mode(record.inference_mode)}
-    return repr({name: value for name, value in plain.items() if name not in ("seed", "baseline")})
+    if isinstance(baseline := plain.get("baseline"), Tensor):
+        plain["baseline"] = hash(baseline.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return repr({name: value for name, value in plain.items() if name != "seed"})
 
 
-def _advice(record: Record, t: int, again: Again) -> Iterable[str]:
-    """Sentences with a place for what they were measured on."""
+def _understated(record: Record) -> bool:
+    """Whether the reliability counts the change along the path as noise."""
+    few = record.rounds < LEAST_ROUNDS and record.n_perturbations < _ENOUGH * record.rounds
+    return record.settings.sampling == "antithetic" and few
+
+
+def _advice(record: Record, t: int, again: Again) -> str:
+    """A sentence with a place for what it was measured on; nothing if nothing could be measured."""
     now = float(record.reliability[t])
     measured = sorted(_measured(record, t, again), reverse=True)
     if helping := [f"{name} gives {share:.2f}" for share, name in measured if share >= now + _GAIN]:
-        yield f"What helps, measured on {{}} ({now:.2f}): {', '.join(helping)}."
-    elif measured:
-        tried = ", ".join(f"{name} ({share:.2f})" for share, name in measured)
-        yield f"Measured on {{}} ({now:.2f}), this does not help: {tried}."
+        return f"What helps, measured on {{}} ({now:.2f}): {', '.join(helping)}."
+    tried = ", ".join(f"{name} ({share:.2f})" for share, name in measured)
+    return f"Measured on {{}} ({now:.2f}), this does not clearly help: {tried}." if measured else ""
+
+
+def _samples(record: Record, t: int) -> str:
+    """How many samples it would take, by the output's own standard errors; a sentence with a place for which it is."""
     needed = [(share, samples_for(share, record, t)) for share in (LEAST, 0.9)]
-    if named := [f"{count:,} samples for {share}" for share, count in needed if count <= _MOST_NAMED]:
-        yield f"By its standard errors, it takes about {' and '.join(named)} (n_perturbations)."
-    else:
-        yield "Its standard errors do not show any score behind the noise, so nobody knows how many samples it would take."
+    named = [f"{count:,} samples for {share}" for share, count in needed if count <= _MOST_NAMED]
+    if not named:
+        return "The standard errors do not show any score behind the noise, so nobody knows how many samples it would take."
+    parameter = "n_perturbations" if record.settings.rtol is None else "max_perturbations, and a smaller rtol"
+    return f"By its standard errors, {{}} takes about {' and '.join(named)} ({parameter})."
 
 
 def _measured(record: Record, t: int, again: Again) -> Iterable[tuple[float, str]]:

@@ -42,7 +42,7 @@ def check(baseline: float | Tensor | str | BaselineSet, tokenizer: Any, rows: in
 def in_numbers(baseline: float | Tensor | str | BaselineSet, task: Task) -> float | Tensor | Members:
     """The baseline as the engine takes it. What the model has to be asked for is remembered until its state changes."""
     if isinstance(baseline, float | Tensor):
-        return baseline
+        return _of_its_dtype(baseline, task)
     known = task.found("baselines", _Known)
     assert known is not None  # made where there was none
     return known.of(baseline, task)
@@ -74,7 +74,10 @@ def token_id(name: str, tokenizer: PreTrainedTokenizerBase, rows: int) -> int:
     Raises:
         InvalidArgumentError: the tokenizer does not know the token, or the model has no embedding for it.
     """
-    found: Any = int(name[1:]) if _BY_NUMBER.fullmatch(name) else tokenizer.convert_tokens_to_ids(name)
+    try:
+        found: Any = int(name[1:]) if _BY_NUMBER.fullmatch(name) else tokenizer.convert_tokens_to_ids(name)
+    except ValueError:  # thousands of digits, or half a character
+        raise InvalidArgumentError(f"The tokenizer has no token {name[:40]!r} for a baseline.") from None
     spelt = None if found is None else _spelt(tokenizer, found)
     if spelt is None or not (spelt == name or _BY_NUMBER.fullmatch(name)):
         raise InvalidArgumentError(
@@ -131,8 +134,8 @@ def _named(name: str, task: Task) -> Tensor:
 
 def _of_set(baselines: BaselineSet, task: Task) -> Members:
     if baselines.texts is None:
-        tensor = baselines.tensor
-        assert tensor is not None  # as it has no texts
+        tensor = _of_its_dtype(baselines.tensor, task)
+        assert isinstance(tensor, Tensor)  # as it has no texts
         return Members(tensor.to(device_of(task.model)))
     texts = [_tokens(text, place, task) for place, text in enumerate(baselines.texts)]
     filling = _filling(task)
@@ -144,6 +147,22 @@ def _of_set(baselines: BaselineSet, task: Task) -> Members:
         for ids in texts
     ]
     return Members(torch.stack(rows), filling)
+
+
+def _of_its_dtype(baseline: Any, task: Task) -> Any:
+    """The same baseline, if it is no wider than what the model's embeddings are computed in.
+
+    Raises:
+        InvalidArgumentError: it is.
+    """
+    if isinstance(baseline, Tensor):
+        own = next(task.model.get_input_embeddings().parameters()).dtype
+        if baseline.dtype.itemsize > max(own.itemsize, torch.float32.itemsize):
+            ours, theirs = (str(dtype).removeprefix("torch.") for dtype in (baseline.dtype, own))
+            raise InvalidArgumentError(
+                f"The baseline has dtype {ours}, but the model's embeddings have {theirs}: pass its float()."
+            )
+    return baseline
 
 
 def _tokens(text: str, place: int, task: Task) -> list[int]:

@@ -89,6 +89,8 @@ class BaselineSet:
 
 def _embeddings(members: Tensor) -> Tensor:
     shape = tuple(members.shape)
+    if members.layout != torch.strided or members.is_meta:
+        raise InvalidArgumentError("The embeddings of a BaselineSet must be a dense tensor that holds values.")
     if not members.is_floating_point() or _short(members.dtype) not in _DTYPES:
         raise InvalidArgumentError(
             f"The embeddings of a BaselineSet must have one of the dtypes {', '.join(_DTYPES)}; got {_short(members.dtype)}."

@@ -330,10 +330,14 @@ def test_fit_path_density(bert_pair, default_pair, llama_pair):
     assert explainer(texts[0], rtol=None, max_perturbations=None, path_density=found)[0].path_density == found
     assert len(
         fastshap.fit_path_density(
-            fastshap.GradientShap(*llama_pair, inference_mode="softmax"), INPUTS, TARGETS, n_perturbations=12
+            fastshap.GradientShap(*llama_pair, inference_mode="softmax"), INPUTS, TARGETS, n_perturbations=20
         )
     ) == len(found)
     failing = fastshap.GradientShap(*bert_pair, on_error="record")
-    assert len(fastshap.fit_path_density(failing, ["", "fine"], n_perturbations=12)) == len(found)
+    assert len(fastshap.fit_path_density(failing, ["", "fine"], n_perturbations=20)) == len(found)
+    with pytest.raises(fastshap.InvalidArgumentError, match="at least 20"):
+        fastshap.fit_path_density(failing, ["fine"], n_perturbations=2)
+    with pytest.raises(fastshap.InvalidTypeError, match="takes a GradientShap"):
+        fastshap.fit_path_density("a model", ["fine"])
     with pytest.raises(fastshap.InvalidArgumentError, match="No text could be explained"):
         fastshap.fit_path_density(failing, ["", " "])

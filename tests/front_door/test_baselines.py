@@ -316,6 +316,22 @@ def test_bad_sets(members, kind, said):
         BaselineSet(members)
 
 
+@pytest.mark.parametrize("baseline", ["#" + "9" * 5000, "\ud800"])
+def test_names_that_no_tokenizer_reads(bert_pair, baseline):
+    with pytest.raises(fastshap.InvalidArgumentError, match="has no token"):
+        fastshap.GradientShap(*bert_pair, baseline=baseline)
+
+
+@pytest.mark.parametrize("of", [lambda tensor: tensor, lambda tensor: fastshap.BaselineSet(tensor.unsqueeze(0))])
+def test_tensors_that_cannot_be_baselines(bert_pair, of):
+    width = bert_pair[0].config.hidden_size
+    for tensor in (torch.zeros(width).to_sparse(), torch.zeros(width, device="meta")):
+        with pytest.raises(fastshap.InvalidArgumentError, match="dense tensor that holds values"):
+            fastshap.GradientShap(*bert_pair, baseline=of(tensor))
+    with pytest.raises(fastshap.InvalidArgumentError, match="dtype float64, but the model's embeddings have float32"):
+        fastshap.GradientShap(*bert_pair, baseline=of(torch.zeros(width, dtype=torch.float64)))("fine")
+
+
 def test_a_set_that_does_not_fit_the_model_or_the_text(bert_pair):
     with pytest.raises(InvalidArgumentError, match=r"\(3, 5\).*\(L, 36\).*\(k, 36\)"):
         GradientShap(*bert_pair, baseline=BaselineSet(torch.zeros(3, 5)))

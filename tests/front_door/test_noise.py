@@ -112,6 +112,36 @@ def test_it_is_measured_once(explainer, monkeypatch):
     assert "a text of an earlier call" in said(caught)[0]
 
 
+def test_another_baseline_is_measured_anew(explainer):
+    with pytest.warns(fastshap.NoiseWarning):
+        explainer(TEXTS)
+    for baseline in (
+        1.0,
+        "[MASK]",
+        torch.full((explainer.model.config.hidden_size,), 0.5),
+        fastshap.BaselineSet(["dull"]),
+    ):
+        for said_of in ("measured on text|Measured on text", "a text of an earlier call"):
+            with pytest.warns(fastshap.NoiseWarning, match=said_of):
+                explainer(TEXTS, baseline=baseline)
+
+
+def test_few_antithetic_samples_are_not_called_noise(default_pair):
+    """Their standard errors are too large, above all with a density: the truth is 0.77 there."""
+    few = fastshap.GradientShap(*default_pair, n_perturbations=4, path_density=2.0)
+    with pytest.warns(fastshap.NoiseWarning, match="may be mostly noise .* n_perturbations=20 tells more"):
+        few("A gorgeous, witty film.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        few("A gorgeous, witty film.", n_perturbations=20)
+
+
+def test_failed_texts_do_not_count(default_pair):
+    explainer = fastshap.GradientShap(*default_pair, "auto", on_error="record", **NOISY)
+    with pytest.warns(fastshap.NoiseWarning, match=r"of the 4 texts.*on text [2-5]"):
+        explainer(["", " ", *TEXTS])
+
+
 def test_a_copy_knows_it_too(explainer, monkeypatch):
     with pytest.warns(fastshap.NoiseWarning):
         explainer(TEXTS)
