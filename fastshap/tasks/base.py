@@ -23,7 +23,7 @@ from fastshap.tasks.layout import Sharing
 from fastshap.tasks.subject import Subject, unwrapped
 from fastshap.text.encode import Encoded, as_bytes
 from fastshap.text.groups import TEXT, Scope
-from fastshap.types import InferenceModes, ModelTask, model_task_of
+from fastshap.types import ModelTask, model_task_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -122,7 +122,7 @@ class Task(Subject, ABC):
     shown: ClassVar[Shown] = Shown()
     targets_are_classes: ClassVar[bool] = False
     writes_targets: ClassVar[bool] = False
-    steadiest_mode: ClassVar[InferenceModes] = InferenceModes.LOGITS
+    steadiest_mode: ClassVar[str] = "logits"
     keeps_positions: ClassVar[bool] = True
 
     def __init__(

@@ -44,7 +44,7 @@ class GenerationTask(Task):
     explains = "causal language models, which predict the next token from text alone"
     shown = Shown(targets="generated", map_axes=("generated", "drew on"))
     writes_targets = True
-    steadiest_mode = InferenceModes.SOFTMAX
+    steadiest_mode = "softmax"
     keeps_positions = False  # the targets are a text's last tokens
     _way: Way = staticmethod(full_logits)  # until the model has been tried
     _tried_head: Any = None  # what the output layer was then
