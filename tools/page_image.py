@@ -19,7 +19,7 @@ PROMPT, TARGET = "The capital of France is", " Paris, and the capital of Italy i
 CHOSEN, POINTED_AT = "Rome", "Italy"
 SAMPLES = 200
 OUT = Path(__file__).parent.parent / "docs" / "images" / "page.png"
-_WIDTH, _HEIGHT = 840, 500
+_WIDTH, _HEIGHT = 840, 530
 
 
 def explained() -> fastshap.AttributionOutput:
@@ -34,15 +34,14 @@ def explained() -> fastshap.AttributionOutput:
 
 
 def photographed(page: Path) -> bytes:
-    """The page with a target chosen, a word pointed at and its settings unfolded, as PNG."""
+    """The page with a target chosen, a word in focus and its settings unfolded, as PNG."""
     from selenium import webdriver
-    from selenium.webdriver import ActionChains
     from selenium.webdriver.chrome.service import Service
     from selenium.webdriver.common.by import By
 
     options = webdriver.ChromeOptions()
     options.binary_location = "/usr/bin/chromium"
-    for flag in ("headless=new", "no-sandbox", "disable-gpu"):
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "hide-scrollbars"):
         options.add_argument(f"--{flag}")
     browser = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
     try:
@@ -54,7 +53,7 @@ def photographed(page: Path) -> bytes:
         )
         named("label bdi", CHOSEN).click()
         browser.execute_script("document.querySelectorAll('details').forEach(one => one.open = true)")
-        ActionChains(browser).move_to_element(named("[tabindex='0']", POINTED_AT)).perform()
+        browser.execute_script("arguments[0].focus({focusVisible: true})", named("[tabindex='0']", POINTED_AT))
         picture: Any = browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})
         return base64.b64decode(picture["data"])
     finally:

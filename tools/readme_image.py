@@ -21,7 +21,7 @@ _THEME = TerminalTheme((255, 255, 255), (40, 40, 40), _GREY, [*_GREY[:7], (255, 
 
 def main() -> None:
     """Writes docs/images/explain.svg."""
-    explainer = fastshap.GradientShap(*fastshap.load_default_model(), batch_size="auto")
+    explainer = fastshap.GradientShap(*fastshap.load_default_model(), batch_size="auto", n_perturbations=50)
     console = Console(record=True, width=116, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     for text, output in zip(TEXTS, explainer(list(TEXTS)), strict=True):
         console.print(Text(text, style="italic"))
