@@ -136,6 +136,20 @@ def test_few_antithetic_samples_are_not_called_noise(default_pair):
         few("A gorgeous, witty film.", n_perturbations=20)
 
 
+def test_many_outputs_are_told_as_one_by_one(default_pair, llama_pair):
+    """Those of other shapes, with what a target cannot see, without standard errors, and errors."""
+    explainer = fastshap.GradientShap(*default_pair, "auto", on_error="record", **NOISY)
+    outputs = [*explainer(TEXTS, "all"), *explainer(["", "fine"]), *explainer(TEXTS[:2], n_perturbations=2)]
+    outputs += fastshap.GradientShap(*llama_pair, n_perturbations=6)(TEXTS, ["is dull"] * 4)
+    together, alone = Noise(), Noise()
+    together.add(outputs)
+    for output in outputs:
+        alone.add([output])
+    seen = [(one._head(), one._first[0], one._first[2]) for one in (together, alone)]
+    assert seen[0] == seen[1]
+    assert together._noisy == sum(bool((output.reliability < 0.5).any()) for output in outputs) > 0
+
+
 def test_failed_texts_do_not_count(default_pair):
     explainer = fastshap.GradientShap(*default_pair, "auto", on_error="record", **NOISY)
     with pytest.warns(fastshap.NoiseWarning, match=r"of the 4 texts.*on text [2-5]"):
