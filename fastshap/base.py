@@ -344,7 +344,7 @@ def _may_hold_none(targets: Any) -> bool:
 
 
 class MultitaskExplainerMixin:
-    """Chooses the task (classification or generation) from the model."""
+    """Chooses the task from the model."""
 
     @staticmethod
     def task_of(
@@ -352,6 +352,7 @@ class MultitaskExplainerMixin:
         tokenizer: PreTrainedTokenizerBase,
         inference_mode: Callable[[Tensor], Tensor],
         seed: int = 0,
+        named: str | type[Task] | None = None,
     ) -> Task:
-        """The task of ``model``, by its class name; UnsupportedModelError names those supported."""
-        return task_for(model, tokenizer, inference_mode, seed)
+        """The task of ``model``: the ``named`` one, or by its class name; UnsupportedModelError names those supported."""
+        return task_for(model, tokenizer, inference_mode, seed, named)

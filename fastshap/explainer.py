@@ -23,14 +23,14 @@ from fastshap.models.copies import Copied, check_picklable
 from fastshap.models.provenance import Provenance, generation_settings, provenance_of, tokenizer_fingerprint
 from fastshap.models.replicas import Replicas
 from fastshap.models.view import Desk
-from fastshap.output.inputs import encoded_of
+from fastshap.output.inputs import saved_in
 from fastshap.output.made import Maker
 from fastshap.output.noise import Known
 from fastshap.output.output import AttributionOutput
 from fastshap.output.progress import Progress
 from fastshap.output.record import Record
 from fastshap.settings import DEFAULTS, Settings, documented
-from fastshap.tasks import Prediction, Prepared, baselines
+from fastshap.tasks import Prepared, baselines
 from fastshap.tasks.subject import table_shape
 from fastshap.tasks.tokens import unknown
 from fastshap.text.encode import Encoded
@@ -40,12 +40,13 @@ from fastshap.types import InferenceModes
 if TYPE_CHECKING:
     from transformers import Pipeline, PreTrainedModel, PreTrainedTokenizerBase
 
+    from fastshap.tasks import Task
     from fastshap.types import Granularity, GranularityAggregationStrategy
     from fastshap.types.baselines import BaselineSet
 
 
 _GENERATING = 0.2  # the share of a text's work that is done once its target is generated
-_FIXED = ("tokenizer", "device")  # parameters that no call can change
+_FIXED = ("tokenizer", "device", "task")  # parameters that no call can change
 # What a copy makes or finds out for itself.
 _ANEW = ("_desk", "_replicas", "_budget", "_origin", "_tried", "_described", "_layout")
 
@@ -72,6 +73,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         device: where to run. The model moves there once, now; None leaves it where it is. "auto" takes all GPUs of this
             machine, or the CPU if there is none. A list names the devices to use: the model moves to the first, and
             copies on the others share the work.
+        task: the task's name, where the model's class leaves a choice: "zero_shot", say. docs/tasks.md lists them.
         {settings}
         return_convergence_delta: also report how far the scores are from adding up. It costs n + 1 forward rows per text.
         on_error: "raise", or "record": a text that cannot be explained gets an output with ``error`` set, and the others
@@ -117,6 +119,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
             rtol: float | None = None,
             max_perturbations: int | None = None,
             perturb_special_tokens: bool = True,
+            task: str | type[Task] | None = None,
             return_convergence_delta: bool = False,
             on_error: str = "raise",
             backend: str = "auto",
@@ -141,7 +144,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
             )
         ops.check_backend(own["backend"])
         self.model, self.tokenizer = pair
-        self.task = self.task_of(self.model, self.tokenizer, self.settings.inference_mode, self.settings.seed)
+        mode, seed = self.settings.inference_mode, self.settings.seed
+        self.task = self.task_of(self.model, self.tokenizer, mode, seed, own["task"])
         known, width = table_shape(self.model)
         checks.vocabulary(len(self.tokenizer), known)
         baselines.check(self.settings.baseline, self.tokenizer, known, width)
@@ -192,7 +196,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         )
         own = object.__new__(type(self))
         own.__dict__.update(self.__dict__)
-        own._set_up({"model": self.model, "tokenizer": self.tokenizer} | self._given | dict(options))
+        fixed = {"model": self.model, "tokenizer": self.tokenizer, "task": type(self.task)}
+        own._set_up(fixed | self._given | dict(options))
         own._replicas, own._truncation_warned, own._origin = self._replicas, self._truncation_warned, self
         own._desk, own._known_help = self._desk, self._known_help
         if "batch_size" not in options:
@@ -269,13 +274,11 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
 
     def _repeat(self, record: Record) -> AttributionOutput:
         """Computes an output again: the same tokens, elements, targets and number of rounds, by this explainer's settings."""
-        encoded, positions = encoded_of(record)
-        prediction = Prediction(record.predicted_label, record.probability, record.target_probabilities)
-        prepared = self.task.again(encoded, record.targets, record.target_names, prediction, positions)
+        prepared = self.task.again(*saved_in(record))
         grouping = self._grouping(prepared, (record.element_tokens, record.elements))
         with self._desk.at_work() as model, self.task.running_on(model):
             self._replicas.begin()
-            self._raise_error([unknown(self.task, encoded.input_ids)], 0)
+            self._raise_error([unknown(self.task, prepared.encoded.input_ids)], 0)
             self._try_model(iter([prepared.encoded]))
             (output,) = self._score([prepared], [grouping], Seen(), Progress(), record.rounds)
             self._raise_error([output], 0)
@@ -380,14 +383,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
 
 
 # Those that decide no number, with their defaults.
-_OWN: dict[str, Any] = {
-    "tokenizer": None,
-    "batch_size": 4,
-    "device": None,
-    "return_convergence_delta": False,
-    "on_error": "raise",
-    "backend": "auto",
-}
+_OWN: dict[str, Any] = {"tokenizer": None, "batch_size": 4, "device": None, "task": None}
+_OWN |= {"return_convergence_delta": False, "on_error": "raise", "backend": "auto"}
 # By their places, as interpreto has them; the others by their names.
 _PLACES = (
     *("model", "tokenizer", "batch_size", "granularity", "granularity_aggregation_strategy", "device"),

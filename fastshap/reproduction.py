@@ -17,6 +17,7 @@ from fastshap.models.provenance import Provenance
 from fastshap.output.output import AttributionOutput
 from fastshap.output.record import Record
 from fastshap.output.visible import printable
+from fastshap.tasks import task_named
 from fastshap.types import name_of_task
 
 if TYPE_CHECKING:
@@ -99,10 +100,13 @@ def reproduce(
     if inference_mode is not None:
         settings["inference_mode"] = inference_mode
     adds_up = output.convergence_delta is not None
-    explainer = GradientShap(model, tokenizer, "auto", return_convergence_delta=adds_up, **settings)
     name = name_of_task(output.model_task)
-    if explainer.task.name != name:
-        raise UnsupportedModelError(f"The output explains a {name}, and this model does {explainer.task.name}.")
+    task = task_named(name)
+    explainer = GradientShap(model, tokenizer, "auto", task=task, return_convergence_delta=adds_up, **settings)
+    if task is None:
+        raise UnsupportedModelError(
+            f"The output explains {name!r}, a task that this process does not know; register it."
+        )
     again = explainer._repeat(output)
     then, now = output.attributions, again.attributions
     difference = (now - then).abs().nan_to_num(0)

@@ -26,6 +26,7 @@ _OWN = {
     "tokenizer": "PreTrainedTokenizerBase | None",
     "batch_size": "int | str",
     "device": "torch.device | str | Sequence[torch.device | str] | None",
+    "task": "str | type[Task] | None",
     "return_convergence_delta": "bool",
     "on_error": "str",
     "backend": "str",

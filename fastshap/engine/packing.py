@@ -38,20 +38,35 @@ class Item(NamedTuple):
     extra: Mapping[str, Sequence[int]]  # L each: further inputs of the model
     joined: Tensor | None = None  # (t, T) float32: the scores as sums over targets; None: one a target, t = T
     positions: Tensor | None = None  # (T,) int64: the token at whose place each target's score is; None: one row a text
+    sequences: Sequence[
+        Sequence[int]
+    ] = ()  # S lists of tokens' places, where the model reads these and not the text itself
+    vectors: Tensor | None = None  # (T, E) float32: what each target is, where that is no number
 
     @classmethod
     def of(
-        cls, encoded: Encoded, targets: Tensor | None, positions: Tensor | None, joined: Tensor | None = None
+        cls,
+        encoded: Encoded,
+        targets: Tensor | None,
+        positions: Tensor | None,
+        joined: Tensor | None = None,
+        vectors: Tensor | None = None,
     ) -> Item:
         """A tokenised text; without ``targets`` one for each of the rows that are asked for."""
         if targets is None:
             targets = _ONE if positions is None else torch.zeros(len(positions), dtype=torch.int64, device="cpu")
-        return cls(encoded.input_ids, targets, encoded.special, encoded.extra, joined, positions)
+        return cls(
+            encoded.input_ids, targets, encoded.special, encoded.extra, joined, positions, encoded.sequences, vectors
+        )
 
     @property
     def n_scores(self) -> int:
         """t."""
         return self.targets.numel() if self.joined is None else len(self.joined)
+
+    def kind(self, equal_lengths: bool) -> tuple[int, ...]:
+        """Texts share a call if these are equal: t, S, and the sequences' lengths if need be."""
+        return self.n_scores, len(self.sequences), *(map(len, self.sequences) if equal_lengths else ())
 
 
 @dataclass(frozen=True)
@@ -100,6 +115,11 @@ class Call:
     # (R, 1) int64, 0 .. R, and (R, T) int64, -L .. -1: the columns of the targets' positions, counted from the end
     at: tuple[Tensor, Tensor] | None = None
     kept: int = 0  # columns at the end that hold all of these
+    # (R, S, W) int64: the columns that each sequence is made of, padded with -1; None: each row is one sequence
+    sequences: Tensor | None = None
+    padding_side: str = "right"  # of rows and sequences
+    widths: tuple[int, ...] = ()  # S, the sequences' lengths, where the model takes no padding
+    vectors: Tensor | None = None  # (R, T, E) float32, as for an item
 
     @property
     def places(self) -> tuple[Tensor, Tensor]:
@@ -126,26 +146,24 @@ class Batch:
 
 def plan(
     lengths: Sequence[int],
-    scores: Sequence[int],
+    kinds: Sequence[Any],
     rows: Sequence[int],
     budget: Budget,
     equal_lengths: bool,
     backward: bool = True,
 ) -> Iterator[list[Piece]]:
-    """Cuts the rows of all items into calls: one number of scores a call, longest first, so that padding stays small.
+    """Cuts the rows of all items into calls: items of one kind a call, longest first, so that padding stays small.
 
-    ``backward``: whether the calls keep what a backward pass takes.
+    ``kinds``: what is equal for the items of a call. ``backward``: whether the calls keep what a backward pass takes.
     """
-    order = sorted(range(len(lengths)), key=lambda i: (scores[i], lengths[i]), reverse=True)
+    order = sorted(range(len(lengths)), key=lambda i: (kinds[i], lengths[i]), reverse=True)
     call: list[Piece] = []
     room = taken = 0
     first = -1
     for item in order:
         lo = 0
         while lo < rows[item]:
-            mixed = first >= 0 and (
-                scores[item] != scores[first] or (equal_lengths and lengths[item] != lengths[first])
-            )
+            mixed = first >= 0 and (kinds[item] != kinds[first] or (equal_lengths and lengths[item] != lengths[first]))
             # Better a smaller call than one with padding, or with a part of a text, where it is large enough.
             differs = lengths[item] != lengths[first] or rows[item] - lo > room - taken
             mixed |= differs and budget.is_enough(taken, lengths[first])
@@ -168,7 +186,7 @@ def planned(
     """The calls for all samples of all items; see :func:`plan`."""
     return plan(
         [len(item.input_ids) for item in items],
-        [item.n_scores for item in items],
+        [item.kind(execution.layout.equal_lengths) for item in items],
         [len(sample.alphas) for sample in samples],
         execution.budget,
         execution.layout.equal_lengths,
@@ -208,7 +226,7 @@ def sent(
         baseline = baseline.to(device)
     tensors = cargo.send(device)
     return [
-        _batch(pieces, length, kept, {name: tensors[number] for name, number in numbers.items()}, baseline, execution)
+        _batch(pieces, items, length, kept, {name: tensors[i] for name, i in numbers.items()}, baseline, execution)
         for pieces, (length, kept, numbers) in zip(calls, laid_out, strict=True)
     ]
 
@@ -273,10 +291,16 @@ def _lay_out(
         at = np.stack(places) - (np.array(lengths)[:, None] if side == "left" else length)
         arrays |= {"row": np.arange(rows)[:, None], "at": at.repeat(counts, 0)}
         kept = int(-at.min(initial=0))
+    if texts[0].vectors is not None:
+        some = [np.minimum(np.arange(max(own)), count - 1) for count in own]
+        vectors = [text.vectors.numpy()[one] for text, one in zip(texts, some, strict=True)]  # type: ignore[union-attr]
+        arrays["vectors"] = np.stack(vectors).repeat(counts, 0)
+    if texts[0].sequences:
+        arrays["sequences"] = _sequences(texts, lengths, length, side).repeat(counts, 0)
     for name in {name: None for text in texts for name in text.extra}:
         values = [text.extra.get(name) or [0] * size for text, size in zip(texts, lengths, strict=True)]
         arrays[f"input {name}"] = _table(values, length, side).repeat(counts, 0)
-    if not layout.maskless or min(lengths) < length:
+    if not texts[0].sequences and (not layout.maskless or min(lengths) < length):
         mask = _there(lengths, length, side).astype(np.int64).repeat(counts, 0)
         arrays["input attention_mask"] = mask
         if side == "left":
@@ -294,6 +318,17 @@ def _lay_out(
     if isinstance(execution.baseline, Members):
         arrays["members"] = np.concatenate([sample.members[part] for sample, part in drawn])  # type: ignore[index]
     return length, kept, {name: cargo.add(array) for name, array in arrays.items()}
+
+
+def _sequences(texts: Sequence[Item], lengths: Sequence[int], length: int, side: str) -> np.ndarray:
+    """(texts, S, W) int64: the columns of each sequence, padded with -1 on the side where padding may stand."""
+    width = max(len(one) for text in texts for one in text.sequences)
+    table = np.full((len(texts), len(texts[0].sequences), width), -1, np.int64)
+    for rows, text, own in zip(table, texts, lengths, strict=True):
+        shift = columns(own, length, side).start
+        for row, one in zip(rows, text.sequences, strict=True):
+            row[columns(len(one), width, side)] = np.array(one) + shift
+    return table
 
 
 def _side_by_side(rows: Sequence[Sequence[int] | np.ndarray], dtype: Any) -> np.ndarray:
@@ -326,6 +361,7 @@ def _there(lengths: Sequence[int], width: int, padding_side: str) -> np.ndarray:
 
 def _batch(
     pieces: Sequence[Piece],
+    items: Sequence[Item],
     length: int,
     kept: int,
     given: dict[str, Tensor],
@@ -333,6 +369,7 @@ def _batch(
     execution: Execution,
 ) -> Batch:
     layout: dict[str, Any] = {name: given[name] for name in ("token_offsets", "row_offsets", "alphas", "streams")}
+    side, apart = execution.layout.padding_side, execution.layout.equal_lengths
     rows = Rows(
         **layout,
         draws=given["draws"],
@@ -341,10 +378,12 @@ def _batch(
         noise_std=execution.settings.noise_std,
         held=given.get("held"),
         length=length,
-        padding_side=execution.layout.padding_side,
+        padding_side=side,
         members=given.get("members"),
     )
     inputs = {name.removeprefix("input "): tensor for name, tensor in given.items() if name.startswith("input ")}
     at = (given["row"], given["at"]) if "at" in given else None
-    call = Call(inputs, given["targets"], given.get("joined"), at, kept)
+    widths = tuple(map(len, items[pieces[0].item].sequences)) if apart else ()
+    further = {name: given.get(name) for name in ("joined", "sequences", "vectors")}
+    call = Call(inputs, given["targets"], at=at, kept=kept, padding_side=side, widths=widths, **further)
     return Batch(pieces, given["input_ids"], rows, call, given.get("weights"))

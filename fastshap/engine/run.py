@@ -330,11 +330,12 @@ def _with_last_again(batch: Batch) -> Batch:
     def longer(tensor: Tensor) -> Tensor:
         return torch.cat([tensor, tensor[-1:]])
 
-    call, joined = batch.call, batch.call.joined
+    call = batch.call
     inputs = {name: longer(tensor) for name, tensor in call.inputs.items()}
-    joined = None if joined is None else longer(joined)
+    given = {name: getattr(call, name) for name in ("targets", "joined", "sequences", "vectors")}
     at = call.at and (torch.cat([call.at[0], call.at[0][-1:] + 1]), longer(call.at[1]))
-    return dataclasses.replace(batch, call=Call(inputs, longer(call.targets), joined, at, call.kept))
+    changed: dict[str, Any] = {name: longer(tensor) for name, tensor in given.items() if tensor is not None}
+    return dataclasses.replace(batch, call=dataclasses.replace(call, inputs=inputs, at=at, **changed))
 
 
 def _with_embeddings(batch: Batch, z: Tensor) -> Call:

@@ -19,12 +19,15 @@ from fastshap.settings import Settings
 from fastshap.tasks import Prepared, Task
 from fastshap.text.encode import Encoded
 from fastshap.text.groups import Grouping, unassigned
+from fastshap.text.inputs import Pair
 
 
-def _looked_at(field: str, grouping: Grouping, encoded: Encoded, positions: Tensor | None) -> Any:
+def _looked_at(field: str, grouping: Grouping, encoded: Encoded, kept: dict[str, Tensor]) -> Any:
     """A field that is made when somebody looks at it."""
     if field == "model_inputs_to_explain":
-        return model_inputs(encoded, positions)
+        return model_inputs(encoded, kept)
+    if field == "segments":
+        return grouping.segments
     return grouping.elements if field == "elements" else grouping.spans
 
 
@@ -64,7 +67,7 @@ class Maker:
             delta: its convergence delta (T,) or (t,), if it was asked for.
             total: (t,) what is unassigned.
         """
-        kept = prepared.scope.positions if self.task.keeps_positions else None
+        kept = self.task.kept(prepared)
         looked_at = later(_looked_at, grouping, prepared.encoded, kept)
         return AttributionOutput(
             attributions=running.attributions,
@@ -82,6 +85,8 @@ class Maker:
             text=prepared.encoded.text,
             element_spans=looked_at,
             element_tokens=grouping.members,
+            segments=looked_at,
+            target_weights=prepared.scope.joined,
             predicted_label=prepared.prediction.label,
             probability=prepared.prediction.probability,
             target_probabilities=prepared.prediction.of_targets,
@@ -95,7 +100,7 @@ class Maker:
         """The output of a text that was not explained. ``text``: as the user gave it."""
         return AttributionOutput.failed(
             error,
-            text if isinstance(text, str) else "",
+            text if isinstance(text, str) else "\n".join(text) if isinstance(text, Pair) else "",
             model_task=self.task.model_task,  # type: ignore[arg-type]  # or a registered task's name
             settings=self.settings,
             provenance=self.provenance,

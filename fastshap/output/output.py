@@ -207,7 +207,7 @@ class AttributionOutput(Record):
         return output
 
     def to_json(self) -> str:
-        """One line of JSON, as fastshap/schemas/output-2.json describes it."""
+        """One line of JSON, as fastshap/schemas/output-3.json describes it."""
         return json.dumps(self.to_dict(), allow_nan=False)
 
     @classmethod

@@ -32,7 +32,13 @@ OPTIONS = {"compression": "zstd", "write_page_checksum": True, "write_statistics
 
 _ROWS = 1024  # of a row group
 _READ = 64  # rows at a time
-_LATER = {"predicted_label", "target_probabilities", "reliability"}  # columns that older files lack
+_LATER = {
+    "predicted_label",
+    "target_probabilities",
+    "reliability",
+    "segments",
+    "target_weights",
+}  # columns that older files lack
 _JSON = ("settings", "provenance", "model_inputs")
 _OF_EARLIER_JOBS = {"text_hash", "elements", "attributions", "targets", "target_names", "n_perturbations", "error"}
 
@@ -49,8 +55,10 @@ def columns_of_outputs() -> pa.Schema:
             ("elements", strings),
             ("element_spans", arrow.list_(longs)),
             ("element_tokens", arrow.list_(longs)),
+            ("segments", longs),
             ("targets", longs),
             ("target_names", strings),
+            ("target_weights", floats),
             ("attributions", floats),
             ("standard_error", floats),
             ("reliability", floats),
@@ -170,7 +178,9 @@ def _row(output: AttributionOutput, provenances: dict[int, str]) -> dict[str, An
         "provenance": provenances[key],
         "model_inputs": _json(row["model_inputs"]),
     }
+    weights = output.target_weights
     numbers = {
+        "target_weights": None if weights is None else weights.flatten().numpy(),
         "attributions": output.attributions.flatten().numpy(),
         "standard_error": output.standard_error.flatten().numpy(),
         "reliability": output.reliability.numpy(),
@@ -196,6 +206,10 @@ def _from_row(row: dict[str, Any]) -> dict[str, Any]:
         plain["settings"] |= {name: row[name] for name in ("n_perturbations", "rounds")}
     for name in ("attributions", "standard_error"):
         plain[name] = _matrix(name, plain[name], row["target_names"], row["elements"])
+    if plain.get("target_weights") is not None:
+        plain["target_weights"] = _matrix(
+            "target_weights", plain["target_weights"], row["target_names"], row["targets"]
+        )
     return plain
 
 
@@ -207,9 +221,9 @@ def _plain(value: Any) -> Any:
 
 
 def _matrix(name: str, values: Any, targets: Any, elements: Any) -> list[Any]:
-    """(t, G) as lists."""
+    """(t, G) as lists, or (t, T) likewise."""
     if not all(isinstance(one, list) for one in (values, targets, elements)):
-        raise InvalidArgumentError(f"{name}, target_names and elements must be lists.")
+        raise InvalidArgumentError(f"{name}, target_names, targets and elements must be lists.")
     height, width = len(targets), len(elements)
     if len(values) != height * width:
         raise InvalidArgumentError(f"{name} must hold {height} x {width} entries; it holds {len(values)}.")

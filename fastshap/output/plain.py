@@ -1,4 +1,4 @@
-"""A record as plain lists, numbers and strings, and back: the form that files hold (schemas/output-2.json describes it).
+"""A record as plain lists, numbers and strings, and back: the form that files hold (schemas/output-3.json describes it).
 
 What is read has to fit the schema, so that nothing that an output is used for later meets a value it cannot take.
 ``reliability`` is written for other readers, and computed again from the scores when it is asked for here.
@@ -20,17 +20,18 @@ from torch import Tensor
 from fastshap.errors import InvalidArgumentError
 from fastshap.models.provenance import Provenance
 from fastshap.output.checked import Rule, check, compiled, short
-from fastshap.output.record import TARGET_POSITIONS, Record
+from fastshap.output.record import OF_TARGETS, Record
 from fastshap.settings import PARAMETERS, Settings
 from fastshap.tasks import has_classes
+from fastshap.tasks.base import POSITIONS
 from fastshap.types import model_task_of, name_of_task
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SCHEMA_PATH = Path(__file__).parents[1] / "schemas" / f"output-{SCHEMA_VERSION}.json"
 
 # Fields that are what they are in JSON.
 _SAME = (
-    *("text", "elements", "target_names", "degrees_of_freedom", "error", "truncated", "converged"),
+    *("text", "elements", "segments", "target_names", "degrees_of_freedom", "error", "truncated", "converged"),
     *("predicted_label", "probability"),
 )
 
@@ -58,6 +59,7 @@ def to_plain(record: Record) -> dict[str, Any]:
         "element_spans": [list(span) for span in record.element_spans],
         "element_tokens": record.element_tokens,
         "targets": record.targets.tolist(),
+        "target_weights": None if record.target_weights is None else record.target_weights.tolist(),
         "attributions": [numbers(row) for row in record.attributions],
         "standard_error": [numbers(row) for row in record.standard_error],
         "reliability": numbers(record.reliability),
@@ -85,6 +87,8 @@ def from_plain(kind: type[Any], data: Any) -> Any:
         )
     if version == 1:
         data = _from_first(data)
+    if version < SCHEMA_VERSION:
+        data = {"segments": [], "target_weights": None} | data | {"schema_version": SCHEMA_VERSION}
     try:
         # A text that was refused may hold what is no character.
         refused = isinstance(data.get("error"), str) and isinstance(data.get("text"), str)
@@ -102,7 +106,6 @@ def _from_first(data: dict[str, Any]) -> dict[str, Any]:
     names, probability = data.get("target_names"), data.get("probability")
     known = probability is not None and isinstance(names, list) and len(names) == 1
     return data | {
-        "schema_version": SCHEMA_VERSION,
         "predicted_label": names[0] if known else None,  # type: ignore[index]
         "target_probabilities": [probability] if known else None,
     }
@@ -129,7 +132,11 @@ def _agree(data: dict[str, Any]) -> None:
         raise InvalidArgumentError("error is for a text without targets and elements; this has some.")
     if not failed and not (targets and elements):
         raise InvalidArgumentError("target_names and elements must hold at least one entry each, where error is null.")
-    if not failed and has_classes(data["task"]) and len(data["targets"]) != targets:
+    if data["segments"] and len(data["segments"]) != elements:
+        raise InvalidArgumentError(f"segments must hold {elements} entries or none; it holds {len(data['segments'])}.")
+    _weights(data["target_weights"], targets, len(data["targets"]))
+    own = data["target_weights"] is None
+    if not failed and own and has_classes(data["task"]) and len(data["targets"]) != targets:
         raise InvalidArgumentError(f"targets must hold {targets} entries; it holds {len(data['targets'])}.")
     samples, rounds = data["settings"]["n_perturbations"], data["settings"]["rounds"]
     if samples % rounds:
@@ -137,7 +144,7 @@ def _agree(data: dict[str, Any]) -> None:
     if data["converged"] is not None and data["settings"]["rtol"] is None:
         raise InvalidArgumentError("converged must be null where settings.rtol is.")
     tokens = _tokens(data["model_inputs"], failed)
-    _places(data["model_inputs"].get(TARGET_POSITIONS), len(data["targets"]), tokens)
+    _places(data["model_inputs"].get(POSITIONS), len(data["targets"]), tokens)
     for i, ((start, end), member) in enumerate(zip(data["element_spans"], data["element_tokens"], strict=True)):
         if not start <= end <= len(data["text"]):
             raise InvalidArgumentError(f"element_spans[{i}] must lie in the text; got {[start, end]}.")
@@ -154,7 +161,7 @@ def _tokens(inputs: dict[str, Any], failed: bool) -> int:
             raise InvalidArgumentError(f"model_inputs lacks {name!r}.")
     count = len(inputs["input_ids"][0])
     for name, rows in inputs.items():
-        if name == TARGET_POSITIONS:
+        if name.startswith(OF_TARGETS):
             continue
         if len(rows[0]) != count:
             raise InvalidArgumentError(
@@ -164,11 +171,17 @@ def _tokens(inputs: dict[str, Any], failed: bool) -> int:
     return count
 
 
+def _weights(rows: list[list[float]] | None, height: int, width: int) -> None:
+    """(t, T)."""
+    if rows is not None and (len(rows) != height or any(len(row) != width for row in rows)):
+        raise InvalidArgumentError(f"target_weights must hold {height} lists of {width} numbers, or be null.")
+
+
 def _places(rows: list[list[int]] | None, targets: int, tokens: int) -> None:
     """One for each target, each of a token."""
     if rows is not None and (len(rows[0]) != targets or not all(0 <= place < tokens for place in rows[0])):
         raise InvalidArgumentError(
-            f"model_inputs.{TARGET_POSITIONS}[0] must hold {targets} entries from 0 to {tokens - 1}; got {short(rows[0])}."
+            f"model_inputs.{POSITIONS}[0] must hold {targets} entries from 0 to {tokens - 1}; got {short(rows[0])}."
         )
 
 
@@ -192,7 +205,9 @@ def _fields(data: dict[str, Any]) -> dict[str, Any]:
     inputs = {
         name: torch.tensor(value, dtype=torch.int64, device="cpu") for name, value in data["model_inputs"].items()
     }
-    delta, probabilities = data["convergence_delta"], data["target_probabilities"]
+    delta, probabilities, weights = (
+        data[name] for name in ("convergence_delta", "target_probabilities", "target_weights")
+    )
     known = {one.name for one in fields(Provenance)}
     return {
         **{name: data[name] for name in _SAME},
@@ -202,6 +217,7 @@ def _fields(data: dict[str, Any]) -> dict[str, Any]:
         "element_spans": [(start, end) for start, end in data["element_spans"]],
         "element_tokens": [list(member) for member in data["element_tokens"]],
         "targets": ids,
+        "target_weights": None if weights is None else tensor(weights, targets, len(ids)),
         "classes": ids if has_classes(data["task"]) and data["error"] is None else None,
         "attributions": tensor(data["attributions"], targets, elements),
         "standard_error": tensor(data["standard_error"], targets, elements),

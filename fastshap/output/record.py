@@ -19,8 +19,10 @@ from fastshap.types import ModelTask
 if TYPE_CHECKING:
     from transformers import BatchEncoding
 
-# The entry of ``model_inputs_to_explain`` with the targets' places in input_ids, (1, T), for tasks that choose these places.
-TARGET_POSITIONS = "target_positions"
+# The beginning of the names of all entries that are of the targets, and not of the tokens.
+OF_TARGETS = "target_"
+# The entry that says which tokens each of S sequences holds, (1, L, S), where the model reads several.
+SEQUENCES = "sequences_mask"
 
 
 class Later:
@@ -54,8 +56,8 @@ class Record(HasSettings):
         model_inputs_to_explain: what the model saw: input_ids and attention_mask (1, L), with special_tokens_mask and
             offset_mapping. In generation they include the target's tokens. Tasks that choose at which places they explain
             scores add these places, as target_positions (1, T).
-        targets: int64: the classes (classification), or the target's token ids (generation).
-        model_task: CLASSIFICATION or GENERATION, or the name of a task that was registered from outside.
+        targets: (T,) int64: the classes (classification), or the target's token ids (generation).
+        model_task: CLASSIFICATION, GENERATION or another member, or the name of a task that was registered from outside.
         classes: the classes again for classification, None for generation.
         settings: the parameters of the explainer that decide numbers. The same settings and model give the same numbers.
         target_names: t names: labels, or the target's groups of tokens.
@@ -71,6 +73,10 @@ class Record(HasSettings):
         text: the text that the elements come from. In generation the target follows the input. For token ids it is their text.
         element_spans: for each element, where it begins and ends in ``text``; (0, 0) for special tokens, which are not in it.
         element_tokens: for each element, its tokens' places in ``input_ids``.
+        segments: for each element, the part of the text that it stands in, from 0: of a pair the first or second text, in
+            generation the input or the target. Empty if it is not known.
+        target_weights: (t, T) float32: the explained scores as sums of the scores of ``targets``: 1 and -1 for a contrast, ones
+            for a span. None if each target's own score is explained.
         predicted_label: the class of the largest logit, for a classifier with two or more classes; otherwise None.
         probability: the probability of that class, whether or not it is a target.
         target_probabilities: (t,) the probabilities of the targets' classes, if ``probability`` is known.
@@ -98,6 +104,8 @@ class Record(HasSettings):
     text: str = ""
     element_spans: list[tuple[int, int]] = field(default_factory=list)
     element_tokens: list[list[int]] = field(default_factory=list)
+    segments: list[int] = field(default_factory=list)
+    target_weights: Tensor | None = None
     predicted_label: str | None = None
     probability: float | None = None
     target_probabilities: Tensor | None = None
@@ -156,5 +164,5 @@ def _made_when_asked_for(name: str) -> None:
     setattr(Record, name, property(get, slot.__set__, slot.__delete__))
 
 
-for _name in ("elements", "model_inputs_to_explain", "element_spans"):
+for _name in ("elements", "model_inputs_to_explain", "element_spans", "segments"):
     _made_when_asked_for(_name)

@@ -34,10 +34,11 @@ class Prediction(NamedTuple):
 
     label: str | None  # of the largest logit
     probability: float | None  # of that class
-    of_targets: Tensor | None  # (T,) the targets' probabilities
+    of_targets: Tensor | None  # (t,) the targets' probabilities
 
 
 NO_PREDICTION = Prediction(None, None, None)
+POSITIONS = "target_positions"  # (T,) the targets' places, among what outputs keep
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +47,20 @@ class Prepared:
 
     encoded: Encoded  # all tokens the model sees
     targets: Tensor  # (T,) int64
-    target_names: list[str]  # a label each, or a token each
+    target_names: list[str]  # a label each, or a token each; t where ``scope.joined`` says so
     prediction: Prediction = NO_PREDICTION
     scope: Scope = TEXT
+    vectors: Tensor | None = None  # (T, E) float32: what each target is, where that is no number
 
     def item(self, joined: Tensor | None) -> Item:
         """The text as the engine takes it; ``joined`` (t, T) as an item has it."""
-        return Item.of(self.encoded, self.targets, self.scope.positions, joined)
+        return Item.of(self.encoded, self.targets, self.scope.positions, joined, self.vectors)
 
     def key(self, members: list[list[int]]) -> bytes:
         """What decides a text's scores, apart from the model and the settings. ``members``: the tokens of each element."""
-        its = self.encoded
-        return as_bytes(its.key(self.scope.positions), its.special, its.parts, self.targets.tolist(), members)
+        its, given = self.encoded, (self.scope.joined, self.vectors)
+        further = [None if one is None else (*one.shape, one.numpy().tobytes()) for one in given]
+        return as_bytes(its.key(self.scope.positions), its.special, its.parts, self.targets.tolist(), members, *further)
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,12 @@ class Shown:
 
     Attributes:
         targets: the name of the switch between an output's targets.
+        segments: the names of the parts of a text, where it has several; the last goes for all further ones.
         map_axes: the names of the rows and columns of a picture of all targets. None: a picture shows one target, as bars.
     """
 
     targets: str = "target"
+    segments: tuple[str, ...] = ("first text", "second text")
     map_axes: tuple[str, str] | None = None
 
 
@@ -113,6 +118,7 @@ class Task(Subject, ABC):
             (docs/adr/0025).
         keeps_positions: whether outputs hold the positions of targets. They must if positions do not follow from tokens and
             targets.
+        takes_pairs: whether a text may be a pair of texts.
     """
 
     name: ClassVar[str]
@@ -148,6 +154,11 @@ class Task(Subject, ABC):
     def fits(cls, model: Any) -> bool:
         """Called with a model, unwrapped from torch.compile, before an instance is made: is the model this task's?"""
         return cls.is_named(type(model).__name__)
+
+    @classmethod
+    def serves(cls, model: Any) -> bool:
+        """Called with a model, unwrapped, if the user asks for this task: can it do that? By default, if it :meth:`fits`."""
+        return cls.fits(model)
 
     # Targets as users give them
 
@@ -243,25 +254,23 @@ class Task(Subject, ABC):
         """
         return None
 
-    def again(
-        self,
-        encoded: Encoded,
-        targets: Tensor,
-        target_names: list[str],
-        prediction: Prediction,
-        positions: Tensor | None,
-    ) -> Prepared:
+    def kept(self, prepared: Prepared) -> dict[str, Tensor]:
+        """What else an output keeps of its targets, for :meth:`again`: int64, by names that begin with target_."""
+        positions = prepared.scope.positions
+        return {} if positions is None or not self.keeps_positions else {POSITIONS: positions}
+
+    def again(self, saved: Prepared, kept: Mapping[str, Tensor]) -> Prepared:
         """Called by ``reproduce``: makes again what :meth:`prepare` made of a text whose output was saved.
 
         Args:
-            encoded: its tokens, as one part.
-            targets, target_names, prediction: what they were then.
-            positions: (T,) what ``scope.positions`` was then. None if the output holds none (see :attr:`keeps_positions`).
+            saved: its tokens, as one part with its sequences; targets, their names and the prediction; of the scope,
+                ``joined`` and, if the output keeps them, the positions.
+            kept: what :meth:`kept` gave.
 
         Raises:
             InvalidArgumentError: the model has no such target.
         """
-        return Prepared(encoded, targets, target_names, prediction, Scope(positions))
+        return saved
 
     def names_now(self, targets: Tensor) -> list[str] | None:
         """Called by ``reproduce``: the model's names for saved targets (T,). None if the names do not depend on the model."""

@@ -52,6 +52,7 @@ class ClassificationTask(Task):
     auto_class = "AutoModelForSequenceClassification"
     explains = "models that classify texts (*ForSequenceClassification)"
     targets_are_classes = True
+    takes_pairs = True
     _cut: Cut | None = None  # until the model has been looked at
 
     def __init__(self, *arguments: Any) -> None:
@@ -209,19 +210,13 @@ class ClassificationTask(Task):
         independent = config.problem_type == "multi_label_classification"
         return logits.float().sigmoid() if independent else logits.float().softmax(-1)
 
-    def again(
-        self,
-        encoded: Encoded,
-        targets: Tensor,
-        target_names: list[str],
-        prediction: Prediction,
-        positions: Tensor | None,
-    ) -> Prepared:
+    def again(self, saved: Prepared, kept: Mapping[str, Tensor]) -> Prepared:
+        targets = saved.targets
         if len(targets) and int(targets.max()) >= len(self.labels):
             raise InvalidArgumentError(
                 f"The output explains class {int(targets.max())}, and this model has {len(self.labels)} classes."
             )
-        return super().again(encoded, targets, target_names, prediction, positions)
+        return saved
 
     def names_now(self, targets: Tensor) -> list[str] | None:
         return [self.labels[target] for target in targets.tolist()]

@@ -19,7 +19,7 @@ from fastshap.errors import (
     InvalidTypeError,
     UnsupportedModelError,
 )
-from fastshap.tasks.base import Predict, Prediction, Prepared, Shown, Task
+from fastshap.tasks.base import Predict, Prepared, Shown, Task
 from fastshap.tasks.heads import Way, full_logits, head_of, kept_logits, output_layer, target_logits
 from fastshap.tasks.layout import masked
 from fastshap.tasks.subject import takes
@@ -42,7 +42,7 @@ class GenerationTask(Task):
     class_endings = ("ForCausalLM", "LMHeadModel")
     auto_class = "AutoModelForCausalLM"
     explains = "causal language models, which predict the next token from text alone"
-    shown = Shown(targets="generated", map_axes=("generated", "drew on"))
+    shown = Shown(targets="generated", segments=("prompt", "generated"), map_axes=("generated", "drew on"))
     writes_targets = True
     steadiest_mode = "softmax"
     keeps_positions = False  # the targets are a text's last tokens
@@ -317,16 +317,9 @@ class GenerationTask(Task):
         yield from (one.encoded for one in found.values() if isinstance(one, Prepared))
         yield from (prompt for _, prompt in asked.values() if isinstance(prompt, Encoded))
 
-    def again(
-        self,
-        encoded: Encoded,
-        targets: Tensor,
-        target_names: list[str],
-        prediction: Prediction,
-        positions: Tensor | None,
-    ) -> Prepared:
-        parts = (len(encoded) - len(targets),)
-        return _prepared(dataclasses.replace(encoded, parts=parts), targets, target_names)
+    def again(self, saved: Prepared, kept: Mapping[str, Tensor]) -> Prepared:
+        parts = (len(saved.encoded) - len(saved.targets),)
+        return _prepared(dataclasses.replace(saved.encoded, parts=parts), saved.targets, saved.target_names)
 
     def cut_end(self) -> str:
         """The target follows the end, so the beginning goes."""

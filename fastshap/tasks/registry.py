@@ -96,22 +96,47 @@ def explained_models() -> str:
     return ", ".join(others) + (", and " if others else "") + last
 
 
-def task_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inference_mode: Any, seed: int = 0) -> Task:
-    """The task of a model: by its class name, or by what it does.
+def task_for(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    inference_mode: Any,
+    seed: int = 0,
+    named: str | type[Task] | None = None,
+) -> Task:
+    """The task of a model: the one that is ``named``, or by the model's class name, or by what it does.
 
     Raises:
-        UnsupportedModelError: the model does something that fastshap does not explain.
+        UnsupportedModelError: the model does something that fastshap does not explain, or not what is ``named``.
+        InvalidArgumentError, InvalidTypeError: there is no task of that name.
     """
     own: Any = unwrapped(model)
     name = type(own).__name__
     makes = getattr(own, "output_modalities", ("text",))
-    for task in all_tasks() if "text" in makes else ():
-        if task.fits(own):
+    wanted = all_tasks() if named is None else (_of_name(named),)
+    for task in wanted if "text" in makes else ():
+        if task.serves(own) if named is not None else task.fits(own):
             warn_of_untrained(own, newly_initialised(own))
             return task(model, tokenizer, inference_mode, seed)
+    if named is not None:
+        raise UnsupportedModelError(f"task={wanted[0].name!r} is for {wanted[0].explains}; this model is a {name}.")
     does = next((what for ending, what in _OTHERS.items() if name.endswith(ending)), "does something else")
     if getattr(own.config, "is_encoder_decoder", False):
         does = "is an encoder with a decoder"
     if "text" not in makes:
         does = f"makes {' and '.join(makes)}"
-    raise UnsupportedModelError(f"{name} {does}. fastshap explains {explained_models()}.")
+    raise UnsupportedModelError(
+        f"{name} {does}. fastshap explains {explained_models()}. docs/adding-a-task.md shows how to add a task of your own."
+    )
+
+
+def _of_name(named: Any) -> type[Task]:
+    if isinstance(named, type) and issubclass(named, Task):
+        return named
+    if not isinstance(named, str):
+        raise InvalidTypeError(
+            f"task must be None, a task's name, or a subclass of fastshap.tasks.Task; got {named!r}."
+        )
+    if (task := task_named(named)) is None:
+        known = ", ".join(task.name for task in all_tasks())
+        raise InvalidArgumentError(f"There is no task named {named!r}; there are {known}.")
+    return task

@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ _Found = TypeVar("_Found")
 
 class Subject:
     """A model with its tokenizer, as a task runs it."""
+
+    takes_pairs: ClassVar[bool] = False
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self._model = self._running = model

@@ -8,10 +8,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from fastshap.errors import FastshapError, InvalidArgumentError
+from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError
 from fastshap.tasks.subject import Subject, takes, unwrapped
 from fastshap.text.encode import EXTRA, Encoded, encode
-from fastshap.text.inputs import Tokens
+from fastshap.text.inputs import Pair, Tokens
 
 
 def encode_for(subject: Subject, sources: Sequence[Any], **options: Any) -> list[Encoded | FastshapError]:
@@ -20,7 +20,7 @@ def encode_for(subject: Subject, sources: Sequence[Any], **options: Any) -> list
     Args:
         options: those of :func:`fastshap.text.encode.encode`.
     """
-    checked = [_fit(subject, source) if isinstance(source, Tokens) else source for source in sources]
+    checked = [_fit(subject, source) if isinstance(source, Tokens) else _alone(subject, source) for source in sources]
     known, foreign = _known(subject), {name for name in EXTRA if not takes(subject.model, name)}
     return [
         _unknown(known, one.input_ids) or _without(foreign, one) if isinstance(one, Encoded) else one
@@ -45,6 +45,16 @@ def _unknown(known: float, ids: Sequence[int]) -> FastshapError | None:
         f"Token id {max(ids)} lies outside the model's embedding table of {known} rows. Either the "
         "tokenizer does not belong to this model, or tokens were added to it: then call "
         "model.resize_token_embeddings(len(tokenizer))."
+    )
+
+
+def _alone(subject: Subject, source: Any) -> Any:
+    """A pair only where the task takes pairs."""
+    if not isinstance(source, Pair) or subject.takes_pairs:
+        return source
+    return InvalidTypeError(
+        f"A pair of texts is one input of a classifier; {subject.model_name} reads one text. Texts that do not belong together "
+        "stand in one list."
     )
 
 

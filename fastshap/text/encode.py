@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError
 from fastshap.models.locks import lock_of
-from fastshap.text.inputs import Tokens
+from fastshap.text.inputs import Pair, Tokens
 from fastshap.text.spelling import align, decode, scheme, spell, words
 
 if TYPE_CHECKING:
@@ -40,14 +40,21 @@ class Encoded:
     words: list[int | None]  # word index, None for special tokens
     truncated: bool
     parts: tuple[int, ...] = ()  # the first token of each further part, which no element shares with the part before
+    sequences: tuple[
+        list[int], ...
+    ] = ()  # where the model reads several sequences made of these tokens: the places of each
     extra: dict[str, list[int]] = field(default_factory=dict)  # further inputs of the model, token_type_ids say
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def with_sequences(self, sequences: tuple[list[int], ...]) -> Encoded:
+        """The same tokens, of which the model reads these sequences."""
+        return dataclasses.replace(self, sequences=sequences)
+
     def key(self, positions: Tensor | None) -> bytes:
         """What decides what a model makes of the text, where the rows at ``positions`` (P,) are asked for."""
-        return as_bytes(self.input_ids, self.extra, None if positions is None else positions.tolist())
+        return as_bytes(self.input_ids, self.extra, self.sequences, None if positions is None else positions.tolist())
 
 
 def as_bytes(*values: Any) -> bytes:
@@ -69,15 +76,18 @@ def encode(
     end is cut, None as the tokenizer does.
     """
     problems = [_problem_with(source) for source in sources]
-    texts = [text for text, problem in zip(sources, problems, strict=True) if problem is None and isinstance(text, str)]
+    good = [source for source, problem in zip(sources, problems, strict=True) if problem is None]
+    texts = [source for source in good if isinstance(source, str)]
+    pairs = [source for source in good if isinstance(source, Pair)]
+    kinds: list[tuple[type, list[Any]]] = [(str, texts), (Pair, pairs)]
     options: dict[str, Any] = {"add_special_tokens": add_special_tokens, "return_attention_mask": False}
     if max_length is not None:
         options |= {"truncation": True, "max_length": max_length}
     with _settings_kept(tokenizer, truncation_side):
         encode_texts = _encode_fast if tokenizer.is_fast else _encode_slow
-        encoded = iter(encode_texts(tokenizer, texts, options) if texts else [])
+        encoded = {kind: iter(encode_texts(tokenizer, some, options) if some else []) for kind, some in kinds}
         found = [
-            problem or (_encode_ids(tokenizer, source) if isinstance(source, Tokens) else next(encoded))
+            problem or (_encode_ids(tokenizer, source) if isinstance(source, Tokens) else next(encoded[type(source)]))
             for source, problem in zip(sources, problems, strict=True)
         ]
     return [_with_content(one) if isinstance(one, Encoded) else one for one in found]
@@ -86,6 +96,9 @@ def encode(
 def _problem_with(source: object) -> FastshapError | None:
     if isinstance(source, FastshapError):
         return source
+    if isinstance(source, Pair):
+        problems = map(_problem_with, source)
+        return next((type(one)(f"Of a pair, one text cannot be used. {one}") for one in problems if one), None)
     if isinstance(source, Tokens):
         return None if source.ids else InvalidArgumentError("The text has no tokens; there is nothing to explain.")
     if not isinstance(source, str):
@@ -110,10 +123,10 @@ def _with_content(encoded: Encoded) -> Encoded | FastshapError:
     return encoded
 
 
-def _encode_fast(tokenizer: PreTrainedTokenizerBase, texts: list[str], options: dict[str, Any]) -> list[Encoded]:
+def _encode_fast(tokenizer: PreTrainedTokenizerBase, texts: list[Any], options: dict[str, Any]) -> list[Encoded]:
     rows = tokenizer(texts, **options)
     extra = {name: rows[name] for name in EXTRA if name in rows}
-    return [
+    found = [
         Encoded(
             text=text,
             input_ids=ids,
@@ -126,9 +139,28 @@ def _encode_fast(tokenizer: PreTrainedTokenizerBase, texts: list[str], options: 
         )
         for i, (text, ids, encoding) in enumerate(zip(texts, rows["input_ids"], rows.encodings, strict=True))
     ]
+    if texts and isinstance(texts[0], Pair):
+        return [_as_pair(*one) for one in zip(found, texts, rows.encodings, strict=True)]
+    return found
 
 
-def _encode_slow(tokenizer: PreTrainedTokenizerBase, texts: list[str], options: dict[str, Any]) -> list[Encoded]:
+def _as_pair(encoded: Encoded, pair: Pair, encoding: Any) -> Encoded:
+    """Two texts as one: a line each."""
+    second = [number == 1 for number in encoding.sequence_ids]
+    shift = len(pair.first) + 1
+    words = 1 + max((w for w, two in zip(encoded.words, second, strict=True) if w is not None and not two), default=-1)
+    return _replaced(
+        encoded,
+        text="\n".join(pair),
+        offsets=[
+            (a + shift, b + shift) if two else (a, b) for (a, b), two in zip(encoded.offsets, second, strict=True)
+        ],
+        words=[w + words if two and w is not None else w for w, two in zip(encoded.words, second, strict=True)],
+        parts=(second.index(True),) if True in second else (),
+    )
+
+
+def _encode_slow(tokenizer: PreTrainedTokenizerBase, texts: list[Any], options: dict[str, Any]) -> list[Encoded]:
     rows = tokenizer(texts, return_special_tokens_mask=True, **options)
     encoded = []
     for i, text in enumerate(texts):
@@ -136,15 +168,20 @@ def _encode_slow(tokenizer: PreTrainedTokenizerBase, texts: list[str], options: 
         special = [bool(flag) for flag in rows["special_tokens_mask"][i]]
         truncated = False
         if len(ids) == options.get("max_length"):
-            uncut = tokenizer(text, add_special_tokens=options["add_special_tokens"], verbose=False)
+            uncut = tokenizer(*_one_or_two(text), add_special_tokens=options["add_special_tokens"], verbose=False)
             truncated = len(uncut["input_ids"]) > len(ids)
         one = _from_ids(tokenizer, ids, special, _extra(rows, i), truncated)
+        text = "\n".join(_one_or_two(text))
         aligned = align(text, one.text, [span for span, flag in zip(one.offsets, special, strict=True) if not flag])
         if aligned is not None:
             found = iter(aligned)
             one = _replaced(one, text=text, offsets=[(0, 0) if flag else next(found) for flag in special])
         encoded.append(one)
     return encoded
+
+
+def _one_or_two(text: str | Pair) -> Sequence[str]:
+    return (text,) if isinstance(text, str) else text
 
 
 def _encode_ids(tokenizer: PreTrainedTokenizerBase, source: Tokens) -> Encoded | FastshapError:
@@ -187,7 +224,17 @@ def _from_ids(
         numbers += [None if index is None else index + first for index in indices]
         text += spelled
         first += 1 + max((index for index in indices if index is not None), default=-1)
-    return Encoded(text, ids, special, offsets, names, numbers, truncated, extra=extra)
+    parts = _second_text(ids, special, extra.get("token_type_ids", []), tokenizer.sep_token_id)
+    return Encoded(text, ids, special, offsets, names, numbers, truncated, parts, extra=extra)
+
+
+def _second_text(ids: list[int], special: list[bool], types: list[int], separator: int | None) -> tuple[int, ...]:
+    """The first token of a pair's second text: where the types say so, or behind the only separator between texts."""
+    starts = [i for i, flag in enumerate(special) if not flag and i > 0 and special[i - 1]]
+    if 1 in types:
+        return tuple(i for i in starts if types[i] == 1)[:1]
+    starts = [i for i in starts if separator in (ids[i - 1], ids[max(0, i - 2)]) and not all(special[:i])]
+    return (starts[0],) if len(starts) == 1 else ()
 
 
 def _read(
@@ -275,21 +322,27 @@ def goes_on(beginning: Encoded, both: Encoded) -> bool:
     return len(both) > count and both.input_ids[:count] == beginning.input_ids
 
 
-def join(first: Encoded, second: Encoded) -> Encoded:
-    """The two one after the other, as one text of two parts."""
-    shift = len(first.text)
+def join(first: Encoded, second: Encoded, between: str = "") -> Encoded:
+    """The two one after the other, as one text of two parts, with ``between`` between them in the text."""
+    shift = len(first.text) + len(between)
     words = 1 + max((word for word in first.words if word is not None), default=-1)
     return Encoded(
-        text=first.text + second.text,
+        text=first.text + between + second.text,
         input_ids=first.input_ids + second.input_ids,
         special=first.special + second.special,
-        offsets=first.offsets + [(a + shift, b + shift) for a, b in second.offsets],
+        offsets=first.offsets
+        + [_shifted(span, flag, shift) for span, flag in zip(second.offsets, second.special, strict=True)],
         tokens=first.tokens + second.tokens,
         words=first.words + [None if word is None else word + words for word in second.words],
         truncated=first.truncated or second.truncated,
         parts=(*first.parts, len(first)),
         extra={name: first.extra[name] + second.extra[name] for name in first.extra if name in second.extra},
     )
+
+
+def _shifted(span: tuple[int, int], special: bool, shift: int) -> tuple[int, int]:
+    """Special tokens stand nowhere in a text."""
+    return span if special else (span[0] + shift, span[1] + shift)
 
 
 @contextmanager

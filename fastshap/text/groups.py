@@ -44,11 +44,14 @@ class Scope:
         hidden: (T, L) bool, the tokens that a target's score does not depend on; None: it depends on all.
         own: the token that each of the T targets is. Targets are then grouped as these tokens are, and called by the elements
             that they form. None: each target stands by itself.
+        joined: (t, T) float32: what is explained are these sums of the T targets' scores (a span's, or a difference of two),
+            and ``hidden`` is (t, L). None: each target's score is explained. Not beside ``own``.
     """
 
     positions: Tensor | None = None
     hidden: Tensor | None = None
     own: Sequence[int] | None = None
+    joined: Tensor | None = None
 
 
 TEXT = Scope()  # the text as a whole: one row of scores, which depends on all tokens
@@ -85,7 +88,7 @@ class Grouping:
         self.members = given[0] if given else members_of(encoded, granularity)
         if given:
             self.elements = given[1]
-        self.joined = self._as_sums() if joins else None
+        self.joined = scope.joined if scope.joined is not None else self._as_sums() if joins else None
 
     @cached_property
     def elements(self) -> list[str]:
@@ -96,6 +99,12 @@ class Grouping:
     def spans(self) -> list[tuple[int, int]]:
         """Where each element begins and ends in the text."""
         return [span(self.encoded, member) for member in self.members]
+
+    @cached_property
+    def segments(self) -> list[int]:
+        """Which part of the text each element stands in, from 0."""
+        parts = self.encoded.parts
+        return [bisect.bisect_right(parts, member[0]) for member in self.members]
 
     @property
     def linear(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,13 +13,14 @@ from torch import Tensor
 from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError
 
 KINDS = (
-    "a string, token ids (a list or an integer tensor), a mapping of tensors with input_ids as a tokenizer returns it, or an "
-    "iterable of these"
+    "a string, a tuple of two strings (a pair), token ids (a list or an integer tensor), a mapping of tensors with input_ids "
+    "as a tokenizer returns it, or an iterable of these"
 )
-_PAIR = (
-    "Several strings stand where one text is expected. A pair of texts is one input: pass the tokenizer's result, "
-    "tokenizer(first, second). Texts that do not belong together stand in one list."
+_SEVERAL = (
+    "Several strings stand where one text is expected. A pair of texts is a tuple of two strings, (first, second). Texts that "
+    "do not belong together stand in one list."
 )
+_PAIR_KEYS = {"text", "text_pair"}
 _OF_TARGETS = (type(None), FastshapError)
 _HANDLED = ("input_ids", "attention_mask", "special_tokens_mask", "token_type_ids")
 
@@ -35,7 +36,14 @@ class Tokens:
     masked: bool = True  # False for one of several rows without an attention_mask, where padding cannot be told
 
 
-Source = str | Tokens
+class Pair(NamedTuple):
+    """Two texts that the model reads as one input."""
+
+    first: str
+    second: str
+
+
+Source = str | Pair | Tokens
 
 
 def is_one_text(model_inputs: Any) -> bool:
@@ -44,10 +52,11 @@ def is_one_text(model_inputs: Any) -> bool:
 
 
 def sources(model_inputs: Any, of_targets: bool = False) -> Iterator[Any]:
-    """One :class:`str` or :class:`Tokens` for each text, in order; what is none of these stands in its place as an error.
+    """One :class:`str`, :class:`Pair` or :class:`Tokens` for each text, in order; what is none of these is an error there.
 
     Mappings of several rows and tensors (n, L) give n texts. A tuple of strings is a list of texts when it stands alone, as for
-    a tokenizer, and a pair of texts when it stands in a list.
+    a tokenizer, and a pair of texts when it stands in a list. A mapping with text and text_pair is a pair too, as for a
+    pipeline.
 
     Args:
         of_targets: whether these are targets: None and what an earlier look found wrong then stand for themselves.
@@ -74,23 +83,25 @@ def sources(model_inputs: Any, of_targets: bool = False) -> Iterator[Any]:
 
 def _entry(entry: Any) -> Iterator[Any]:
     try:
-        if isinstance(entry, str | Tokens):
+        if isinstance(entry, str | Pair | Tokens):
             yield entry
+        elif isinstance(entry, tuple) and len(entry) == 2 and all(isinstance(part, str) for part in entry):
+            yield Pair(*entry)
         elif isinstance(entry, Mapping):
             yield from _from_mapping(entry)
         elif _is_ids(entry):
             rows = _lists(entry, "token ids")
             yield from (Tokens(row, masked=len(rows) == 1) for row in rows)
-        elif _is_pair(entry):
-            raise InvalidTypeError(_PAIR)
+        elif _holds_several(entry):
+            raise InvalidTypeError(_SEVERAL)
         else:
             yield InvalidTypeError(f"A text must be a string or token ids; got {_kind_of(entry)}.")
     except FastshapError as error:
         yield error
 
 
-def _is_pair(entry: Any) -> bool:
-    """Strings in a tuple, a list or an array: what a tokenizer would take for a pair of texts."""
+def _holds_several(entry: Any) -> bool:
+    """Strings in a tuple, a list or an array: what a tokenizer would take for words, or for a pair of texts."""
     if isinstance(entry, np.ndarray):
         return _holds_text(entry)
     return isinstance(entry, list | tuple) and len(entry) > 1 and all(isinstance(part, str) for part in entry)
@@ -100,14 +111,15 @@ def _holds_text(values: np.ndarray) -> bool:
     return values.dtype.kind in "UTO" and values.size > 1 and all(isinstance(one, str) for one in values.flat)
 
 
-def _from_mapping(mapping: Mapping[str, Any]) -> Iterator[Tokens]:
+def _from_mapping(mapping: Mapping[str, Any]) -> Iterator[Source]:
     if {"role", "content"} <= mapping.keys():
         raise InvalidTypeError(
             "A mapping with role and content is a message of a chat; make a prompt of the chat first, with "
             "tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)."
         )
     if "text_pair" in mapping:
-        raise InvalidTypeError(_PAIR)
+        yield _pair_of(mapping)
+        return
     if "input_ids" not in mapping:
         raise InvalidTypeError(
             f"A mapping must hold input_ids, as a tokenizer returns it; got the keys {', '.join(map(str, mapping))}. To "
@@ -127,6 +139,15 @@ def _from_mapping(mapping: Mapping[str, Any]) -> Iterator[Tokens]:
             further,
             masked=masks is not None or len(ids) == 1,
         )
+
+
+def _pair_of(mapping: Mapping[str, Any]) -> Pair:
+    if mapping.keys() == _PAIR_KEYS and all(isinstance(one, str) for one in mapping.values()):
+        return Pair(mapping["text"], mapping["text_pair"])
+    raise InvalidTypeError(
+        "A pair as a mapping holds text and text_pair, a string each, and nothing else; got the keys "
+        f"{', '.join(map(str, mapping))}. Columns of many pairs go together as zip(firsts, seconds)."
+    )
 
 
 def _kept(mask: list[int]) -> slice:

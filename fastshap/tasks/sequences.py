@@ -1,0 +1,63 @@
+"""Rows that hold several sequences for the model: a question's choices, hypotheses about a text, two texts.
+
+A text's tokens stand in its row once. Each sequence is some of them, in order: what two sequences share has one embedding, one
+noise and one score. ``Encoded.sequences`` says which tokens, and ``Call.sequences`` in which columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastshap.engine.packing import Call
+from fastshap.text.encode import Encoded, join
+
+ToOutput = Callable[[Mapping[str, Any]], Tensor]
+
+
+def of_each(forward: ToOutput, call: Call) -> Tensor:
+    """(R, S, ...): what ``forward`` gives for each sequence of each row.
+
+    Args:
+        forward: takes a model's keyword arguments with rows (R S), and gives (R S, ...).
+    """
+    assert call.sequences is not None
+    rows, count, _ = call.sequences.shape
+    if not call.widths:
+        return forward(_unrolled(call, call.sequences)).unflatten(0, (rows, count))
+    found = []  # padding is not harmless: one sequence after the other
+    for s, width in enumerate(call.widths):
+        part = slice(-width, None) if call.padding_side == "left" else slice(width)
+        found.append(forward(_unrolled(call, call.sequences[:, s : s + 1, part])))
+    return torch.stack(found, 1)
+
+
+def _unrolled(call: Call, columns: Tensor) -> dict[str, Tensor]:
+    """A row (W columns) for each sequence: (R S, W, D) and (R S, W)."""
+    row = torch.arange(len(columns), device=columns.device)[:, None, None]
+    there = columns >= 0
+    at = columns.clamp_min(0)
+    inputs = {name: tensor[row, at].flatten(0, 1) for name, tensor in call.inputs.items()}
+    mask = there.flatten(0, 1).long()
+    inputs["attention_mask"] = mask
+    if call.padding_side == "left":
+        inputs["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
+    return inputs
+
+
+def joined(parts: Sequence[Encoded], sequences: Sequence[Sequence[int]]) -> Encoded:
+    """Texts one after the other, a line each, as one text of as many parts.
+
+    Args:
+        sequences: for each sequence the numbers of the parts that it is made of.
+    """
+    whole, starts = parts[0], [0]
+    for part in parts[1:]:
+        starts.append(len(whole))
+        whole = join(whole, part, "\n")
+    places = [range(start, start + len(part)) for start, part in zip(starts, parts, strict=True)]
+    each = tuple([place for number in numbers for place in places[number]] for numbers in sequences)
+    return whole.with_sequences(each)
