@@ -102,11 +102,12 @@ def reproduce(
     adds_up = output.convergence_delta is not None
     name = name_of_task(output.model_task)
     task = task_named(name)
-    explainer = GradientShap(model, tokenizer, "auto", task=task, return_convergence_delta=adds_up, **settings)
-    if task is None:
-        raise UnsupportedModelError(
-            f"The output explains {name!r}, a task that this process does not know; register it."
-        )
+    try:
+        explainer = GradientShap(model, tokenizer, "auto", task=task, return_convergence_delta=adds_up, **settings)
+        if task is None:
+            raise UnsupportedModelError("This process does not know the task; register it.")
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"The output explains a {name}. {error}") from None
     again = explainer._repeat(output)
     then, now = output.attributions, again.attributions
     difference = (now - then).abs().nan_to_num(0)
