@@ -119,6 +119,7 @@ class Task(Subject, ABC):
         keeps_positions: whether outputs hold the positions of targets. They must if positions do not follow from tokens and
             targets.
         takes_pairs: whether a text may be a pair of texts.
+        unread: how the names of weights begin that the task does not use.
     """
 
     name: ClassVar[str]
@@ -130,6 +131,7 @@ class Task(Subject, ABC):
     writes_targets: ClassVar[bool] = False
     steadiest_mode: ClassVar[str] = "logits"
     keeps_positions: ClassVar[bool] = True
+    unread: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -159,6 +161,11 @@ class Task(Subject, ABC):
     def serves(cls, model: Any) -> bool:
         """Called with a model, unwrapped, if the user asks for this task: can it do that? By default, if it :meth:`fits`."""
         return cls.fits(model)
+
+    @classmethod
+    def read_of(cls, weights: Iterable[str]) -> set[str]:
+        """Those of some weights, by name, that the task uses."""
+        return {name for name in weights if not name.startswith(cls.unread)}
 
     # Targets as users give them
 

@@ -11,6 +11,7 @@ from fastshap.models.untrained import newly_initialised, warn_of_untrained
 from fastshap.tasks.base import Shown, Task
 from fastshap.tasks.classification import ClassificationTask
 from fastshap.tasks.generation import GenerationTask
+from fastshap.tasks.similarity import DotSimilarityTask, SimilarityTask
 from fastshap.tasks.subject import unwrapped
 from fastshap.types import ModelTask, name_of_task
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 _Kind = TypeVar("_Kind", bound=type[Task])
 
-_BUILT_IN: tuple[type[Task], ...] = (ClassificationTask, GenerationTask)
+_BUILT_IN: tuple[type[Task], ...] = (ClassificationTask, GenerationTask, SimilarityTask, DotSimilarityTask)
 _registered: list[type[Task]] = []
 
 # What a model does, by the ending of its class name in transformers.
@@ -30,7 +31,6 @@ _OTHERS = {
     "ForMultipleChoice": "chooses among texts",
     "ForNextSentencePrediction": "tells whether a sentence follows another",
     "ForPreTraining": "is made for pre-training",
-    "Model": "gives hidden states and no scores",
 }
 
 
@@ -115,7 +115,7 @@ def task_for(
     wanted = all_tasks() if named is None else (_of_name(named),)
     for task in wanted if "text" in makes else ():
         if task.serves(own) if named is not None else task.fits(own):
-            warn_of_untrained(own, newly_initialised(own))
+            warn_of_untrained(own, task.read_of(newly_initialised(own)))
             return task(model, tokenizer, inference_mode, seed)
     if named is not None:
         raise UnsupportedModelError(f"task={wanted[0].name!r} is for {wanted[0].explains}; this model is a {name}.")
