@@ -18,7 +18,7 @@ from fastshap.output.noise import Known, Noise
 from fastshap.output.output import AttributionOutput, AttributionOutputs
 from fastshap.output.progress import Progress, Wanted, checked_progress
 from fastshap.output.record import Record
-from fastshap.settings import HasSettings
+from fastshap.settings import HasSettings, Settings
 from fastshap.tasks import Task, task_for
 from fastshap.text.inputs import is_one_text, sources
 
@@ -350,9 +350,8 @@ class MultitaskExplainerMixin:
     def task_of(
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        inference_mode: Callable[[Tensor], Tensor],
-        seed: int = 0,
+        settings: Settings,
         named: str | type[Task] | None = None,
     ) -> Task:
         """The task of ``model``: the ``named`` one, or by its class name; UnsupportedModelError names those supported."""
-        return task_for(model, tokenizer, inference_mode, seed, named)
+        return task_for(model, tokenizer, settings, named)

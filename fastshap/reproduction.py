@@ -120,7 +120,7 @@ def reproduce(
         largest_difference=float(difference.max()),
         relative_difference=float((difference / size.clamp_min(torch.finfo(torch.float32).tiny)).max()),
         changed=_changed(output.provenance, again.provenance)
-        | _renamed(output, explainer.task.names_now(output.targets)),
+        | _renamed(output, explainer.task.names_now(output.targets) if output.target_weights is None else None),
     )
 
 

@@ -141,12 +141,14 @@ def test_several_strings_in_one_call_and_in_a_batch(form):
 
 
 def test_a_pair_as_a_mapping_holds_nothing_else(bert_pair):
-    with pytest.raises(InvalidTypeError, match="holds text and text_pair, a string each.*zip"):
+    with pytest.raises(InvalidTypeError, match=r"holds text and text_pair, a string each.*zip"):
         GradientShap(*bert_pair)([{"text": "fine", "text_pair": "dull", "label": 1}])
 
 
 def test_a_pair_is_no_generation_target(llama_pair):
-    with pytest.raises(InvalidTypeError, match=r"Text 0: The target cannot be used\. A pair of texts is one input of a classifier"):
+    with pytest.raises(
+        InvalidTypeError, match=r"Text 0: The target cannot be used\. A pair of texts is one input of a"
+    ):
         GradientShap(*llama_pair)("Nobody", [PAIR])
 
 
