@@ -120,7 +120,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
             rtol: float | None = None,
             max_perturbations: int | None = None,
             perturb_special_tokens: bool = True,
-            score: Callable[[Any, Any], Tensor] | str | None | str = None,
+            score: Callable[[Any, Any], Tensor] | str | str | None = None,
             span: bool | Sequence[tuple[int, int]] = False,
             threshold: float = 0.5,
             task: str | type[Task] | None = None,

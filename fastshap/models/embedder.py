@@ -1,4 +1,4 @@
-"""A SentenceTransformer as a model that takes ``inputs_embeds``: its encoder, and the modules that make one vector of a text."""
+"""A SentenceTransformer as a model that takes ``inputs_embeds``: its encoder, and the modules that make a vector of a text."""
 
 from __future__ import annotations
 

@@ -14,9 +14,11 @@ from fastshap.settings import Settings
 from fastshap.tasks.base import Shown, Task
 from fastshap.tasks.classification import ClassificationTask
 from fastshap.tasks.generation import GenerationTask
+from fastshap.tasks.multiple_choice import MultipleChoiceTask
 from fastshap.tasks.score import ScoreTask
 from fastshap.tasks.similarity import DotSimilarityTask, SimilarityTask
 from fastshap.tasks.subject import unwrapped
+from fastshap.tasks.zero_shot import ZeroShotTask
 from fastshap.types import SCORES, InferenceModes, ModelTask, inference_mode_of, name_of_task
 
 if TYPE_CHECKING:
@@ -24,7 +26,15 @@ if TYPE_CHECKING:
 
 _Kind = TypeVar("_Kind", bound=type[Task])
 
-_BUILT_IN: tuple[type[Task], ...] = (ClassificationTask, GenerationTask, SimilarityTask, DotSimilarityTask, ScoreTask)
+_BUILT_IN: tuple[type[Task], ...] = (
+    ClassificationTask,
+    GenerationTask,
+    SimilarityTask,
+    DotSimilarityTask,
+    MultipleChoiceTask,
+    ZeroShotTask,
+    ScoreTask,
+)
 _registered: list[type[Task]] = []
 
 # What a model does, by the ending of its class name in transformers.
@@ -32,7 +42,6 @@ _OTHERS = {
     "ForMaskedLM": "fills in masked tokens",
     "ForQuestionAnswering": "marks answers in a text",
     "ForTokenClassification": "classifies tokens",
-    "ForMultipleChoice": "chooses among texts",
     "ForNextSentencePrediction": "tells whether a sentence follows another",
     "ForPreTraining": "is made for pre-training",
 }

@@ -73,10 +73,11 @@ class SimilarityTask(Task):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        if self.inference_mode in (InferenceModes.SOFTMAX, InferenceModes.LOG_SOFTMAX):
+        mode: Any = self.inference_mode
+        if isinstance(mode, InferenceModes) and mode is not InferenceModes.LOGITS:
             raise InvalidArgumentError(
-                f"inference_mode={self.inference_mode.name} makes probabilities of classes, and a similarity is a single number; "  # type: ignore[attr-defined]
-                "use LOGITS, which explains the similarity itself."
+                f"inference_mode={mode.name} makes probabilities of classes, and a similarity is a single number; use LOGITS, "
+                "which explains the similarity itself."
             )
 
     @classmethod
@@ -268,8 +269,8 @@ def _read(own: list[Any], others: list[Any], given: list[Any] | None) -> _Read |
         return _Read(joined(own, [[0], [1]]), own[0], [], ["each other"])
     if given is None:
         return InvalidArgumentError(
-            "There is nothing to compare the text with. Pass another text, or its embedding, as its target; or a pair of texts, "
-            "(first, second), to explain both."
+            "There is nothing to compare the text with. Pass another text, or its embedding, as its target. To explain both "
+            "texts, pass them as a pair, (first, second)."
         )
     texts = iter(others)
     compared = [next(texts) if isinstance(one, str) else one for one in given]
@@ -294,7 +295,9 @@ def _others(kept: Mapping[str, Tensor], count: int) -> list[Encoded]:
     given = {name.removeprefix("target_"): value.tolist() for name, value in kept.items()}
     ids, offsets = given.get("input_ids", []), given.get("offsets", [])
     if len(offsets) != count + 1 or offsets[0] != 0 or offsets[-1] != len(ids) or sorted(offsets) != offsets:
-        raise InvalidArgumentError("The output does not hold the texts that it was compared with; explain its text again.")
+        raise InvalidArgumentError(
+            "The output does not hold the texts that it was compared with; explain its text again."
+        )
     found = []
     for number, (lo, hi) in enumerate(itertools.pairwise(offsets)):
         if lo == hi:
@@ -304,8 +307,9 @@ def _others(kept: Mapping[str, Tensor], count: int) -> list[Encoded]:
             )
         size = hi - lo
         extra = {name: given[name][lo:hi] for name in EXTRA if len(given.get(name, ())) == len(ids)}
-        nothing = [False] * size, [(0, 0)] * size, [""] * size, [None] * size
-        found.append(Encoded("", ids[lo:hi], *nothing, truncated=False, extra=extra))
+        found.append(
+            Encoded("", ids[lo:hi], [False] * size, [(0, 0)] * size, [""] * size, [None] * size, truncated=False, extra=extra)
+        )
     return found
 
 
