@@ -104,8 +104,8 @@ def _refused(source: Any) -> FastshapError:
     if isinstance(source, FastshapError):
         return source
     return InvalidTypeError(
-        'This model chooses among texts: pass {"text": ..., "choices": [..., ...]} for each text, so that there is something to '
-        f"choose; got {type(source).__name__}."
+        'This model chooses among texts: pass {"text": ..., "choices": [..., ...]} for each text, so that there is something '
+        f"to choose; got {type(source).__name__}."
     )
 
 

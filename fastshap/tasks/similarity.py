@@ -308,7 +308,16 @@ def _others(kept: Mapping[str, Tensor], count: int) -> list[Encoded]:
         size = hi - lo
         extra = {name: given[name][lo:hi] for name in EXTRA if len(given.get(name, ())) == len(ids)}
         found.append(
-            Encoded("", ids[lo:hi], [False] * size, [(0, 0)] * size, [""] * size, [None] * size, truncated=False, extra=extra)
+            Encoded(
+                "",
+                ids[lo:hi],
+                [False] * size,
+                [(0, 0)] * size,
+                [""] * size,
+                [None] * size,
+                truncated=False,
+                extra=extra,
+            )
         )
     return found
 

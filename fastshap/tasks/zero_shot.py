@@ -132,8 +132,8 @@ class ZeroShotTask(ClassificationTask):
         each = [_checked([one] if isinstance(one, str) else one) for one in self.entries(targets)]
         if len(each) != count:
             raise InvalidArgumentError(
-                f"{there_are(count, 'text')} but {counted(len(each), 'list')} of labels; give one list for each text, or a list "
-                "of labels for all."
+                f"{there_are(count, 'text')} but {counted(len(each), 'list')} of labels; give one list for each text, or "
+                "one for all."
             )
         return each
 
@@ -170,6 +170,6 @@ def _checked(labels: Any) -> list[str]:
 
 def _unsuited(targets: Any) -> InvalidTypeError:
     return InvalidTypeError(
-        "Targets of zero-shot classification are labels: a list of strings for every text, or a list with a list of strings for "
-        f"each text; got {targets!r:.60}."
+        "Targets of zero-shot classification are labels: a list of strings for every text, or a list with a list of strings "
+        f"for each text; got {targets!r:.60}."
     )

@@ -169,9 +169,9 @@ def _pair_of(mapping: Mapping[str, Any]) -> Pair:
 
 def _choices_of(mapping: Mapping[str, Any]) -> Choices:
     given = mapping["choices"]
-    if mapping.keys() == _CHOICE_KEYS and isinstance(mapping["text"], str) and isinstance(given, list | tuple):
-        if given and all(isinstance(one, str) for one in given):
-            return Choices(mapping["text"], tuple(given))
+    are_strings = isinstance(given, list | tuple) and all(isinstance(one, str) for one in (mapping.get("text"), *given))
+    if are_strings and given and mapping.keys() == _CHOICE_KEYS:
+        return Choices(mapping["text"], tuple(given))
     raise InvalidTypeError(
         "A text with choices is a mapping of text, a string, and choices, a list of strings, and of nothing else; got the keys "
         f"{', '.join(map(str, mapping))}."
