@@ -119,7 +119,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
             rtol: float | None = None,
             max_perturbations: int | None = None,
             perturb_special_tokens: bool = True,
-            score: Callable[[Any, Any], Tensor] | str | None | str = None,
+            score: Callable[[Any, Any], Tensor] | str | str | None = None,
             span: bool | Sequence[tuple[int, int]] = False,
             threshold: float = 0.5,
             task: str | type[Task] | None = None,
@@ -200,7 +200,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         own = object.__new__(type(self))
         own.__dict__.update(self.__dict__)
         fixed = {"model": self.model, "tokenizer": self.tokenizer, "task": self._named}
-        own._set_up(fixed | self._given | dict(options))
+        own._set_up(fixed | self._given | named_score(options, self.model, self._named))
         own._replicas, own._truncation_warned, own._origin = self._replicas, self._truncation_warned, self
         own._desk, own._known_help = self._desk, self._known_help
         if "batch_size" not in options:
