@@ -201,7 +201,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         own = object.__new__(type(self))
         own.__dict__.update(self.__dict__)
         fixed = {"model": self.model, "tokenizer": self.tokenizer, "task": self._named}
-        own._set_up(fixed | self._given | dict(options))
+        own._set_up(fixed | self._given | named_score(options, self.model, self._named))
         own._replicas, own._truncation_warned, own._origin = self._replicas, self._truncation_warned, self
         own._desk, own._known_help = self._desk, self._known_help
         if "batch_size" not in options:

@@ -258,7 +258,8 @@ class Settings:
         option=bool,
         help="For a language model: explain the log-probability of the whole continuation as one score.",
         doc="for a language model. True explains the log-probability of the whole target, as one score with one backward pass. "
-        "Several (start, end), in characters of the target, explain that of each such part. False explains each element of the "
+        "Several (start, end), in characters of the target without the space before it, explain that of each such part. False "
+        "explains each element of the "
         "target. LOGITS becomes LOG_SOFTMAX, as only log-probabilities of tokens add up to something.",
         schema={
             "anyOf": [

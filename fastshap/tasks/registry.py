@@ -125,6 +125,8 @@ def task_for(
 def named_score(given: Mapping[str, Any], model: Any, named: str | type[Task] | None) -> dict[str, Any]:
     """Parameters with a score's name replaced by the inference mode that it stands for."""
     score = given.get("score")
+    if callable(score):
+        return {"inference_mode": InferenceModes.LOGITS, **given}
     if not isinstance(score, str):
         return dict(given)
     mode = kind_of(model, named).mode_named(one_of(score, "score", SCORES), unwrapped(model))
