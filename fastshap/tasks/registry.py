@@ -15,6 +15,7 @@ from fastshap.tasks.base import Shown, Task
 from fastshap.tasks.classification import ClassificationTask
 from fastshap.tasks.generation import GenerationTask
 from fastshap.tasks.score import ScoreTask
+from fastshap.tasks.seq2seq import Seq2SeqTask
 from fastshap.tasks.subject import unwrapped
 from fastshap.types import SCORES, InferenceModes, ModelTask, inference_mode_of, name_of_task
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 _Kind = TypeVar("_Kind", bound=type[Task])
 
-_BUILT_IN: tuple[type[Task], ...] = (ClassificationTask, GenerationTask, ScoreTask)
+_BUILT_IN: tuple[type[Task], ...] = (ClassificationTask, GenerationTask, Seq2SeqTask, ScoreTask)
 _registered: list[type[Task]] = []
 
 # What a model does, by the ending of its class name in transformers.
