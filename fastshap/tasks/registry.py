@@ -16,6 +16,7 @@ from fastshap.tasks.classification import ClassificationTask
 from fastshap.tasks.generation import GenerationTask
 from fastshap.tasks.multiple_choice import MultipleChoiceTask
 from fastshap.tasks.score import ScoreTask
+from fastshap.tasks.seq2seq import Seq2SeqTask
 from fastshap.tasks.similarity import DotSimilarityTask, SimilarityTask
 from fastshap.tasks.subject import unwrapped
 from fastshap.tasks.zero_shot import ZeroShotTask
@@ -29,6 +30,7 @@ _Kind = TypeVar("_Kind", bound=type[Task])
 _BUILT_IN: tuple[type[Task], ...] = (
     ClassificationTask,
     GenerationTask,
+    Seq2SeqTask,
     SimilarityTask,
     DotSimilarityTask,
     MultipleChoiceTask,
