@@ -240,6 +240,20 @@ class Task(Subject, ABC):
         """Called with checked options before texts are read: about how many scores a text will have. Sets windows' sizes."""
         return 1
 
+    def paired(self, model_inputs: Any, targets: Any) -> Iterable[Any]:
+        """Called where a call says ``both=True``: returns each text with its target as a pair, which needs no target.
+
+        Raises:
+            InvalidArgumentError: targets are no texts that the model reads.
+        """
+        raise InvalidArgumentError(
+            "both=True is for similarity, where the target is a text too; this task has no such target."
+        )
+
+    def examples(self, texts: Sequence[str]) -> tuple[Any, Any]:
+        """Called by ``warm_up``: texts of no meaning as inputs that this task takes, and targets for them."""
+        return texts, None
+
     # From texts to what is explained, in the order of the calls
 
     def tokenised(self, sources: Sequence[Any], targets: Sequence[Any] | None, options: Mapping[str, Any]) -> Any:

@@ -111,6 +111,9 @@ class ZeroShotTask(ClassificationTask):
     def names_now(self, targets: Tensor) -> list[str] | None:
         return None
 
+    def examples(self, texts: Sequence[str]) -> tuple[Any, Any]:
+        return texts, [*texts]
+
     def serves_all(self, targets: Any) -> bool:
         """A label, or a list of labels."""
         return isinstance(targets, str) or _are_labels(targets)

@@ -98,7 +98,7 @@ def sources(model_inputs: Any, of_targets: bool = False) -> Iterator[Any]:
 
 def _entry(entry: Any) -> Iterator[Any]:
     try:
-        if isinstance(entry, str | Pair | Choices | Tokens):
+        if isinstance(entry, str | Pair | Choices | Tokens | FastshapError):
             yield entry
         elif isinstance(entry, tuple) and len(entry) == 2 and all(isinstance(part, str) for part in entry):
             yield Pair(*entry)

@@ -249,3 +249,7 @@ def test_other_families(config, default_pair):
     for output, row in zip(explain((model, tokenizer), ROWS, "all"), ROWS, strict=True):
         (alone,) = explain((model, tokenizer), row, "all", 1)
         assert apart(output.attributions, alone.attributions) < 1e-5
+
+
+def test_warming_up(pair):
+    fastshap.warm_up(fastshap.GradientShap(*pair, n_perturbations=N))

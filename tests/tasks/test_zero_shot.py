@@ -211,3 +211,7 @@ def test_a_decoder(byte_tokenizer):
     for output, text in zip(explain((model, byte_tokenizer), TEXTS, LABELS), TEXTS, strict=True):
         (alone,) = explain((model, byte_tokenizer), text, LABELS, 1)
         assert apart(output.attributions, alone.attributions) < 1e-5
+
+
+def test_warming_up(pair):
+    fastshap.warm_up(fastshap.GradientShap(*pair, n_perturbations=N, task="zero_shot"))
