@@ -112,7 +112,7 @@ def task_for(
     own: Any = unwrapped(model)
     name = type(own).__name__
     makes = getattr(own, "output_modalities", ("text",))
-    wanted = all_tasks() if named is None else (_of_name(named),)
+    wanted = all_tasks() if named is None else (wanted_task(named),)
     for task in wanted if "text" in makes else ():
         if task.serves(own) if named is not None else task.fits(own):
             warn_of_untrained(own, newly_initialised(own))
@@ -129,7 +129,12 @@ def task_for(
     )
 
 
-def _of_name(named: Any) -> type[Task]:
+def wanted_task(named: Any) -> type[Task]:
+    """The task that a user asks for, by its name or as its class.
+
+    Raises:
+        InvalidArgumentError, InvalidTypeError: there is no such task.
+    """
     if isinstance(named, type) and issubclass(named, Task):
         return named
     if not isinstance(named, str):
