@@ -31,6 +31,7 @@ from fastshap.output.summary import Lean, Summary, summarize
 from fastshap.reproduction import Reproduction, reproduce
 from fastshap.types import Granularity, GranularityAggregationStrategy, InferenceModes, ModelTask
 from fastshap.types.baselines import BaselineSet
+from fastshap.types.targets import Contrast
 from fastshap.version import __version__
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "ComparedColumn",
     "ComparedElement",
     "Comparison",
+    "Contrast",
     "FastshapError",
     "GradientShap",
     "Granularity",

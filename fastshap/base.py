@@ -18,7 +18,7 @@ from fastshap.output.noise import Known, Noise
 from fastshap.output.output import AttributionOutput, AttributionOutputs
 from fastshap.output.progress import Progress, Wanted, checked_progress
 from fastshap.output.record import Record
-from fastshap.settings import HasSettings
+from fastshap.settings import HasSettings, Settings
 from fastshap.tasks import Task, task_for
 from fastshap.text.inputs import is_one_text, sources
 
@@ -68,8 +68,8 @@ class AttributionExplainer(HasSettings):
         Args:
             model_inputs: a string; token ids (a list of integers, or an integer tensor (L,) or (n, L)); a mapping with
                 ``input_ids`` and, where there is padding, ``attention_mask``, as a tokenizer returns it, with one or many
-                rows; or an iterable of n of these, a column of a data set say. A pair of texts is what the tokenizer
-                makes of it, ``tokenizer(first, second)``; strings in a tuple or list within the list are an error.
+                rows; or an iterable of n of these, a column of a data set say. A pair of texts, for tasks that take one, is a
+                tuple of two strings in the list, a mapping with text and text_pair, or ``tokenizer(first, second)``.
             targets: classification: None (the predicted class), a class number, a label or "all" for every text, a list
                 with one of these (or a list of several) for each text, or an integer tensor (n,) or (n, t). Generation:
                 None (the model generates), or a list with what follows each input, as strings or token ids; None among
@@ -350,9 +350,8 @@ class MultitaskExplainerMixin:
     def task_of(
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        inference_mode: Callable[[Tensor], Tensor],
-        seed: int = 0,
+        settings: Settings,
         named: str | type[Task] | None = None,
     ) -> Task:
         """The task of ``model``: the ``named`` one, or by its class name; UnsupportedModelError names those supported."""
-        return task_for(model, tokenizer, inference_mode, seed, named)
+        return task_for(model, tokenizer, settings, named)

@@ -8,6 +8,7 @@ import numbers
 import operator
 import re
 import sys
+import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -115,6 +116,29 @@ def flag(value: Any, name: str) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise InvalidTypeError(f"{name} must be True or False; got {value!r}.")
     return bool(value)
+
+
+def share(value: Any, name: str) -> float:
+    """A number from 0 to 1."""
+    number = finite(value, name)
+    if not 0 <= number <= 1:
+        raise InvalidArgumentError(f"{name} must be from 0 to 1; got {value}.")
+    return number
+
+
+def spans(value: Any, name: str) -> bool | tuple[tuple[int, int], ...]:
+    """True, False, or some (start, end), each with something between."""
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    try:
+        found = tuple((operator.index(start), operator.index(end)) for start, end in value)
+    except (TypeError, ValueError):
+        found = ()
+    if not found or any(not 0 <= start < end for start, end in found):
+        raise InvalidTypeError(
+            f"{name} must be True, False, or a list of (start, end) in characters of the target, as [(0, 5)]; got {value!r}."
+        )
+    return found
 
 
 def devices(value: Any) -> list[torch.device]:
@@ -324,3 +348,39 @@ def vocabulary(own: int, known: int) -> None:
             f"The tokenizer knows {own} tokens and the model {known}: it is another model's, or its files are missing beside "
             "the model's. Load the one that the model was trained with."
         )
+
+
+def noise(value: Any, name: str) -> float:
+    """A standard deviation."""
+    number = finite(value, name)
+    if number < 0:
+        raise InvalidArgumentError(f"{name} must be finite, and zero or more; got {value}.")
+    return number
+
+
+def tolerance(value: Any, name: str) -> float | None:
+    """A share, or None."""
+    number = None if value is None else finite(value, name, "None")
+    if number is not None and number <= 0:
+        raise InvalidArgumentError(f"{name} must be more than zero and finite, for example 0.05; got {value}.")
+    return number
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two values of a parameter are the same; tensors by their numbers."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    return not isinstance(one, Tensor) and not isinstance(other, Tensor) and bool(one == other)
+
+
+def documented(doc: str | None, parameters: Mapping[str, Any]) -> str | None:
+    """A docstring in which the parameters' docs replace the line ``{settings}``."""
+    if doc is None:  # Python was started without docstrings
+        return None
+    (line,) = (line for line in doc.splitlines() if line.strip() == "{settings}")
+    first = line[: -len("{settings}")]
+    wrapped = (
+        textwrap.fill(f"{name}: {its.doc}", 120, initial_indent=first, subsequent_indent=f"{first}    ")
+        for name, its in parameters.items()
+    )
+    return doc.replace(line, "\n".join(wrapped))

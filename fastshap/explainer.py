@@ -14,7 +14,7 @@ from fastshap import checks, ops
 from fastshap.base import AttributionExplainer, MultitaskExplainerMixin
 from fastshap.engine import run as engine
 from fastshap.engine.budget import Budget, Kept
-from fastshap.engine.packing import Execution, Item, Layout
+from fastshap.engine.packing import Execution, Layout
 from fastshap.engine.seen import Seen
 from fastshap.engine.work import Work, tokens_of_some_seconds, weights_of
 from fastshap.errors import FastshapError, InvalidArgumentError, TruncationWarning, raise_first, warn
@@ -29,8 +29,8 @@ from fastshap.output.noise import Known
 from fastshap.output.output import AttributionOutput
 from fastshap.output.progress import Progress
 from fastshap.output.record import Record
-from fastshap.settings import DEFAULTS, Settings, documented
-from fastshap.tasks import Prepared, baselines
+from fastshap.settings import DEFAULTS, PARAMETERS, Settings
+from fastshap.tasks import Prepared, baselines, named_score
 from fastshap.tasks.subject import table_shape
 from fastshap.tasks.tokens import unknown
 from fastshap.text.encode import Encoded
@@ -119,6 +119,9 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
             rtol: float | None = None,
             max_perturbations: int | None = None,
             perturb_special_tokens: bool = True,
+            score: Callable[[Any, Any], Tensor] | str | str | None = None,
+            span: bool | Sequence[tuple[int, int]] = False,
+            threshold: float = 0.5,
             task: str | type[Task] | None = None,
             return_convergence_delta: bool = False,
             on_error: str = "raise",
@@ -134,6 +137,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
     def _set_up(self, given: Mapping[str, Any]) -> None:
         own = {**_OWN, **given}
         pair: Any = checks.pair(own["model"], own["tokenizer"])
+        given = named_score(given, pair[0], own["task"])
         self.settings = Settings(**{name: value for name, value in given.items() if name in DEFAULTS})
         self.on_error = checks.one_of(own["on_error"], "on_error", ("raise", "record"))
         self.return_convergence_delta = checks.flag(own["return_convergence_delta"], "return_convergence_delta")
@@ -144,8 +148,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
             )
         ops.check_backend(own["backend"])
         self.model, self.tokenizer = pair
-        mode, seed = self.settings.inference_mode, self.settings.seed
-        self.task = self.task_of(self.model, self.tokenizer, mode, seed, own["task"])
+        self.task = self.task_of(self.model, self.tokenizer, self.settings, own["task"])
         known, width = table_shape(self.model)
         checks.vocabulary(len(self.tokenizer), known)
         baselines.check(self.settings.baseline, self.tokenizer, known, width)
@@ -155,7 +158,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         self._desk = Desk(self.model)
         self._replicas = Replicas(self.model, devices[1:])
         self._budget = Budget(checks.batch_size(own["batch_size"]), engine.device_of(self.model))
-        self._backend, self._layout = own["backend"], Layout()
+        self._backend, self._layout, self._named = own["backend"], Layout(), own["task"]
         # The baseline is a copy, which nobody else writes to.
         self._given = {name: value for name, value in given.items() if name in OPTIONS}
         self._given |= {"baseline": self.settings.baseline}
@@ -196,26 +199,31 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         )
         own = object.__new__(type(self))
         own.__dict__.update(self.__dict__)
-        fixed = {"model": self.model, "tokenizer": self.tokenizer, "task": type(self.task)}
-        own._set_up(fixed | self._given | dict(options))
+        fixed = {"model": self.model, "tokenizer": self.tokenizer, "task": self._named}
+        own._set_up(fixed | self._given | named_score(options, self.model, self._named))
         own._replicas, own._truncation_warned, own._origin = self._replicas, self._truncation_warned, self
         own._desk, own._known_help = self._desk, self._known_help
         if "batch_size" not in options:
             own._budget = self._budget
-        if own.settings.inference_mode is self.settings.inference_mode:
+        if own._same_scores(self):
             own._learn(self)
         return own
+
+    def _same_scores(self, other: GradientShap) -> bool:
+        return all(
+            getattr(self.settings, name) is getattr(other.settings, name) for name in ("inference_mode", "score")
+        )
 
     def _learn(self, other: GradientShap) -> None:
         """What another explainer of the same model and inference mode has found out by trying."""
         if other._tried is not None and self._tried is None:
-            self.task, self._tried = other.task.with_seed(self.settings.seed), other._tried
+            self.task, self._tried = other.task.with_settings(self.settings), other._tried
             self._layout = other._layout
 
     def _tell_origin(self) -> None:
         if self._origin is not None:
             self._origin._truncation_warned |= self._truncation_warned
-            if self._origin.settings.inference_mode is self.settings.inference_mode:
+            if self._same_scores(self._origin):
                 self._origin._learn(self)
 
     def _tokens_together(self, options: Mapping[str, Any]) -> float:
@@ -352,15 +360,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
     def _predict(
         self, encoded: Sequence[Encoded], forward: engine.Forward, positions: Sequence[Tensor] | None = None
     ) -> list[Tensor | FastshapError]:
-        """See :class:`fastshap.tasks.Predict`. Texts that are alike run once."""
-        if not encoded:
-            return []
-        wanted = [None] * len(encoded) if positions is None else positions
-        keys = [one.key(at) for one, at in zip(encoded, wanted, strict=True)]
-        different = dict(zip(keys, zip(encoded, wanted, strict=True), strict=True))
-        items = [Item.of(one, None, at) for one, at in different.values()]
-        found = dict(zip(different, self._work().at_texts(items, forward), strict=True))
-        return [found[key] for key in keys]
+        """See :class:`fastshap.tasks.Predict`."""
+        return self._work().of_texts(encoded, forward, positions) if encoded else []
 
     def _maker(self) -> Maker:
         return Maker(self.task, self.settings, self._provenance)
@@ -393,5 +394,5 @@ _PLACES = (
 _SIGNATURE = checks.signature(("self", *_PLACES), DEFAULTS | _OWN)
 OPTIONS = DEFAULTS.keys() | _OWN.keys() - {*_FIXED}
 GradientShap.__init__.__signature__ = _SIGNATURE  # type: ignore[attr-defined]
-GradientShap.__doc__ = documented(GradientShap.__doc__)
+GradientShap.__doc__ = checks.documented(GradientShap.__doc__, PARAMETERS)
 BESIDE = ("model_inputs", "targets", "generation_kwargs", "progress")  # what a call takes beside these

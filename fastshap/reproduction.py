@@ -72,13 +72,14 @@ def reproduce(
     tokenizer: PreTrainedTokenizerBase,
     *,
     inference_mode: Callable[[Tensor], Tensor] | None = None,
+    score: Callable[[Any, Any], Tensor] | None = None,
 ) -> Reproduction:
     """Computes an output again, from its own tokens, elements, targets and settings.
 
     Args:
         output: an output, also one that was read from a file.
         model, tokenizer: what it was computed with, or what should give the same.
-        inference_mode: the function, where the output was computed with one of your own and read from a file.
+        inference_mode, score: the function, where the output was computed with one of your own and read from a file.
 
     Raises:
         InvalidArgumentError: there is nothing to compute again, or it needs what a file cannot hold.
@@ -97,16 +98,17 @@ def reproduce(
             "This output holds no tokens: a job of an earlier version did not store them. Explain its text."
         )
     settings = output.settings.named()
-    if inference_mode is not None:
-        settings["inference_mode"] = inference_mode
+    own = {"inference_mode": inference_mode, "score": score}
+    settings |= {name: function for name, function in own.items() if function is not None}
     adds_up = output.convergence_delta is not None
     name = name_of_task(output.model_task)
     task = task_named(name)
-    explainer = GradientShap(model, tokenizer, "auto", task=task, return_convergence_delta=adds_up, **settings)
-    if task is None:
-        raise UnsupportedModelError(
-            f"The output explains {name!r}, a task that this process does not know; register it."
-        )
+    try:
+        explainer = GradientShap(model, tokenizer, "auto", task=task, return_convergence_delta=adds_up, **settings)
+        if task is None:
+            raise UnsupportedModelError("This process does not know the task; register it.")
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"The output explains a {name}. {error}") from None
     again = explainer._repeat(output)
     then, now = output.attributions, again.attributions
     difference = (now - then).abs().nan_to_num(0)
@@ -119,7 +121,7 @@ def reproduce(
         largest_difference=float(difference.max()),
         relative_difference=float((difference / size.clamp_min(torch.finfo(torch.float32).tiny)).max()),
         changed=_changed(output.provenance, again.provenance)
-        | _renamed(output, explainer.task.names_now(output.targets)),
+        | _renamed(output, explainer.task.names_now(output.targets) if output.target_weights is None else None),
     )
 
 

@@ -9,16 +9,13 @@ read without running the code: the schema's file, the table in docs/parameters.m
 from __future__ import annotations
 
 import dataclasses
-import textwrap
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from fastshap import ops
-from fastshap.checks import MOST_BINS, baseline, finite, flag, number_or_name, one_of, path_density, whole
+from fastshap import checks, ops
 from fastshap.errors import InvalidArgumentError
 from fastshap.sampling import SAMPLINGS
 from fastshap.types import (
@@ -29,6 +26,9 @@ from fastshap.types import (
     member_of,
     mode_of_plain,
     plain_mode,
+    plain_score,
+    score_of,
+    score_of_plain,
 )
 from fastshap.types.baselines import BASELINE_SCHEMA, BaselineSet, baseline_of_plain, plain_baseline
 
@@ -74,7 +74,7 @@ def _member(enum: type[Enum], **said: Any) -> dict[str, Any]:
 def _word(choices: tuple[str, ...], **said: Any) -> dict[str, Any]:
     """What is said of a parameter that is one of a few words."""
     return {
-        "check": lambda value, name: one_of(value, name, choices),
+        "check": lambda value, name: checks.one_of(value, name, choices),
         "option": str,
         "schema": {"enum": [*choices]},
         **said,
@@ -82,27 +82,7 @@ def _word(choices: tuple[str, ...], **said: Any) -> dict[str, Any]:
 
 
 def _switch(**said: Any) -> dict[str, Any]:
-    return {"check": flag, "option": bool, "schema": {"type": "boolean"}, **said}
-
-
-def _noise(value: Any, name: str) -> float:
-    number = finite(value, name)
-    if number < 0:
-        raise InvalidArgumentError(f"{name} must be finite, and zero or more; got {value}.")
-    return number
-
-
-def _tolerance(value: Any, name: str) -> float | None:
-    number = None if value is None else finite(value, name, "None")
-    if number is not None and number <= 0:
-        raise InvalidArgumentError(f"{name} must be more than zero and finite, for example 0.05; got {value}.")
-    return number
-
-
-def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    return not isinstance(one, Tensor) and not isinstance(other, Tensor) and bool(one == other)
+    return {"check": checks.flag, "option": bool, "schema": {"type": "boolean"}, **said}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -135,9 +115,9 @@ class Settings:
         InferenceModes.LOGITS,
         check=lambda value, name: inference_mode_of(value),
         option=str,
-        help="The score to explain: logits, softmax or log_softmax.",
-        doc="LOGITS, SOFTMAX, LOG_SOFTMAX, or a callable from logits to scores of the same shape.",
-        schema={"type": "string", "pattern": "^(logits|softmax|log_softmax|callable:.*)$"},
+        help="The score to explain: logits, softmax, log_softmax or sigmoid.",
+        doc="LOGITS, SOFTMAX, LOG_SOFTMAX, SIGMOID, or a callable from logits to scores of the same shape.",
+        schema={"type": "string", "pattern": "^(logits|softmax|log_softmax|sigmoid|callable:.*)$"},
         to_plain=plain_mode,
         from_plain=mode_of_plain,
     )
@@ -152,7 +132,7 @@ class Settings:
     )
     n_perturbations: int = parameter(
         10,
-        check=lambda value, name: whole(value, name, least=1, most=2**31 - 1),
+        check=lambda value, name: checks.whole(value, name, least=1, most=2**31 - 1),
         option=int,
         help="Samples per text; more samples take longer and give steadier scores.",
         doc="samples per text (per round, if rtol is given).",
@@ -160,8 +140,8 @@ class Settings:
     )
     baseline: float | Tensor | str | BaselineSet = parameter(
         None,
-        check=baseline,
-        option=number_or_name,
+        check=checks.baseline,
+        option=checks.number_or_name,
         help="The embedding to compare with: a number for all dimensions (zero by default), a token such as [MASK], a token's "
         "number as #103, or mean, the mean embedding.",
         doc="the reference embedding: None (zero), a number (a constant for all dimensions, never a token id), a token of the "
@@ -173,7 +153,7 @@ class Settings:
     )
     noise_std: float = parameter(
         0.1,
-        check=_noise,
+        check=checks.noise,
         option=float,
         help="Standard deviation of the noise that is added to the baseline.",
         doc="standard deviation of the normal noise added to the baseline. 0.1 is more than the spread of the packaged model's "
@@ -199,7 +179,7 @@ class Settings:
     )
     path_density: float | tuple[float, ...] | str | None = parameter(
         None,
-        check=path_density,
+        check=checks.path_density,
         option=str,
         help="Where on the path samples are denser: numbers such as 3,2,1 for equal parts from the text to the baseline, auto "
         "to learn it (with rtol), or one number: 1 favours the middle, smaller numbers the baseline; uniform by default.",
@@ -212,14 +192,19 @@ class Settings:
             "anyOf": [
                 {"type": ["number", "null"], "minimum": 0.001, "maximum": 1000},
                 {"const": "auto"},
-                {"type": "array", "minItems": 2, "maxItems": MOST_BINS, "items": {"type": "number", "minimum": 0}},
+                {
+                    "type": "array",
+                    "minItems": 2,
+                    "maxItems": checks.MOST_BINS,
+                    "items": {"type": "number", "minimum": 0},
+                },
             ]
         },
         to_plain=lambda value: list(value) if isinstance(value, tuple) else value,
     )
     seed: int = parameter(
         0,
-        check=lambda value, name: whole(value, name, least=-(2**63), most=2**63 - 1),
+        check=lambda value, name: checks.whole(value, name, least=-(2**63), most=2**63 - 1),
         option=int,
         help="The same seed gives the same numbers.",
         doc="any integer of 64 bits.",
@@ -227,7 +212,7 @@ class Settings:
     )
     rtol: float | None = parameter(
         None,
-        check=_tolerance,
+        check=checks.tolerance,
         option=float,
         help="Target accuracy: sample until every standard error is at most this share of the text's largest score, for "
         "example 0.05.",
@@ -242,7 +227,7 @@ class Settings:
     )
     max_perturbations: int | None = parameter(
         None,
-        check=lambda value, name: None if value is None else whole(value, name, least=1),
+        check=lambda value, name: None if value is None else checks.whole(value, name, least=1),
         option=int,
         help=f"The most samples per text, with rtol; by default {_MOST_ROUNDS} times n_perturbations.",
         doc=f"the most samples per text, if rtol is given; None is {_MOST_ROUNDS} times ``n_perturbations``.",
@@ -256,9 +241,60 @@ class Settings:
         ),
     )
 
+    score: Callable[[Any, Any], Tensor] | None = parameter(
+        None,
+        check=lambda value, name: score_of(value),
+        option=None,
+        help="What is explained, where that is no logit of a class or token: a function.",
+        doc='"logit", "probability" and "log_probability" choose the ``inference_mode`` that suits the task. A callable '
+        "(outputs, inputs) -> (R, t) makes scores of the model's output and keyword arguments, without targets.",
+        schema={"type": ["string", "null"], "pattern": "^callable:.*$"},
+        to_plain=plain_score,
+        from_plain=score_of_plain,
+    )
+    span: bool | tuple[tuple[int, int], ...] = parameter(
+        False,
+        check=checks.spans,
+        option=bool,
+        help="For a language model: explain the log-probability of the whole continuation as one score.",
+        doc="for a language model. True explains the log-probability of the whole target, as one score with one backward pass. "
+        "Several (start, end), in characters of the target without the space before it, explain that of each such part. False "
+        "explains each element of the "
+        "target. LOGITS becomes LOG_SOFTMAX, as only log-probabilities of tokens add up to something.",
+        schema={
+            "anyOf": [
+                {"type": "boolean"},
+                {
+                    "type": "array",
+                    "minItems": 1,
+                    "items": {"type": "array", "items": {"$ref": "#/$defs/count"}, "minItems": 2, "maxItems": 2},
+                },
+            ]
+        },
+        to_plain=lambda value: [list(one) for one in value] if isinstance(value, tuple) else value,
+    )
+
+    threshold: float = parameter(
+        0.5,
+        check=checks.share,
+        option=float,
+        help="Where classes do not exclude each other: the probability from which one counts as predicted.",
+        doc="of a model whose classes do not exclude each other (multi-label): a class counts as predicted, and is explained "
+        "if no targets are given, from this probability on; if none reaches it, the most probable one does.",
+        schema={"type": "number", "minimum": 0, "maximum": 1},
+    )
+
     def __post_init__(self) -> None:
         for name, its in PARAMETERS.items():
             self._keep(name, its.check(getattr(self, name), name))
+        if self.span and self.inference_mode is InferenceModes.LOGITS:
+            self._keep("inference_mode", InferenceModes.LOG_SOFTMAX)
+        if self.span and self.inference_mode is not InferenceModes.LOG_SOFTMAX:
+            raise InvalidArgumentError(
+                "span explains a sum of log-probabilities; use inference_mode=LOG_SOFTMAX with it."
+            )
+        if self.score is not None and self.inference_mode is not InferenceModes.LOGITS:
+            raise InvalidArgumentError("A score of your own is explained as it is; leave out inference_mode.")
         if self.rtol is None and self.max_perturbations is not None:
             raise InvalidArgumentError(
                 "max_perturbations has no use without rtol; set n_perturbations instead, or rtol too."
@@ -270,7 +306,7 @@ class Settings:
         if self.rtol is not None and self.max_perturbations is None:
             self._keep("max_perturbations", _MOST_ROUNDS * self.n_perturbations)
         if self.max_perturbations is not None:
-            whole(self.max_perturbations, "max_perturbations", least=self.n_perturbations)
+            checks.whole(self.max_perturbations, "max_perturbations", least=self.n_perturbations)
 
     def _keep(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -278,7 +314,7 @@ class Settings:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Settings):
             return NotImplemented
-        return all(_equal(value, getattr(other, name)) for name, value in self.named().items())
+        return all(checks.equal(value, getattr(other, name)) for name, value in self.named().items())
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -343,6 +379,9 @@ class HasSettings:
         rtol: float | None
         max_perturbations: int | None
         perturb_special_tokens: bool
+        score: Callable[[Any, Any], Tensor] | None
+        span: bool | tuple[tuple[int, int], ...]
+        threshold: float
         # End.
         # fmt: on
 
@@ -353,16 +392,3 @@ def _attribute(name: str) -> property:
 
 for _name in PARAMETERS:
     setattr(HasSettings, _name, _attribute(_name))
-
-
-def documented(doc: str | None) -> str | None:
-    """A docstring in which the parameters' docs replace the line ``{settings}``."""
-    if doc is None:  # Python was started without docstrings
-        return None
-    (line,) = (line for line in doc.splitlines() if line.strip() == "{settings}")
-    first = line[: -len("{settings}")]
-    wrapped = (
-        textwrap.fill(f"{name}: {its.doc}", 120, initial_indent=first, subsequent_indent=f"{first}    ")
-        for name, its in PARAMETERS.items()
-    )
-    return doc.replace(line, "\n".join(wrapped))

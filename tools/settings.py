@@ -34,6 +34,8 @@ _OWN = {
 _TYPES = {one.name: str(one.type) for one in dataclasses.fields(Settings)}
 _TAKEN = {
     "baseline": "Tensor | float | str | BaselineSet | None",
+    "score": "Callable[[Any, Any], Tensor] | str | None",
+    "span": "bool | Sequence[tuple[int, int]]",
     "path_density": "float | Sequence[float] | str | None",
 }  # what may be passed, if that is more than what is kept
 

@@ -16,6 +16,7 @@ from fastshap.engine.run import Forward, device_of
 from fastshap.errors import FastshapError, ModelFailedError, NonFiniteError
 from fastshap.models.replicas import side_by_side
 from fastshap.models.tree import modules_of, tensors_of
+from fastshap.text.encode import Encoded
 from fastshap.text.groups import Grouping
 from fastshap.types import InferenceModes
 
@@ -96,6 +97,17 @@ class Work:
         device = device_of(self.model).type
         sums = 4 * len(item.input_ids) * weights  # twice a forward pass of the row
         return sums / _SUMS.get(device, _SUMS_ON_A_GPU) < _MODULE * len(modules_of(self.model))
+
+    def of_texts(
+        self, encoded: Sequence[Encoded], forward: Forward, positions: Sequence[Tensor] | None
+    ) -> list[Tensor | FastshapError]:
+        """:meth:`at_texts` of tokenised texts, where the rows at ``positions`` (P,) are asked for. What is alike runs once."""
+        wanted = [None] * len(encoded) if positions is None else positions
+        keys = [one.key(at) for one, at in zip(encoded, wanted, strict=True)]
+        different = dict(zip(keys, zip(encoded, wanted, strict=True), strict=True))
+        items = [Item.of(one, None, at) for one, at in different.values()]
+        found = dict(zip(different, self.at_texts(items, forward), strict=True))
+        return [found[key] for key in keys]
 
     def at_texts(self, items: Sequence[Item], forward: Forward) -> list[Tensor | FastshapError]:
         """What ``forward`` gives for the texts themselves, one row each, on the CPU."""

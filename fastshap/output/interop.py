@@ -56,7 +56,7 @@ def to_interpreto(record: Record) -> Any:
         granularity_aggregation_strategy=base.GranularityAggregationStrategy[
             record.granularity_aggregation_strategy.name
         ],
-        inference_mode=base.InferenceModes[mode.name] if isinstance(mode, InferenceModes) else mode,
+        inference_mode=getattr(base.InferenceModes, mode.name, mode) if isinstance(mode, InferenceModes) else mode,
     )
 
 

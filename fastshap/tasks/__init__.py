@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastshap.tasks.base import NO_PREDICTION, Predict, Prediction, Prepared, Shown, Task
-from fastshap.tasks.registry import has_classes, register, shown, task_for, task_named, task_of_class
+from fastshap.tasks.registry import has_classes, named_score, register, shown, task_for, task_named, task_of_class
 from fastshap.tasks.subject import takes, unwrapped
 from fastshap.text.encode import Encoded
 from fastshap.text.groups import Scope
@@ -18,6 +18,7 @@ __all__ = [
     "Shown",
     "Task",
     "has_classes",
+    "named_score",
     "register",
     "shown",
     "takes",

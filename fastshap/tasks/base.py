@@ -18,12 +18,13 @@ from fastshap.checks import counted, there_are
 from fastshap.engine.packing import Call, Item
 from fastshap.engine.run import Forward
 from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError
+from fastshap.settings import Settings
 from fastshap.tasks import layout, tokens
 from fastshap.tasks.layout import Sharing
 from fastshap.tasks.subject import Subject, unwrapped
 from fastshap.text.encode import Encoded, as_bytes
 from fastshap.text.groups import TEXT, Scope
-from fastshap.types import ModelTask, model_task_of
+from fastshap.types import InferenceModes, ModelTask, model_task_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -116,6 +117,7 @@ class Task(Subject, ABC):
         writes_targets: whether the model can write a target itself, so that ``generation_kwargs`` make sense.
         steadiest_mode: the score that few samples tell most about. The command line explains it unless it is told otherwise
             (docs/adr/0025).
+        takes_spans: whether ``span`` makes sense.
         keeps_positions: whether outputs hold the positions of targets. They must if positions do not follow from tokens and
             targets.
         takes_pairs: whether a text may be a pair of texts.
@@ -129,19 +131,27 @@ class Task(Subject, ABC):
     targets_are_classes: ClassVar[bool] = False
     writes_targets: ClassVar[bool] = False
     steadiest_mode: ClassVar[str] = "logits"
+    takes_spans: ClassVar[bool] = False
     keeps_positions: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        inference_mode: Callable[[Tensor], Tensor],
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Settings) -> None:
         super().__init__(model, tokenizer)
-        self.inference_mode = inference_mode
-        self.seed = seed
+        self.settings = settings
         self._refreshed_for: Any = None  # the model's state then
+        if settings.span and not self.takes_spans:
+            raise InvalidArgumentError(
+                f"span is for language models, which write a target of several tokens; this model is a {self.model_name}."
+            )
+
+    @property
+    def inference_mode(self) -> Callable[[Tensor], Tensor]:
+        """That of the settings."""
+        return self.settings.inference_mode
+
+    @property
+    def seed(self) -> int:
+        """That of the settings."""
+        return self.settings.seed
 
     # Which models
 
@@ -159,6 +169,17 @@ class Task(Subject, ABC):
     def serves(cls, model: Any) -> bool:
         """Called with a model, unwrapped, if the user asks for this task: can it do that? By default, if it :meth:`fits`."""
         return cls.fits(model)
+
+    @classmethod
+    def mode_named(cls, score: str, model: Any) -> InferenceModes:
+        """Called with one of the names that ``score`` takes, and a model: the inference mode that it stands for.
+
+        Raises:
+            InvalidArgumentError: it makes no sense for this model.
+        """
+        return {"logit": InferenceModes.LOGITS, "probability": InferenceModes.SOFTMAX}.get(
+            score, InferenceModes.LOG_SOFTMAX
+        )
 
     # Targets as users give them
 
@@ -337,10 +358,10 @@ class Task(Subject, ABC):
 
     def untried(self) -> Task:
         """The same task, before it knows anything about the model."""
-        return type(self)(self._model, self.tokenizer, self.inference_mode, self.seed)
+        return type(self)(self._model, self.tokenizer, self.settings)
 
-    def with_seed(self, seed: int) -> Task:
-        """The same task with another seed. It keeps what this one knows about the model."""
+    def with_settings(self, settings: Settings) -> Task:
+        """The same task with other settings, but the same inference mode. It keeps what this one knows about the model."""
         own = copy.copy(self)
-        own.seed, own._running, own._at_work, own._state = seed, self._model, False, None
+        own.settings, own._running, own._at_work, own._state = settings, self._model, False, None
         return own

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,13 +24,18 @@ from fastshap.errors import (
 )
 from fastshap.ops.transfer import to_host
 from fastshap.tasks.base import NO_PREDICTION, Predict, Prediction, Prepared, Riding, Task
+from fastshap.tasks.classes import Row, is_number, joined_of, padding_token_named, row_of
 from fastshap.tasks.embeddings import reading_padding
 from fastshap.tasks.first_token import Cut, cuts, first_token_alone
 from fastshap.tasks.layout import masked
 from fastshap.tasks.trial import Judge, Ran, ToLogits, as_written, points, ran
 from fastshap.text.encode import Encoded
+from fastshap.text.groups import TEXT, Scope
 from fastshap.types import InferenceModes
+from fastshap.types.targets import Contrast, contrasted
 
+_SHARED: Any = (InferenceModes.SOFTMAX, InferenceModes.LOG_SOFTMAX)  # of classes that exclude each other
+_INDEPENDENT = "multi_label_classification"
 _TRIED = 8  # tokens on which a shorter way is compared with the whole model
 
 
@@ -57,11 +61,30 @@ class ClassificationTask(Task):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        if len(self.labels) == 1 and self.inference_mode in (InferenceModes.SOFTMAX, InferenceModes.LOG_SOFTMAX):
+        mode: Any = self.inference_mode
+        config = self.model.config
+        if len(self.labels) == 1 and mode in _SHARED:
             raise InvalidArgumentError(
-                f"inference_mode={self.inference_mode.name} of a single class is constant, so every score would be zero; use "
+                f"inference_mode={mode.name} of a single class is constant, so every score would be zero; use "
                 "LOGITS for a model with one output."
             )
+        if mode in (*_SHARED, InferenceModes.SIGMOID) and config.problem_type == "regression":
+            raise InvalidArgumentError(
+                f"This model's outputs are values (problem_type='regression'), and {mode.name} makes no probabilities of them; "
+                "use LOGITS."
+            )
+        if mode in _SHARED and config.problem_type == _INDEPENDENT:
+            raise InvalidArgumentError(
+                f"This model's classes do not exclude each other (problem_type={_INDEPENDENT!r}), so {mode.name} of them is no "
+                "probability; use inference_mode=SIGMOID, or score='probability'."
+            )
+
+    @classmethod
+    def mode_named(cls, score: str, model: Any) -> InferenceModes:
+        """Of classes that do not exclude each other, probability is SIGMOID; of one value, there is none."""
+        if score == "probability" and model.config.problem_type == _INDEPENDENT:
+            return InferenceModes.SIGMOID
+        return super().mode_named(score, model)
 
     @cached_property
     def labels(self) -> list[str]:
@@ -74,7 +97,7 @@ class ClassificationTask(Task):
         vars(self).pop("labels", None)
 
     def logits_in_company(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
-        with _padding_token_named(model):
+        with padding_token_named(model):
             return self.logits_of(model, inputs)
 
     def check_model(self, forward: ToLogits, z: Tensor, inputs: Mapping[str, Tensor], plain: Ran, judge: Judge) -> None:
@@ -146,15 +169,17 @@ class ClassificationTask(Task):
         found = [self._with_classes(one, given, reads_padding) for one, given in zip(tokenised, wanted, strict=True)]
         read = [one for one in found if isinstance(one, tuple)]
         seen: Iterator[_Seen | FastshapError | None] = repeat(None)
-        if self._predicts() or any(None in classes for _, classes in read):
+        if self._predicts() or any((None,) in rows for _, rows in read):
             seen = iter(self._seen(predict([encoded for encoded, _ in read], self.logits)))
         return [self._prepared(*one, next(seen)) if isinstance(one, tuple) else one for one in found]
 
     def riding(self, tokenised: Any, targets: Sequence[Any] | None) -> Riding | None:
         found = self._with_classes(tokenised[0], [None] if targets is None else targets[0], reading_padding(self))
-        if isinstance(found, FastshapError) or not (self._predicts() or None in found[1]):
+        if isinstance(found, FastshapError) or not (self._predicts() or (None,) in found[1]):
             return None
-        encoded, classes = found
+        encoded, rows = found
+        if (None,) in rows and self.model.config.problem_type == _INDEPENDENT:
+            return None  # nobody knows how many classes are predicted
         own: list[Tensor] = []  # the text's logits
 
         def scores(model: Any, call: Call) -> Tensor:
@@ -165,10 +190,11 @@ class ClassificationTask(Task):
             return self.transformed(logits).to(chosen.device).gather(1, chosen)
 
         def complete() -> Prepared | FastshapError:
-            return self._prepared(encoded, classes, self._seen(to_host(own))[0])
+            return self._prepared(encoded, rows, self._seen(to_host(own))[0])
 
-        wanted = np.array([-1 if index is None else index for index in classes], np.int64)
-        return Riding(Prepared(encoded, torch.from_numpy(wanted), []), scores, complete)
+        wanted = np.array([-1 if index is None else index for row in rows for index in row], np.int64)
+        open_ = Prepared(encoded, torch.from_numpy(wanted), [], scope=Scope(joined=joined_of(rows)))
+        return Riding(open_, scores, complete)
 
     def _seen(self, logits: Sequence[Tensor | FastshapError]) -> list[_Seen | FastshapError]:
         """What rows of logits tell, all at once."""
@@ -184,8 +210,8 @@ class ClassificationTask(Task):
 
     def _with_classes(
         self, encoded: Encoded | FastshapError, targets: Sequence[Any], reads_padding: Callable[[Encoded], bool]
-    ) -> tuple[Encoded, list[int | None]] | FastshapError:
-        """The numbers of a text's target classes, None for the predicted one."""
+    ) -> tuple[Encoded, list[Row]] | FastshapError:
+        """A text's targets: the number of a class, two of a contrast, None for what is predicted."""
         if isinstance(encoded, FastshapError):
             return encoded
         if reads_padding(encoded):
@@ -194,10 +220,21 @@ class ClassificationTask(Task):
                 "token for padding, than from inputs_embeds. Give the model a padding token of its own, or leave the token out."
             )
         try:
-            each = [[None] if target is None else self._classes(target) for target in targets]
+            return encoded, [row for target in targets for row in self._rows(target)]
         except FastshapError as error:
             return error
-        return encoded, [index for some in each for index in some]
+
+    def _rows(self, target: Any) -> list[Row]:
+        if target is None:
+            return [(None,)]
+        if isinstance(target, Contrast):
+            pair = self._class(target.target), self._class(target.other)
+            if pair[0] == pair[1]:
+                raise InvalidArgumentError(
+                    f"A contrast of {self.labels[pair[0]]!r} with itself is zero everywhere; name two classes that differ."
+                )
+            return [pair]
+        return [(index,) for index in self._classes(target)]
 
     def _predicts(self) -> bool:
         """Whether the largest logit tells a class."""
@@ -207,8 +244,7 @@ class ClassificationTask(Task):
     def probabilities(self, logits: Tensor) -> Tensor:
         """(..., classes) float32: each class by itself where they do not exclude each other."""
         config: Any = self.model.config
-        independent = config.problem_type == "multi_label_classification"
-        return logits.float().sigmoid() if independent else logits.float().softmax(-1)
+        return logits.float().sigmoid() if config.problem_type == _INDEPENDENT else logits.float().softmax(-1)
 
     def again(self, saved: Prepared, kept: Mapping[str, Tensor]) -> Prepared:
         targets = saved.targets
@@ -222,22 +258,35 @@ class ClassificationTask(Task):
         return [self.labels[target] for target in targets.tolist()]
 
     def _prepared(
-        self, encoded: Encoded, classes: Sequence[int | None], seen: _Seen | FastshapError | None
+        self, encoded: Encoded, rows: Sequence[Row], seen: _Seen | FastshapError | None
     ) -> Prepared | FastshapError:
         """``seen``: None where neither a target nor a prediction hangs on the text's own logits."""
         if isinstance(seen, FastshapError):
             return seen
         labels = self.labels
-        chosen = [(-1 if seen is None else seen.best) if index is None else index for index in classes]
+        if seen is not None and (None,) in rows:
+            predicted = [(index,) for index in self._predicted(seen)]
+            rows = [one for row in rows for one in (predicted if row == (None,) else [row])]
+        chosen: list[int] = [-1 if index is None else index for row in rows for index in row]
         try:
-            names = [labels[i] if 0 <= i < len(labels) else labels[self._class(i)] for i in chosen]
+            each = iter([labels[i] if 0 <= i < len(labels) else labels[self._class(i)] for i in chosen])
         except FastshapError as error:
             return error
-        prediction = NO_PREDICTION
+        names = [next(each) if len(row) == 1 else contrasted(next(each), next(each)) for row in rows]
+        joined, prediction = joined_of(rows), NO_PREDICTION
         if seen is not None and seen.tells and seen.best < len(labels):
-            of_targets = torch.from_numpy(seen.probabilities.take(chosen))
+            of_targets = None if joined is not None else torch.from_numpy(seen.probabilities.take(chosen))
             prediction = Prediction(labels[seen.best], seen.probability, of_targets)
-        return Prepared(encoded, torch.from_numpy(np.array(chosen, np.int64)), names, prediction)
+        targets = torch.from_numpy(np.array(chosen, np.int64))
+        return Prepared(encoded, targets, names, prediction, TEXT if joined is None else Scope(joined=joined))
+
+    def _predicted(self, seen: _Seen) -> list[int]:
+        """The class of the largest logit; of classes that do not exclude each other, all from the threshold on."""
+        if self.model.config.problem_type != _INDEPENDENT:
+            return [seen.best]
+        return [i for i, share in enumerate(seen.probabilities.tolist()) if share >= self.settings.threshold] or [
+            seen.best
+        ]
 
     def entries(self, targets: Any) -> Iterator[Any]:
         if isinstance(targets, bytes | Mapping):
@@ -248,8 +297,8 @@ class ClassificationTask(Task):
             raise self._unsuited(targets) from None
 
     def serves_all(self, targets: Any) -> bool:
-        """A class, by number or label, or "all"."""
-        return isinstance(targets, str) or _is_number(targets)
+        """A class, by number or label, a contrast of two, or "all"."""
+        return isinstance(targets, str | Contrast) or is_number(targets)
 
     def split_targets(self, targets: Any, count: int) -> list[list[Any]] | None:
         """None, one class or "all" for every text, a list of these (or of lists of these), or a tensor (n,) or (n, t).
@@ -269,9 +318,10 @@ class ClassificationTask(Task):
                 )
             each = [row.reshape(-1).tolist() for row in targets]
         elif self.serves_all(targets):
-            each = [self._classes(targets)] * count
+            each = [[targets] if isinstance(targets, Contrast) else self._classes(targets)] * count
+            self._rows(each[0][0])
         elif isinstance(targets, Iterable) and not isinstance(targets, bytes | Mapping | Tensor):
-            each = [_row(target) for target in targets]
+            each = [row_of(target) for target in targets]
         else:
             raise self._unsuited(targets)
         if len(each) != count:
@@ -304,8 +354,9 @@ class ClassificationTask(Task):
     @staticmethod
     def _unsuited(targets: Any) -> InvalidTypeError:
         return InvalidTypeError(
-            "Classification targets are None (the predicted class), a class (a number or a label), 'all', a list with one of "
-            f"these for each text, or an integer tensor (texts,) or (texts, targets); got {type(targets).__name__}."
+            "Classification targets are None (the predicted class), a class (a number or a label), a Contrast of two, 'all', a "
+            "list with one of these for each text, or an integer tensor (texts,) or (texts, targets); got "
+            f"{type(targets).__name__}."
         )
 
     def _classes(self, target: Any) -> list[int]:
@@ -320,45 +371,10 @@ class ClassificationTask(Task):
             return target
         if isinstance(target, str) and target in labels:
             return labels.index(target)
-        if not isinstance(target, str) and not _is_number(target):
+        if not isinstance(target, str) and not is_number(target):
             raise InvalidTypeError(f"A target class is a number or a label; got {target!r}.")
         if not isinstance(target, str) and 0 <= operator.index(target) < len(labels):
             return operator.index(target)
         listed = ", ".join(f"{i} ({label})" for i, label in enumerate(labels[:20])) + ", …" * (len(labels) > 20)
         what = f"The model has no label {target!r}" if isinstance(target, str) else f"Target {target} is out of range"
         raise InvalidArgumentError(f"{what}; its classes are {listed}.")
-
-
-def _row(target: Any) -> list[Any]:
-    """The targets of one text: a class, or several as a list, an array or a tensor of one dimension."""
-    if isinstance(target, Tensor | np.ndarray):
-        target = target.tolist()
-    return list(target) if isinstance(target, list | tuple) else [target]
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, bool | np.bool_) or (isinstance(value, Tensor) and value.dtype == torch.bool):
-        return False
-    try:
-        operator.index(value)
-    except TypeError:
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _padding_token_named(model: Any) -> Iterator[None]:
-    """Decoders refuse several rows while no padding token is named, though rows of one length have no padding.
-
-    It is named in a copy of the configuration, which others may be reading.
-    """
-    theirs = model.config
-    if getattr(theirs.get_text_config(), "pad_token_id", None) is not None:
-        yield
-        return
-    model.config = copy.deepcopy(theirs)
-    model.config.get_text_config().pad_token_id = 0
-    try:
-        yield
-    finally:
-        model.config = theirs

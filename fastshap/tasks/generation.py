@@ -19,23 +19,23 @@ from fastshap.errors import (
     InvalidTypeError,
     UnsupportedModelError,
 )
-from fastshap.tasks.base import Predict, Prepared, Shown, Task
+from fastshap.tasks.base import POSITIONS, Predict, Prepared, Shown
+from fastshap.tasks.continuations import Continued, Continuing
 from fastshap.tasks.heads import Way, full_logits, head_of, kept_logits, output_layer, target_logits
 from fastshap.tasks.layout import masked
 from fastshap.tasks.subject import takes
 from fastshap.tasks.trial import Judge, Ran, ToLogits, as_written, far, leaks, points, ran
 from fastshap.tasks.writing import checked_options, written
-from fastshap.text.encode import Encoded, after, goes_on, join, without_ending
+from fastshap.text.encode import Encoded, join, until
 from fastshap.text.groups import Scope
 from fastshap.text.inputs import KINDS, sources
-from fastshap.text.spelling import decode
-from fastshap.text.words import unspaced
 from fastshap.types import InferenceModes
+from fastshap.types.targets import Contrast, contrasted
 
 _TRIED = 8  # tokens, at least, on which the ways to the logits are compared
 
 
-class GenerationTask(Task):
+class GenerationTask(Continuing):
     """Models that go on with a text: logits (R, L, V); the one before a token's position predicts it."""
 
     name = "generation"
@@ -44,6 +44,7 @@ class GenerationTask(Task):
     explains = "causal language models, which predict the next token from text alone"
     shown = Shown(targets="generated", segments=("prompt", "generated"), map_axes=("generated", "drew on"))
     writes_targets = True
+    takes_spans = True
     steadiest_mode = "softmax"
     keeps_positions = False  # the targets are a text's last tokens
     _way: Way = staticmethod(full_logits)  # until the model has been tried
@@ -161,13 +162,14 @@ class GenerationTask(Task):
 
     def tokenised(self, sources: Sequence[Any], targets: Sequence[Any] | None, options: Mapping[str, Any]) -> Any:
         targets = [None] * len(sources) if targets is None else targets
-        given = [i for i, target in enumerate(targets) if target is not None]
-        found = dict(
-            zip(given, self._with_targets([sources[i] for i in given], [targets[i] for i in given]), strict=True)
-        )
+        both = [(target.target, target.other) if isinstance(target, Contrast) else (target,) for target in targets]
+        pairs = [(source, one) for source, some in zip(sources, both, strict=True) for one in some if one is not None]
+        each = iter(self.with_targets([source for source, _ in pairs], [one for _, one in pairs]))
+        read = {i: [next(each) for _ in some] for i, some in enumerate(both) if some != (None,)}
+        found = {i: self._explained(some) for i, some in read.items()}
         asked = {i: source for i, source in enumerate(sources) if i not in found}
         options = options or (self.check_options(None) if asked else {})
-        prompts = self._with_room([*asked.values()], self._prompts([*asked.values()]), options)
+        prompts = self.with_room([*asked.values()], self.prompts([*asked.values()]), options)
         return found, dict(zip(asked, zip(asked.values(), prompts, strict=True), strict=True)), options
 
     def prepare(
@@ -185,119 +187,32 @@ class GenerationTask(Task):
             generated()
         endings = self.encode(new, max_length=None)
         for (i, (source, prompt)), ending in zip(asked.items(), endings, strict=True):
-            found[i] = self._prepared(source, prompt, ending)
+            found[i] = self._explained([self.fitted(source, prompt, ending)])
         return [found[i] for i in range(len(found))]
 
-    def _with_targets(self, sources: Sequence[Any], targets: Sequence[Any]) -> list[Prepared | FastshapError]:
-        texts = [isinstance(s, str) and isinstance(t, str) for s, t in zip(sources, targets, strict=True)]
-        sources = [_stripped(s) if both else s for s, both in zip(sources, texts, strict=True)]
-        prompts = self._prompts(sources)
-        spaced = [
-            self._spaced(prompt, target) if isinstance(prompt, Encoded) and isinstance(target, str) else target
-            for prompt, target in zip(prompts, targets, strict=True)
-        ]
-        endings = self.encode(spaced, max_length=None, add_special_tokens=False)
-        # Tokenised together, the two read as the tokenizer reads any text.
-        joint = iter(self._prompts([s + e for s, e, both in zip(sources, spaced, texts, strict=True) if both]))
-        found = []
-        for source, prompt, given, ending, both in zip(sources, prompts, spaced, endings, texts, strict=True):
-            spelled = next(joint) if both else None
-            if isinstance(ending, FastshapError):
-                ending = type(ending)(f"The target cannot be used. {ending}")
-            elif isinstance(given, str) and isinstance(prompt, Encoded):
-                if isinstance(spelled, Encoded) and goes_on(prompt, spelled):
-                    ending = after(spelled, len(prompt))
-                else:
-                    ending = self._behind(prompt, given, ending)
-            found.append(self._prepared(source, prompt, ending))
-        return found
-
-    def _spaced(self, prompt: Encoded, target: str) -> str:
-        """The target with the space that parts it from the prompt; none behind a special token, which ends a turn of a chat."""
-        if prompt.input_ids[-1] in set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}:
-            return target
-        return _spaced(prompt.text, target)
-
-    def _behind(self, prompt: Encoded, target: str, alone: Encoded) -> Encoded:
-        """The target's tokens behind a prompt whose own tokens stay as they are."""
-        start = 1 + max((i for i, special in enumerate(prompt.special) if special), default=-1)
-        tail = prompt.input_ids[start:]
-        if tail:
-            (both,) = self.encode([decode(self.tokenizer, tail) + target], max_length=None, add_special_tokens=False)
-            if isinstance(both, Encoded) and len(both) > len(tail) and both.input_ids[: len(tail)] == tail:
-                return after(both, len(tail))
-        # SentencePiece puts a space before every text: one too many before a space, or where none is wanted.
-        if alone.tokens[0].strip("▁") == "" and len(alone) > 1:
-            (bare,) = self.encode([target.lstrip(" ")], max_length=None, add_special_tokens=False)
-            if isinstance(bare, Encoded) and target[0] == " ":
-                return bare
-            return after(alone, 1)
-        return alone
-
-    def _with_room(
-        self, sources: Sequence[Any], prompts: list[Encoded | FastshapError], options: Mapping[str, Any]
-    ) -> list[Encoded | FastshapError]:
-        """Prompts that leave the model room to go on; a string that fills it is cut."""
-        limit = self.max_length()
-        for i, (source, prompt) in enumerate(zip(sources, prompts, strict=True)):
-            if limit is None or isinstance(prompt, FastshapError) or len(prompt) < limit:
-                continue
-            if isinstance(source, str):
-                new = min(options.get("max_new_tokens") or 1, limit // 2)
-                prompts[i] = self._prompts([source], limit - new)[0]
-            else:
-                prompts[i] = InvalidArgumentError(
-                    f"The input has {len(prompt)} tokens and the model takes {limit}, so it cannot go on; pass a shorter one."
-                )
-        return prompts
-
-    def _prompts(self, sources: Sequence[Any], max_length: int | None = None) -> list[Encoded | FastshapError]:
-        """Tokenised inputs; a string keeps none of the special tokens that a tokenizer puts at its end.
-
-        What is too long loses its beginning: the target follows the end.
-        """
-        encoded = self.encode(sources, max_length=max_length, truncation_side="left")
-        return [
-            without_ending(one) if isinstance(one, Encoded) and isinstance(source, str) else one
-            for source, one in zip(sources, encoded, strict=True)
-        ]
-
-    def _prepared(
-        self, source: Any, prompt: Encoded | FastshapError, ending: Encoded | FastshapError
-    ) -> Prepared | FastshapError:
-        if isinstance(prompt, FastshapError):
-            return prompt
-        if isinstance(ending, FastshapError):
-            return ending
-        known = getattr(output_layer(self.model), "out_features", None)
-        if known is not None and max(ending.input_ids, default=0) >= known:
-            return InvalidArgumentError(
-                f"The target holds token id {max(ending.input_ids)}, and the model predicts ids below {known}; leave the token "
-                "out of the target."
-            )
-        limit = self.max_length()
-        if limit is not None and len(prompt) + len(ending) > limit:
-            cut = self._cut(source, len(prompt), len(ending), limit)
-            if isinstance(cut, FastshapError):
-                return cut
-            prompt = cut
+    def _explained(self, read: Sequence[Continued | FastshapError]) -> Prepared | FastshapError:
+        """What is explained of a target, or of the two of a contrast."""
+        span: Any = self.settings.span
+        good = [one for one in read if isinstance(one, Continued)]
+        if len(good) < len(read):
+            return next(one for one in read if isinstance(one, FastshapError))
+        if len(good) == 2:
+            return InvalidArgumentError("A contrast is no span; leave out span.") if span else _contrast(*good)
+        prompt, ending = good[0]
         targets = torch.tensor(ending.input_ids, device="cpu")
-        return _prepared(join(prompt, ending), targets, ending.tokens)
-
-    def _cut(self, source: Any, given: int, taken: int, limit: int) -> Encoded | FastshapError:
-        """The input, cut to leave room for ``taken`` tokens; at least one has to stay beside those of the template."""
-        room = limit - taken
-        if room <= self.tokenizer.num_special_tokens_to_add():
+        whole = _prepared(join(prompt, ending), targets, ending.tokens)
+        if not span:
+            return whole
+        bare = ending.text.lstrip()
+        first = len(ending.text) - len(bare)
+        spans = [(0, len(bare))] if span is True else span
+        rows = [[max(a, start + first) < min(b, end + first) for a, b in ending.offsets] for start, end in spans]
+        if not all(map(any, rows)):
             return InvalidArgumentError(
-                f"The target is {taken} tokens long and the model takes {limit} with the input; shorten it."
+                f"A span holds no token of the target, which has {len(bare)} characters: {bare!r}."
             )
-        if not isinstance(source, str):
-            return InvalidArgumentError(
-                f"The input has {given} tokens and the target {taken}, and the model takes {limit} in all. Pass the input as "
-                "a string, which is cut to fit, or cut the token ids where it makes sense."
-            )
-        (cut,) = self._prompts([source], room)
-        return cut
+        names = [bare[start:end].strip() for start, end in spans]
+        return _sums(whole.encoded, targets, names, _positions(whole), torch.tensor(rows, device="cpu").float())
 
     def check_options(self, options: Mapping[str, Any] | None) -> Mapping[str, Any]:
         return checked_options(self, options)
@@ -317,7 +232,13 @@ class GenerationTask(Task):
         yield from (one.encoded for one in found.values() if isinstance(one, Prepared))
         yield from (prompt for _, prompt in asked.values() if isinstance(prompt, Encoded))
 
+    def kept(self, prepared: Prepared) -> dict[str, Tensor]:
+        """Of sums, where their targets are."""
+        return {} if prepared.scope.joined is None else {POSITIONS: _positions(prepared)}
+
     def again(self, saved: Prepared, kept: Mapping[str, Tensor]) -> Prepared:
+        if saved.scope.joined is not None:
+            return _sums(saved.encoded, saved.targets, saved.target_names, _positions(saved), saved.scope.joined)
         parts = (len(saved.encoded) - len(saved.targets),)
         return _prepared(dataclasses.replace(saved.encoded, parts=parts), saved.targets, saved.target_names)
 
@@ -326,8 +247,8 @@ class GenerationTask(Task):
         return "beginning"
 
     def serves_all(self, targets: Any) -> bool:
-        """Each input has a target of its own."""
-        return False
+        """Each input has a target of its own; one contrast may serve all."""
+        return isinstance(targets, Contrast)
 
     def entries(self, targets: Any) -> Iterator[Any]:
         try:
@@ -339,9 +260,11 @@ class GenerationTask(Task):
             ) from None
 
     def split_targets(self, targets: Any, count: int) -> list[Any] | None:
-        """None, or a text, token ids or None for each input."""
+        """None, one contrast, or a text, token ids, a contrast or None for each input."""
         if targets is None:
             return None
+        if isinstance(targets, Contrast):
+            return [targets] * count
         each = list(self.entries(targets))
         if len(each) != count:
             raise InvalidArgumentError(
@@ -359,6 +282,38 @@ def _prepared(encoded: Encoded, targets: Tensor, target_names: list[str]) -> Pre
     return Prepared(encoded, targets, target_names, scope=Scope(positions, hidden, range(first, length)))
 
 
+def _positions(prepared: Prepared) -> Tensor:
+    positions = prepared.scope.positions
+    assert positions is not None
+    return positions
+
+
+def _sums(encoded: Encoded, targets: Tensor, names: list[str], positions: Tensor, joined: Tensor) -> Prepared:
+    """Sums of targets' scores: each depends on no token behind the last place that it is read at."""
+    last = positions.expand_as(joined).where(joined != 0, -1).amax(1, keepdim=True)
+    hidden = torch.arange(len(encoded), device="cpu") > last
+    return Prepared(encoded, targets, names, scope=Scope(positions, hidden, joined=joined))
+
+
+def _contrast(one: Continued, other: Continued) -> Prepared | FastshapError:
+    """The first tokens in which two targets differ, behind what they have in common."""
+    ours, theirs = one.ending.input_ids, other.ending.input_ids
+    same = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
+    if same is None or one.prompt.input_ids != other.prompt.input_ids:
+        return InvalidArgumentError(
+            f"{one.ending.text!r} and {other.ending.text!r} have no token in which they differ, as one begins with the other; "
+            "contrast texts that part ways."
+        )
+    shared = until(one.ending, same + 1)
+    whole = join(one.prompt, dataclasses.replace(shared, text=shared.text[: shared.offsets[-1][1]]))
+    place, pair = (
+        torch.tensor([len(whole) - 2] * 2, device="cpu"),
+        torch.tensor([ours[same], theirs[same]], device="cpu"),
+    )
+    names = [contrasted(one.ending.text.strip(), other.ending.text.strip())]
+    return _sums(whole, pair, names, place, torch.tensor([[1.0, -1.0]], device="cpu"))
+
+
 def _goes_on(model: Any) -> bool:
     """Whether a model of any other name is a causal language model of text, as far as shows before it runs.
 
@@ -370,17 +325,3 @@ def _goes_on(model: Any) -> bool:
 
 def _names(mapping: Mapping[str, str | Sequence[str]]) -> set[str]:
     return {one for names in mapping.values() for one in ([names] if isinstance(names, str) else names)}
-
-
-def _stripped(prompt: str) -> str:
-    """Without spaces at its end, as the target brings its own; a line break there is part of the prompt."""
-    bare = prompt.rstrip(" ")
-    return prompt if bare[-1:].isspace() else bare
-
-
-def _spaced(prompt: str, target: str) -> str:
-    """The target with the space that parts it from the prompt."""
-    last, first = prompt[-1:], target[:1]
-    if not first or not last or last.isspace() or first.isspace() or unspaced(last) or unspaced(first):
-        return target
-    return f" {target}"

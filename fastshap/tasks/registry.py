@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from fastshap.checks import one_of
 from fastshap.errors import InvalidArgumentError, InvalidTypeError, UnsupportedModelError
 from fastshap.models.untrained import newly_initialised, warn_of_untrained
+from fastshap.settings import Settings
 from fastshap.tasks.base import Shown, Task
 from fastshap.tasks.classification import ClassificationTask
 from fastshap.tasks.generation import GenerationTask
+from fastshap.tasks.score import ScoreTask
 from fastshap.tasks.subject import unwrapped
-from fastshap.types import ModelTask, name_of_task
+from fastshap.types import SCORES, InferenceModes, ModelTask, inference_mode_of, name_of_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _Kind = TypeVar("_Kind", bound=type[Task])
 
-_BUILT_IN: tuple[type[Task], ...] = (ClassificationTask, GenerationTask)
+_BUILT_IN: tuple[type[Task], ...] = (ClassificationTask, GenerationTask, ScoreTask)
 _registered: list[type[Task]] = []
 
 # What a model does, by the ending of its class name in transformers.
@@ -99,11 +103,32 @@ def explained_models() -> str:
 def task_for(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    inference_mode: Any,
-    seed: int = 0,
+    settings: Settings,
     named: str | type[Task] | None = None,
 ) -> Task:
-    """The task of a model: the one that is ``named``, or by the model's class name, or by what it does.
+    """The task of a model: the one that is ``named``, or by the model's class name, or by what it does."""
+    kind = kind_of(model, ScoreTask if named is None and settings.score is not None else named)
+    own: Any = unwrapped(model)
+    warn_of_untrained(own, newly_initialised(own))
+    return kind(model, tokenizer, settings)
+
+
+def named_score(given: Mapping[str, Any], model: Any, named: str | type[Task] | None) -> dict[str, Any]:
+    """Parameters with a score's name replaced by the inference mode that it stands for."""
+    score = given.get("score")
+    if callable(score):
+        return {"inference_mode": InferenceModes.LOGITS, **given}
+    if not isinstance(score, str):
+        return dict(given)
+    mode = kind_of(model, named).mode_named(one_of(score, "score", SCORES), unwrapped(model))
+    before = given.get("inference_mode")
+    if before is not None and inference_mode_of(before) not in (InferenceModes.LOGITS, mode):
+        raise InvalidArgumentError(f"score={score!r} and inference_mode are two names for one thing; give one of them.")
+    return {**given, "score": None, "inference_mode": mode}
+
+
+def kind_of(model: Any, named: str | type[Task] | None) -> type[Task]:
+    """The task class of a model.
 
     Raises:
         UnsupportedModelError: the model does something that fastshap does not explain, or not what is ``named``.
@@ -115,8 +140,7 @@ def task_for(
     wanted = all_tasks() if named is None else (wanted_task(named),)
     for task in wanted if "text" in makes else ():
         if task.serves(own) if named is not None else task.fits(own):
-            warn_of_untrained(own, newly_initialised(own))
-            return task(model, tokenizer, inference_mode, seed)
+            return task
     if named is not None:
         raise UnsupportedModelError(f"task={wanted[0].name!r} is for {wanted[0].explains}; this model is a {name}.")
     does = next((what for ending, what in _OTHERS.items() if name.endswith(ending)), "does something else")

@@ -291,10 +291,11 @@ def without_ending(encoded: Encoded) -> Encoded:
     end = len(encoded)
     while end > 0 and encoded.special[end - 1]:
         end -= 1
-    return _cut(encoded, end)
+    return until(encoded, end)
 
 
-def _cut(encoded: Encoded, end: int) -> Encoded:
+def until(encoded: Encoded, end: int) -> Encoded:
+    """The tokens before ``end``; the text stays whole."""
     changes: dict[str, Any] = {
         name: getattr(encoded, name)[:end] for name in ("input_ids", "special", "offsets", "tokens", "words")
     }

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError
+from fastshap.types.targets import Contrast
 
 KINDS = (
     "a string, a tuple of two strings (a pair), token ids (a list or an integer tensor), a mapping of tensors with input_ids "
@@ -21,7 +22,7 @@ _SEVERAL = (
     "do not belong together stand in one list."
 )
 _PAIR_KEYS = {"text", "text_pair"}
-_OF_TARGETS = (type(None), FastshapError)
+_OF_TARGETS = (type(None), FastshapError, Contrast)
 _HANDLED = ("input_ids", "attention_mask", "special_tokens_mask", "token_type_ids")
 
 
@@ -59,7 +60,7 @@ def sources(model_inputs: Any, of_targets: bool = False) -> Iterator[Any]:
     pipeline.
 
     Args:
-        of_targets: whether these are targets: None and what an earlier look found wrong then stand for themselves.
+        of_targets: whether these are targets: None, contrasts and what an earlier look found wrong then stand for themselves.
 
     Raises:
         InvalidTypeError: ``model_inputs`` as a whole cannot hold texts.

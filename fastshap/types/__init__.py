@@ -38,17 +38,20 @@ class GranularityAggregationStrategy(Enum):
 
 
 class InferenceModes(Enum):
-    """From logits (…, classes) to the scores that are explained, of the same shape."""
+    """From logits (…, classes) to the scores that are explained, of the same shape. interpreto has all but SIGMOID."""
 
     LOGITS = "logits"
     SOFTMAX = "softmax"
     LOG_SOFTMAX = "log_softmax"
+    SIGMOID = "sigmoid"  #: probabilities of classes that do not exclude each other
 
     def __call__(self, logits: Tensor) -> Tensor:
         if self is InferenceModes.SOFTMAX:
             return torch.softmax(logits, dim=-1)
         if self is InferenceModes.LOG_SOFTMAX:
             return torch.log_softmax(logits, dim=-1)
+        if self is InferenceModes.SIGMOID:
+            return torch.sigmoid(logits)
         return logits
 
 
@@ -66,6 +69,21 @@ class CustomMode:
             f"The inference mode {self.__name__!r} was a function, and a file holds its name alone; pass the function, as "
             "inference_mode."
         )
+
+
+class CustomScore:
+    """Likewise for a score."""
+
+    def __init__(self, name: str) -> None:
+        self.__name__ = name
+
+    def __call__(self, outputs: Any, inputs: Any) -> Tensor:
+        raise InvalidArgumentError(
+            f"The score {self.__name__!r} was a function, and a file holds its name alone; pass the function, as score."
+        )
+
+
+SCORES = ("logit", "probability", "log_probability")  # by their names; which inference mode each is, the task says
 
 
 class ModelTask(Enum):
@@ -111,7 +129,8 @@ def inference_mode_of(value: object) -> Callable[[Tensor], Tensor]:
         return member_of(InferenceModes, value, "inference_mode")
     if not callable(value):
         raise InvalidTypeError(
-            "inference_mode must be LOGITS, SOFTMAX, LOG_SOFTMAX or a callable from logits to scores of the same shape; "
+            "inference_mode must be LOGITS, SOFTMAX, LOG_SOFTMAX, SIGMOID or a callable from logits to scores of the same "
+            f"shape; "
             f"got {value!r}."
         )
     return value
@@ -122,6 +141,25 @@ def plain_mode(mode: Any) -> str:
     if isinstance(mode, InferenceModes):
         return mode.value
     return _CUSTOM + str(getattr(mode, "__name__", type(mode).__name__))
+
+
+def score_of(value: object) -> Callable[[Any, Any], Tensor] | None:
+    """A score of the user's own, or none; the names of scores stand for inference modes, and were replaced before."""
+    if value is None or callable(value):
+        return value
+    raise InvalidTypeError(
+        f"score must be None, {', '.join(map(repr, SCORES))}, or a callable (outputs, inputs) -> (R, t); got {value!r}."
+    )
+
+
+def plain_score(score: Any) -> str | None:
+    """As :func:`plain_mode`."""
+    return None if score is None else _CUSTOM + str(getattr(score, "__name__", type(score).__name__))
+
+
+def score_of_plain(name: str | None) -> Callable[[Any, Any], Tensor] | None:
+    """The score that :func:`plain_score` named: a name alone."""
+    return None if name is None else CustomScore(name.removeprefix(_CUSTOM))
 
 
 def mode_of_plain(name: str) -> Callable[[Tensor], Tensor]:

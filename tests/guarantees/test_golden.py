@@ -21,7 +21,7 @@ GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 ABOUT = json.loads((GOLDEN / "about.json").read_text())
 NAMES = [case["name"] for case in ABOUT["cases"]]
 LINES = (GOLDEN / "outputs.jsonl").read_text().splitlines()
-DERIVED = ["reliability"]  # what outputs say beside what files hold that are older
+DERIVED = ["reliability", "segments", "target_weights"]  # what outputs say beside what files hold that are older
 ROUNDING = 1e-5  # of the largest, by another order of float32 sums
 LIBRARIES = ("torch", "transformers", "tokenizers")
 JOBS = {"job-jsonl": "texts.jsonl", "job-parquet": "texts.parquet"}
@@ -61,7 +61,7 @@ def differences(then, now, exact, scale=0.0, place=""):
 
 
 def without_derived(plain):
-    """Without what older files lack, as it follows from the rest."""
+    """Without what older files lack."""
     return {name: value for name, value in plain.items() if name not in DERIVED}
 
 

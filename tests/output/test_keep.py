@@ -241,7 +241,7 @@ def test_files_of_the_first_version_hold_every_kind(tmp_path):
         known = output.probability is not None
         assert output.predicted_label == (output.target_names[0] if known else None)
         assert (output.target_probabilities is None) != known
-        assert json.loads(output.to_json())["schema_version"] == 2
+        assert json.loads(output.to_json())["schema_version"] == 3
     assert fastshap.write_parquet(lines, tmp_path / "again") == len(lines)
     again = fastshap.read_parquet(tmp_path / "again")
     assert [output.to_json() for output in again] == [output.to_json() for output in lines]

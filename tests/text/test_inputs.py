@@ -97,41 +97,58 @@ def test_bad_forms(bert_pair, inputs, error, message):
 PAIR = ("not good", "fine")
 PAIRS = {
     "tuple": lambda: [PAIR],
-    "list": lambda: [list(PAIR)],
     "behind a text": lambda: ["fine", PAIR],
     "zip": lambda: zip(*[[text] for text in PAIR], strict=True),
-    "array": lambda: np.array([PAIR]),
     "array of tuples": lambda: np.array([PAIR, None], dtype=object)[:1],
-    "list of arrays": lambda: [np.array(PAIR)],
     "pandas": lambda: pandas.Series([PAIR]),
-    "data set": lambda: datasets.Dataset.from_dict({"texts": [list(PAIR)]})["texts"],
     "pipeline": lambda: {"text": PAIR[0], "text_pair": PAIR[1]},
+}
+SEVERAL = {  # words, or a pair, or two texts: nobody knows
+    "list": lambda: [list(PAIR)],
+    "array": lambda: np.array([PAIR]),
+    "list of arrays": lambda: [np.array(PAIR)],
+    "data set": lambda: datasets.Dataset.from_dict({"texts": [list(PAIR)]})["texts"],
+    "three": lambda: ["fine", (*PAIR, "third")],
 }
 
 
 @pytest.mark.parametrize("form", PAIRS)
-def test_a_pair_of_texts_is_never_taken_for_two(bert_pair, form):
-    message = r"Text \d: Several strings.*pair.*tokenizer\(first, second\)"
-    with pytest.raises(InvalidTypeError, match=message):
-        GradientShap(*bert_pair)(PAIRS[form]())
-    with pytest.raises(InvalidTypeError, match=message):
-        list(GradientShap(*bert_pair).iter_explain(PAIRS[form]()))
+def test_forms_of_pairs(bert_pair, form):
+    explainer = GradientShap(*bert_pair)
+    expected = explainer(bert_pair[1](*PAIR))
+    same(explainer(PAIRS[form]())[-1:], expected)
+    same(list(explainer.iter_explain(PAIRS[form]()))[-1:], expected)
 
 
-@pytest.mark.parametrize("form", ["tuple", "list", "behind a text", "zip", "data set"])
-def test_a_pair_of_texts_in_one_call_and_in_a_batch(form):
-    """Nor anywhere else; under "record" it is the pair's own error."""
+@pytest.mark.parametrize("form", SEVERAL)
+def test_several_strings_are_never_taken_for_one_text(bert_pair, form):
+    message = r"Text \d: Several strings.*pair.*\(first, second\)"
+    with pytest.raises(InvalidTypeError, match=message):
+        GradientShap(*bert_pair)(SEVERAL[form]())
+    with pytest.raises(InvalidTypeError, match=message):
+        list(GradientShap(*bert_pair).iter_explain(SEVERAL[form]()))
+
+
+@pytest.mark.parametrize("form", ["list", "data set"])
+def test_several_strings_in_one_call_and_in_a_batch(form):
+    """Nor anywhere else; under "record" it is their own error."""
     with pytest.raises(InvalidTypeError, match=r"Text \d: Several strings.*pair"):
-        fastshap.explain(PAIRS[form](), n_perturbations=1)
-    texts = list(PAIRS[form]())
+        fastshap.explain(SEVERAL[form](), n_perturbations=1)
+    texts = list(SEVERAL[form]())
     table = fastshap.BatchExplainer(n_perturbations=1, keep=())({"text": texts})
     errors = table.column("error").to_pylist()
-    assert [error is None for error in errors] == [isinstance(text, str) for text in texts]
-    assert all(error is None or error.startswith("InvalidTypeError: A text must be a string") for error in errors)
+    assert all(error.startswith("InvalidTypeError: A text must be a string") for error in errors)
+
+
+def test_a_pair_as_a_mapping_holds_nothing_else(bert_pair):
+    with pytest.raises(InvalidTypeError, match=r"holds text and text_pair, a string each.*zip"):
+        GradientShap(*bert_pair)([{"text": "fine", "text_pair": "dull", "label": 1}])
 
 
 def test_a_pair_is_no_generation_target(llama_pair):
-    with pytest.raises(InvalidTypeError, match=r"Text 0: The target cannot be used\. Several strings"):
+    with pytest.raises(
+        InvalidTypeError, match=r"Text 0: The target cannot be used\. A pair of texts is one input of a"
+    ):
         GradientShap(*llama_pair)("Nobody", [PAIR])
 
 

@@ -14,12 +14,13 @@ _SCORES = {
     InferenceModes.LOGITS: "logit",
     InferenceModes.SOFTMAX: "probability",
     InferenceModes.LOG_SOFTMAX: "log-probability",
+    InferenceModes.SIGMOID: "probability",
 }
 
 
 def explained(record: Record) -> str:
     """What the scores are parts of: "logit", say."""
-    mode = record.inference_mode
+    mode = record.score or record.inference_mode
     return _SCORES[mode] if isinstance(mode, InferenceModes) else f"score of {getattr(mode, '__name__', 'its own')}"
 
 
