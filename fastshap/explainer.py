@@ -20,6 +20,7 @@ from fastshap.engine.work import Work, tokens_of_some_seconds, weights_of
 from fastshap.errors import FastshapError, InvalidArgumentError, TruncationWarning, raise_first, warn
 from fastshap.models.adjoint import check_linear_layers
 from fastshap.models.copies import Copied, check_picklable
+from fastshap.models.embedder import opened
 from fastshap.models.provenance import Provenance, generation_settings, provenance_of, tokenizer_fingerprint
 from fastshap.models.replicas import Replicas
 from fastshap.models.view import Desk
@@ -136,7 +137,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
 
     def _set_up(self, given: Mapping[str, Any]) -> None:
         own = {**_OWN, **given}
-        pair: Any = checks.pair(own["model"], own["tokenizer"])
+        pair: Any = checks.pair(*opened(own["model"], own["tokenizer"]))
         given = named_score(given, pair[0], own["task"])
         self.settings = Settings(**{name: value for name, value in given.items() if name in DEFAULTS})
         self.on_error = checks.one_of(own["on_error"], "on_error", ("raise", "record"))
@@ -282,9 +283,9 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
 
     def _repeat(self, record: Record) -> AttributionOutput:
         """Computes an output again: the same tokens, elements, targets and number of rounds, by this explainer's settings."""
-        prepared = self.task.again(*saved_in(record))
-        grouping = self._grouping(prepared, (record.element_tokens, record.elements))
         with self._desk.at_work() as model, self.task.running_on(model):
+            prepared = self.task.again(*saved_in(record))
+            grouping = self._grouping(prepared, (record.element_tokens, record.elements))
             self._replicas.begin()
             self._raise_error([unknown(self.task, prepared.encoded.input_ids)], 0)
             self._try_model(iter([prepared.encoded]))

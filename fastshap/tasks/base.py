@@ -123,6 +123,7 @@ class Task(Subject, ABC):
         keeps_positions: whether outputs hold the positions of targets. They must if positions do not follow from tokens and
             targets.
         takes_pairs: whether a text may be a pair of texts.
+        unread: how the names of weights begin that the task does not use.
     """
 
     name: ClassVar[str]
@@ -135,6 +136,7 @@ class Task(Subject, ABC):
     steadiest_mode: ClassVar[str] = "logits"
     takes_spans: ClassVar[bool] = False
     keeps_positions: ClassVar[bool] = True
+    unread: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Settings) -> None:
         super().__init__(model, tokenizer)
@@ -171,6 +173,11 @@ class Task(Subject, ABC):
     def serves(cls, model: Any) -> bool:
         """Called with a model, unwrapped, if the user asks for this task: can it do that? By default, if it :meth:`fits`."""
         return cls.fits(model)
+
+    @classmethod
+    def read_of(cls, weights: Iterable[str]) -> set[str]:
+        """Those of some weights, by name, that the task uses."""
+        return {name for name in weights if not name.startswith(cls.unread)}
 
     @classmethod
     def mode_named(cls, score: str, model: Any) -> InferenceModes:

@@ -14,8 +14,12 @@ from fastshap.settings import Settings
 from fastshap.tasks.base import Shown, Task
 from fastshap.tasks.classification import ClassificationTask
 from fastshap.tasks.generation import GenerationTask
+from fastshap.tasks.multiple_choice import MultipleChoiceTask
 from fastshap.tasks.score import ScoreTask
+from fastshap.tasks.seq2seq import Seq2SeqTask
+from fastshap.tasks.similarity import DotSimilarityTask, SimilarityTask
 from fastshap.tasks.subject import unwrapped
+from fastshap.tasks.zero_shot import ZeroShotTask
 from fastshap.types import SCORES, InferenceModes, ModelTask, inference_mode_of, name_of_task
 
 if TYPE_CHECKING:
@@ -23,7 +27,16 @@ if TYPE_CHECKING:
 
 _Kind = TypeVar("_Kind", bound=type[Task])
 
-_BUILT_IN: tuple[type[Task], ...] = (ClassificationTask, GenerationTask, ScoreTask)
+_BUILT_IN: tuple[type[Task], ...] = (
+    ClassificationTask,
+    GenerationTask,
+    Seq2SeqTask,
+    SimilarityTask,
+    DotSimilarityTask,
+    MultipleChoiceTask,
+    ZeroShotTask,
+    ScoreTask,
+)
 _registered: list[type[Task]] = []
 
 # What a model does, by the ending of its class name in transformers.
@@ -31,10 +44,8 @@ _OTHERS = {
     "ForMaskedLM": "fills in masked tokens",
     "ForQuestionAnswering": "marks answers in a text",
     "ForTokenClassification": "classifies tokens",
-    "ForMultipleChoice": "chooses among texts",
     "ForNextSentencePrediction": "tells whether a sentence follows another",
     "ForPreTraining": "is made for pre-training",
-    "Model": "gives hidden states and no scores",
 }
 
 
@@ -109,7 +120,7 @@ def task_for(
     """The task of a model: the one that is ``named``, or by the model's class name, or by what it does."""
     kind = kind_of(model, ScoreTask if named is None and settings.score is not None else named)
     own: Any = unwrapped(model)
-    warn_of_untrained(own, newly_initialised(own))
+    warn_of_untrained(own, kind.read_of(newly_initialised(own)))
     return kind(model, tokenizer, settings)
 
 

@@ -26,13 +26,17 @@ def of_each(forward: ToOutput, call: Call) -> Tensor:
     """
     assert call.sequences is not None
     rows, count, _ = call.sequences.shape
-    if not call.widths:
+    if not call.apart or min(call.widths) == max(call.widths):
         return forward(_unrolled(call, call.sequences)).unflatten(0, (rows, count))
-    found = []  # padding is not harmless: one sequence after the other
-    for s, width in enumerate(call.widths):
-        part = slice(-width, None) if call.padding_side == "left" else slice(width)
-        found.append(forward(_unrolled(call, call.sequences[:, s : s + 1, part])))
-    return torch.stack(found, 1)
+    # Padding is not harmless: one sequence after the other.
+    return torch.stack([forward(one_of(call, s)) for s in range(count)], 1)
+
+
+def one_of(call: Call, s: int) -> dict[str, Tensor]:
+    """A model's keyword arguments for one of the sequences: rows (R), as wide as the longest."""
+    assert call.sequences is not None
+    part = slice(-call.widths[s], None) if call.padding_side == "left" else slice(call.widths[s])
+    return _unrolled(call, call.sequences[:, s : s + 1, part])
 
 
 def _unrolled(call: Call, columns: Tensor) -> dict[str, Tensor]:

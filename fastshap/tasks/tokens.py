@@ -11,16 +11,22 @@ from typing import Any
 from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError
 from fastshap.tasks.subject import Subject, takes, unwrapped
 from fastshap.text.encode import EXTRA, Encoded, encode
-from fastshap.text.inputs import Pair, Tokens
+from fastshap.text.inputs import Choices, Pair, Tokens
 
 
-def encode_for(subject: Subject, sources: Sequence[Any], **options: Any) -> list[Encoded | FastshapError]:
+def encode_for(
+    subject: Subject, sources: Sequence[Any], own_pairs: bool = False, **options: Any
+) -> list[Encoded | FastshapError]:
     """Tokenised texts; what is wrong with a text stands in its place, token ids unknown to the model too.
 
     Args:
+        own_pairs: the task made the pairs itself, whether or not a text may be one.
         options: those of :func:`fastshap.text.encode.encode`.
     """
-    checked = [_fit(subject, source) if isinstance(source, Tokens) else _alone(subject, source) for source in sources]
+    checked = [
+        _fit(subject, source) if isinstance(source, Tokens) else _alone(subject, source, own_pairs)
+        for source in sources
+    ]
     known, foreign = _known(subject), {name for name in EXTRA if not takes(subject.model, name)}
     return [
         _unknown(known, one.input_ids) or _without(foreign, one) if isinstance(one, Encoded) else one
@@ -48,9 +54,14 @@ def _unknown(known: float, ids: Sequence[int]) -> FastshapError | None:
     )
 
 
-def _alone(subject: Subject, source: Any) -> Any:
-    """A pair only where the task takes pairs."""
-    if not isinstance(source, Pair) or subject.takes_pairs:
+def _alone(subject: Subject, source: Any, own_pairs: bool) -> Any:
+    """A pair only where the task takes pairs; choices are for a task that takes them apart."""
+    if isinstance(source, Choices):
+        return InvalidTypeError(
+            f"A text with choices is for models that choose among them (*ForMultipleChoice); {subject.model_name} reads one "
+            "text."
+        )
+    if not isinstance(source, Pair) or subject.takes_pairs or own_pairs:
         return source
     return InvalidTypeError(
         f"A pair of texts is one input of a classifier; {subject.model_name} reads one text. Texts that do not belong together "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import marshal
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -301,6 +301,22 @@ def until(encoded: Encoded, end: int) -> Encoded:
     }
     extra = {name: values[:end] for name, values in encoded.extra.items()}
     return _replaced(encoded, **changes, extra=extra, parts=tuple(first for first in encoded.parts if first < end))
+
+
+def beginning(encoded: Encoded, end: int) -> Encoded:
+    """The tokens before ``end``, with their part of the text."""
+    cut = _cut(encoded, end)
+    return _replaced(cut, text=cut.text[: max((last for _, last in cut.offsets), default=0)])
+
+
+def without(encoded: Encoded, places: Collection[int]) -> Encoded:
+    """All tokens of a text of one part but some; the text stays as it is."""
+    kept = [i for i in range(len(encoded)) if i not in places]
+    names = ("input_ids", "special", "offsets", "tokens", "words")
+    changes: dict[str, Any] = {name: [getattr(encoded, name)[i] for i in kept] for name in names}
+    return _replaced(
+        encoded, **changes, extra={name: [values[i] for i in kept] for name, values in encoded.extra.items()}
+    )
 
 
 def after(encoded: Encoded, start: int) -> Encoded:

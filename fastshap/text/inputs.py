@@ -21,7 +21,7 @@ _SEVERAL = (
     "Several strings stand where one text is expected. A pair of texts is a tuple of two strings, (first, second). Texts that "
     "do not belong together stand in one list."
 )
-_PAIR_KEYS = {"text", "text_pair"}
+_PAIR_KEYS, _CHOICE_KEYS = {"text", "text_pair"}, {"text", "choices"}
 _OF_TARGETS = (type(None), FastshapError, Contrast)
 _HANDLED = ("input_ids", "attention_mask", "special_tokens_mask", "token_type_ids")
 
@@ -44,7 +44,21 @@ class Pair(NamedTuple):
     second: str
 
 
-Source = str | Pair | Tokens
+class Choices(NamedTuple):
+    """A text, and what may follow it: of these the model chooses."""
+
+    text: str
+    choices: tuple[str, ...]
+
+
+Source = str | Pair | Choices | Tokens
+
+
+def spelled(source: Any) -> str:
+    """The texts of an entry, a line each; an empty string for one that is no text."""
+    if isinstance(source, Choices):
+        return "\n".join((source.text, *source.choices))
+    return source if isinstance(source, str) else "\n".join(source) if isinstance(source, Pair) else ""
 
 
 def is_one_text(model_inputs: Any) -> bool:
@@ -84,7 +98,7 @@ def sources(model_inputs: Any, of_targets: bool = False) -> Iterator[Any]:
 
 def _entry(entry: Any) -> Iterator[Any]:
     try:
-        if isinstance(entry, str | Pair | Tokens):
+        if isinstance(entry, str | Pair | Choices | Tokens):
             yield entry
         elif isinstance(entry, tuple) and len(entry) == 2 and all(isinstance(part, str) for part in entry):
             yield Pair(*entry)
@@ -121,6 +135,9 @@ def _from_mapping(mapping: Mapping[str, Any]) -> Iterator[Source]:
     if "text_pair" in mapping:
         yield _pair_of(mapping)
         return
+    if "choices" in mapping:
+        yield _choices_of(mapping)
+        return
     if "input_ids" not in mapping:
         raise InvalidTypeError(
             f"A mapping must hold input_ids, as a tokenizer returns it; got the keys {', '.join(map(str, mapping))}. To "
@@ -148,6 +165,17 @@ def _pair_of(mapping: Mapping[str, Any]) -> Pair:
     raise InvalidTypeError(
         "A pair as a mapping holds text and text_pair, a string each, and nothing else; got the keys "
         f"{', '.join(map(str, mapping))}. Columns of many pairs go together as zip(firsts, seconds)."
+    )
+
+
+def _choices_of(mapping: Mapping[str, Any]) -> Choices:
+    given = mapping["choices"]
+    are_strings = isinstance(given, list | tuple) and all(isinstance(one, str) for one in (mapping.get("text"), *given))
+    if are_strings and given and mapping.keys() == _CHOICE_KEYS:
+        return Choices(mapping["text"], tuple(given))
+    raise InvalidTypeError(
+        "A text with choices is a mapping of text, a string, and choices, a list of strings, and of nothing else; got the keys "
+        f"{', '.join(map(str, mapping))}."
     )
 
 
