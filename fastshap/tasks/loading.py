@@ -58,7 +58,7 @@ def load_pair(model: str | None, task: str | type[Task] | None = None) -> tuple[
             found: Any = kind.from_pretrained(model, output_loading_info=True)
             loaded, report = found
             tokenizer = transformers.AutoTokenizer.from_pretrained(model)
-            warn_of_untrained(loaded, task.read_of([*report["missing_keys"], *map(str, report["mismatched_keys"])]))
+            warn_of_untrained(loaded, wanted.read_of([*report["missing_keys"], *map(str, report["mismatched_keys"])]))
             return loaded, tokenizer
     except UntrainedHeadWarning:  # where warnings are errors
         raise
