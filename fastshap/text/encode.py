@@ -305,7 +305,7 @@ def until(encoded: Encoded, end: int) -> Encoded:
 
 def beginning(encoded: Encoded, end: int) -> Encoded:
     """The tokens before ``end``, with their part of the text."""
-    cut = _cut(encoded, end)
+    cut = until(encoded, end)
     return _replaced(cut, text=cut.text[: max((last for _, last in cut.offsets), default=0)])
 
 
