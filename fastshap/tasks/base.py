@@ -73,12 +73,14 @@ class Shown:
         segments: the names of the parts of a text, where it has several; the last goes for all further ones.
         sequences: what the sequences are that the model reads, if that is to be said: "windows".
         map_axes: the names of the rows and columns of a picture of all targets. None: a picture shows one target, as bars.
+        reads_on: whether the parts of a text are shown as one text, in which each goes on where the one before ends.
     """
 
     targets: str = "target"
     segments: tuple[str, ...] = ("first text", "second text")
     sequences: str = ""
     map_axes: tuple[str, str] | None = None
+    reads_on: bool = False
 
 
 class Riding(NamedTuple):

@@ -32,7 +32,7 @@ class GenerationTask(Continuing):
     class_endings = ("ForCausalLM", "LMHeadModel")
     auto_class = "AutoModelForCausalLM"
     explains = "causal language models, which predict the next token from text alone"
-    shown = Shown(targets="generated", segments=("prompt", "generated"), map_axes=("generated", "drew on"))
+    shown = Shown("generated", segments=("prompt", "generated"), map_axes=("generated", "drew on"), reads_on=True)
     writes_targets = True
     takes_spans = True
     takes_chats = True

@@ -148,7 +148,7 @@ def kind_of(model: Any, named: str | type[Task] | None) -> type[Task]:
     own: Any = unwrapped(model)
     name = type(own).__name__
     makes = getattr(own, "output_modalities", ("text",))
-    wanted = all_tasks() if named is None else (_of_name(named),)
+    wanted = all_tasks() if named is None else (wanted_task(named),)
     for task in wanted if "text" in makes else ():
         if task.serves(own) if named is not None else task.fits(own):
             return task
@@ -164,7 +164,12 @@ def kind_of(model: Any, named: str | type[Task] | None) -> type[Task]:
     )
 
 
-def _of_name(named: Any) -> type[Task]:
+def wanted_task(named: Any) -> type[Task]:
+    """The task that a user asks for, by its name or as its class.
+
+    Raises:
+        InvalidArgumentError, InvalidTypeError: there is no such task.
+    """
     if isinstance(named, type) and issubclass(named, Task):
         return named
     if not isinstance(named, str):
