@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 _Kind = TypeVar("_Kind", bound=type[Task])
 
-_BUILT_IN: tuple[type[Task], ...] = (ClassificationTask, GenerationTask, ScoreTask)
+_BUILT_IN: tuple[type[Task], ...] = (
+    ClassificationTask,
+    GenerationTask,
+    ScoreTask,
+)
 _registered: list[type[Task]] = []
 
 # What a model does, by the ending of its class name in transformers.
