@@ -16,6 +16,7 @@ from fastshap.tasks.classification import ClassificationTask
 from fastshap.tasks.generation import GenerationTask
 from fastshap.tasks.score import ScoreTask
 from fastshap.tasks.subject import unwrapped
+from fastshap.tasks.token_classification import TokenClassificationTask
 from fastshap.types import SCORES, InferenceModes, ModelTask, inference_mode_of, name_of_task
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ _BUILT_IN: tuple[type[Task], ...] = (
     ClassificationTask,
     GenerationTask,
     ScoreTask,
+    TokenClassificationTask,
 )
 _registered: list[type[Task]] = []
 
@@ -34,7 +36,6 @@ _registered: list[type[Task]] = []
 _OTHERS = {
     "ForMaskedLM": "fills in masked tokens",
     "ForQuestionAnswering": "marks answers in a text",
-    "ForTokenClassification": "classifies tokens",
     "ForMultipleChoice": "chooses among texts",
     "ForNextSentencePrediction": "tells whether a sentence follows another",
     "ForPreTraining": "is made for pre-training",
