@@ -14,6 +14,7 @@ from fastshap.settings import Settings
 from fastshap.tasks.base import Shown, Task
 from fastshap.tasks.classification import ClassificationTask
 from fastshap.tasks.generation import GenerationTask
+from fastshap.tasks.question_answering import QuestionAnsweringTask
 from fastshap.tasks.score import ScoreTask
 from fastshap.tasks.subject import unwrapped
 from fastshap.tasks.token_classification import TokenClassificationTask
@@ -29,13 +30,13 @@ _BUILT_IN: tuple[type[Task], ...] = (
     GenerationTask,
     ScoreTask,
     TokenClassificationTask,
+    QuestionAnsweringTask,
 )
 _registered: list[type[Task]] = []
 
 # What a model does, by the ending of its class name in transformers.
 _OTHERS = {
     "ForMaskedLM": "fills in masked tokens",
-    "ForQuestionAnswering": "marks answers in a text",
     "ForMultipleChoice": "chooses among texts",
     "ForNextSentencePrediction": "tells whether a sentence follows another",
     "ForPreTraining": "is made for pre-training",
