@@ -71,6 +71,7 @@ class Shown:
     Attributes:
         targets: the name of the switch between an output's targets.
         segments: the names of the parts of a text, where it has several; the last goes for all further ones.
+        score: what the score is that the model itself gives.
         sequences: what the sequences are that the model reads, if that is to be said: "windows".
         map_axes: the names of the rows and columns of a picture of all targets. None: a picture shows one target, as bars.
         reads_on: whether the parts of a text are shown as one text, in which each goes on where the one before ends.
@@ -78,6 +79,7 @@ class Shown:
 
     targets: str = "target"
     segments: tuple[str, ...] = ("first text", "second text")
+    score: str = "logit"
     sequences: str = ""
     map_axes: tuple[str, str] | None = None
     reads_on: bool = False

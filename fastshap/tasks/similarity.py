@@ -66,7 +66,7 @@ class SimilarityTask(Task):
     name = "similarity"
     class_endings = ("Model",)
     explains = "models that give hidden states, whose sentence embeddings are compared (*Model, SentenceTransformer)"
-    shown = Shown(targets="similar to")
+    shown = Shown(targets="similar to", score="cosine")
     takes_pairs = True
     unread = ("pooler.",)
     pooling: str | None = None
@@ -260,6 +260,7 @@ class DotSimilarityTask(SimilarityTask):
     """The dot product of two texts' embeddings."""
 
     name = "dot_similarity"
+    shown = Shown(targets="similar to", score="dot product")
 
     @classmethod
     def is_named(cls, architecture: str) -> bool:
