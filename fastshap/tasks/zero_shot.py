@@ -33,7 +33,7 @@ class ZeroShotTask(ClassificationTask):
     explains = "classifiers of pairs of texts that have a label entailment (NLI)"
     shown = Shown(targets="label", segments=("text", "hypothesis"))
     targets_are_classes = False
-    takes_pairs = False
+    takes_pairs = takes_chats = takes_windows = False
     hypothesis = "This example is {}."
 
     @classmethod
@@ -54,7 +54,7 @@ class ZeroShotTask(ClassificationTask):
 
     def _of_pairs(self, model: Any, call: Call) -> Tensor:
         """(R, labels, classes)."""
-        return of_each(lambda inputs: self.logits(model, dataclasses.replace(call, inputs=dict(inputs))), call)
+        return of_each(lambda inputs: self.logits(model, dataclasses.replace(call, inputs=dict(inputs), sequences=None)), call)
 
     def _weighed(self, pairs: Tensor, transformed: Callable[[Tensor], Tensor]) -> Tensor:
         """(R, labels): the labels' scores from the logits of pairs (R, labels, classes)."""
