@@ -109,7 +109,7 @@ def has_classes(model_task: ModelTask | str) -> bool:
 
 def explained_models() -> str:
     """The models that there are tasks for."""
-    *others, last = [task.explains for task in all_tasks()]
+    *others, last = dict.fromkeys(task.explains for task in all_tasks())
     return ", ".join(others) + (", and " if others else "") + last
 
 
