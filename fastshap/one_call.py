@@ -13,9 +13,10 @@ import torch
 from fastshap import checks
 from fastshap.engine.learned import density
 from fastshap.errors import InvalidArgumentError, InvalidTypeError, NoiseWarning
-from fastshap.explainer import BESIDE, OPTIONS, GradientShap
+from fastshap.explainer import GradientShap
 from fastshap.output.output import AttributionOutputs
 from fastshap.output.progress import Wanted
+from fastshap.settings.own import BESIDE, OPTIONS
 from fastshap.tasks.loading import load_pair
 from fastshap.tasks.registry import wanted_task
 

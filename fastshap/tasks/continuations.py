@@ -15,7 +15,7 @@ from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeErro
 from fastshap.tasks.base import POSITIONS, Predict, Prepared, Task
 from fastshap.tasks.heads import output_layer
 from fastshap.tasks.writing import checked_options, written
-from fastshap.text.encode import Encoded, after, goes_on, until, without_ending
+from fastshap.text.encode import Encoded, after, beginning, goes_on, without_ending
 from fastshap.text.groups import Scope
 from fastshap.text.inputs import KINDS, sources
 from fastshap.text.spelling import decode
@@ -97,9 +97,7 @@ class Continuing(Task):
                 f"{one.ending.text!r} and {other.ending.text!r} have no token in which they differ, as one begins with the "
                 "other; contrast texts that part ways."
             )
-        shared = until(one.ending, same + 1)
-        shared = dataclasses.replace(shared, text=shared.text[: shared.offsets[-1][1]])
-        encoded, first = self.row(one.prompt, shared)
+        encoded, first = self.row(one.prompt, beginning(one.ending, same + 1))
         pair = torch.tensor([ours[same], theirs[same]], device="cpu")
         names = [contrasted(one.ending.text.strip(), other.ending.text.strip())]
         place = torch.tensor([first + same - 1] * 2, device="cpu")

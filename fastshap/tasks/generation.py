@@ -35,6 +35,7 @@ class GenerationTask(Continuing):
     shown = Shown("generated", segments=("prompt", "generated"), map_axes=("generated", "drew on"), reads_on=True)
     writes_targets = True
     takes_spans = True
+    takes_chats = True
     steadiest_mode = "softmax"
     keeps_positions = False  # the targets are a text's last tokens
     _way: Way = staticmethod(full_logits)  # until the model has been tried
@@ -151,10 +152,11 @@ class GenerationTask(Continuing):
         return self._picked(way(model, self.given(call), self._options), call)
 
     def again(self, saved: Prepared, kept: Mapping[str, Tensor]) -> Prepared:
-        parts = (len(saved.encoded) - len(saved.targets),)
         if saved.scope.joined is not None:
             return sums_of(saved)
-        return each_of(dataclasses.replace(saved.encoded, parts=parts), saved.targets, saved.target_names, *parts)
+        first = len(saved.encoded) - len(saved.targets)
+        encoded = dataclasses.replace(saved.encoded, parts=saved.encoded.parts or (first,))
+        return each_of(encoded, saved.targets, saved.target_names, first)
 
     def row(self, prompt: Encoded, ending: Encoded) -> tuple[Encoded, int]:
         return join(prompt, ending), len(prompt)

@@ -15,10 +15,12 @@ from fastshap.tasks.base import Shown, Task
 from fastshap.tasks.classification import ClassificationTask
 from fastshap.tasks.generation import GenerationTask
 from fastshap.tasks.multiple_choice import MultipleChoiceTask
+from fastshap.tasks.question_answering import QuestionAnsweringTask
 from fastshap.tasks.score import ScoreTask
 from fastshap.tasks.seq2seq import Seq2SeqTask
 from fastshap.tasks.similarity import DotSimilarityTask, SimilarityTask
 from fastshap.tasks.subject import unwrapped
+from fastshap.tasks.token_classification import TokenClassificationTask
 from fastshap.tasks.zero_shot import ZeroShotTask
 from fastshap.types import SCORES, InferenceModes, ModelTask, inference_mode_of, name_of_task
 
@@ -31,6 +33,8 @@ _BUILT_IN: tuple[type[Task], ...] = (
     ClassificationTask,
     GenerationTask,
     Seq2SeqTask,
+    TokenClassificationTask,
+    QuestionAnsweringTask,
     SimilarityTask,
     DotSimilarityTask,
     MultipleChoiceTask,
@@ -42,8 +46,6 @@ _registered: list[type[Task]] = []
 # What a model does, by the ending of its class name in transformers.
 _OTHERS = {
     "ForMaskedLM": "fills in masked tokens",
-    "ForQuestionAnswering": "marks answers in a text",
-    "ForTokenClassification": "classifies tokens",
     "ForNextSentencePrediction": "tells whether a sentence follows another",
     "ForPreTraining": "is made for pre-training",
 }

@@ -31,7 +31,9 @@ _Found = TypeVar("_Found")
 class Subject:
     """A model with its tokenizer, as a task runs it."""
 
-    takes_pairs: ClassVar[bool] = False
+    takes_pairs: ClassVar[bool] = False  # whether a text may be a pair of texts
+    takes_chats: ClassVar[bool] = False  # whether it may be a conversation
+    writes_targets: ClassVar[bool] = False
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self._model = self._running = model

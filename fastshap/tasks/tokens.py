@@ -10,8 +10,9 @@ from typing import Any
 
 from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError
 from fastshap.tasks.subject import Subject, takes, unwrapped
+from fastshap.text.chat import encode_chat
 from fastshap.text.encode import EXTRA, Encoded, encode
-from fastshap.text.inputs import Choices, Pair, Tokens
+from fastshap.text.inputs import Chat, Choices, Pair, Tokens
 
 
 def encode_for(
@@ -27,11 +28,27 @@ def encode_for(
         _fit(subject, source) if isinstance(source, Tokens) else _alone(subject, source, own_pairs)
         for source in sources
     ]
+    checked = [
+        encode_chat(subject.tokenizer, one, subject.writes_targets) if isinstance(one, Chat) else one for one in checked
+    ]
     known, foreign = _known(subject), {name for name in EXTRA if not takes(subject.model, name)}
     return [
-        _unknown(known, one.input_ids) or _without(foreign, one) if isinstance(one, Encoded) else one
+        _unknown(known, one.input_ids) or _cut(subject, one) or _without(foreign, one)
+        if isinstance(one, Encoded)
+        else one
         for one in encode(subject.tokenizer, checked, **options)
     ]
+
+
+def _cut(subject: Subject, encoded: Encoded) -> FastshapError | None:
+    """What is wrong with a text that was cut, if none may be."""
+    settings: Any = getattr(subject, "settings", None)
+    if not encoded.truncated or settings is None or settings.long_text != "error":
+        return None
+    return InvalidArgumentError(
+        f"The text has more tokens than the {subject.max_length()} that the model takes; shorten or split it, or use "
+        "long_text='truncate'."
+    )
 
 
 def unknown(subject: Subject, ids: Sequence[int]) -> FastshapError | None:
@@ -61,6 +78,10 @@ def _alone(subject: Subject, source: Any, own_pairs: bool) -> Any:
             f"A text with choices is for models that choose among them (*ForMultipleChoice); {subject.model_name} reads one "
             "text."
         )
+    if isinstance(source, Chat) and not subject.takes_chats:
+        return InvalidTypeError(
+            f"A conversation is for models that answer it, or judge it as a whole; {subject.model_name} reads a text."
+        )
     if not isinstance(source, Pair) or subject.takes_pairs or own_pairs:
         return source
     return InvalidTypeError(
@@ -72,7 +93,8 @@ def _alone(subject: Subject, source: Any, own_pairs: bool) -> Any:
 def _fit(subject: Subject, source: Tokens) -> Tokens | FastshapError:
     """Token ids that the model can take as they are."""
     limit = subject.max_length()
-    if limit is not None and len(source.ids) > limit:
+    in_windows = getattr(subject, "takes_windows", False) and subject.settings.long_text == "window"  # type: ignore[attr-defined]
+    if limit is not None and len(source.ids) > limit and not in_windows:
         return InvalidArgumentError(
             f"The text has {len(source.ids)} tokens and the model takes {limit}. Pass the string, which is cut to fit, or "
             "cut the token ids where it makes sense."

@@ -267,6 +267,7 @@ def _notes(record: Record, t: int, alone: bool) -> str:
     known = wording.probability(record, t)
     if alone and known is not None and record.target_names[t] != record.predicted_label:
         notes.append(f"probability of this target {known:.3f}")
+    notes += filter(None, [wording.sequences(record)])
     if record.truncated:
         notes.append("the text was cut to what the model takes")
     if any(wording.uncertain(record, t)):

@@ -125,6 +125,7 @@ def _legend(output: Record, coloured: bool, any_plain: bool) -> str:
     ]
     if coloured and any_plain:
         parts.append(wording.of_uncertain(output))
+    parts += filter(None, [wording.sequences(output)])
     if output.truncated:
         parts.append("the text was cut to what the model takes")
     if bool(output.attributions.isnan().any()):
