@@ -270,10 +270,10 @@ def i_strings(pair, monkeypatch):
 def i_pairs(pair, monkeypatch):
     assert len(theirs(pair)([("good", "bad")])) == 2
     assert len(GradientShap(*pair)(("good", "bad"))) == 2
-    with pytest.raises(fastshap.InvalidTypeError, match="pair"):
-        GradientShap(*pair)([("good", "bad")])
-    (output,) = GradientShap(*pair)(pair[1]("good", "bad"))
+    (output,) = GradientShap(*pair)([("good", "bad")])
     assert output.elements == ["good", "bad"]
+    assert output.segments == [0, 1]
+    assert torch.equal(output.attributions, GradientShap(*pair)(pair[1]("good", "bad"))[0].attributions)
 
 
 def i_encodings(pair, monkeypatch):
@@ -597,7 +597,7 @@ INTERPRETO = {
     "sentences and parts of sentences": i_groups,
     "generation: later tokens are NaN": i_later_tokens,
     "a string or a list of strings": i_strings,
-    "a tuple in the list becomes texts of their own": i_pairs,
+    "a tuple of two strings in the list becomes texts of their own": i_pairs,
     "a `BatchEncoding` of one row": i_encodings,
     "one int as the target of one text": i_one_int,
     "a list or tensor of targets": i_lists,
