@@ -14,6 +14,7 @@ from fastshap.settings import Settings
 from fastshap.tasks.base import Shown, Task
 from fastshap.tasks.classification import ClassificationTask
 from fastshap.tasks.generation import GenerationTask
+from fastshap.tasks.masked_lm import MaskedLMTask
 from fastshap.tasks.question_answering import QuestionAnsweringTask
 from fastshap.tasks.score import ScoreTask
 from fastshap.tasks.subject import unwrapped
@@ -31,12 +32,12 @@ _BUILT_IN: tuple[type[Task], ...] = (
     ScoreTask,
     TokenClassificationTask,
     QuestionAnsweringTask,
+    MaskedLMTask,
 )
 _registered: list[type[Task]] = []
 
 # What a model does, by the ending of its class name in transformers.
 _OTHERS = {
-    "ForMaskedLM": "fills in masked tokens",
     "ForMultipleChoice": "chooses among texts",
     "ForNextSentencePrediction": "tells whether a sentence follows another",
     "ForPreTraining": "is made for pre-training",
