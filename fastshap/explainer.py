@@ -20,6 +20,7 @@ from fastshap.engine.work import Work, tokens_of_some_seconds, weights_of
 from fastshap.errors import FastshapError, InvalidArgumentError, TruncationWarning, raise_first, warn
 from fastshap.models.adjoint import check_linear_layers
 from fastshap.models.copies import Copied, check_picklable
+from fastshap.models.embedder import opened
 from fastshap.models.provenance import Provenance, generation_settings, provenance_of, tokenizer_fingerprint
 from fastshap.models.replicas import Replicas
 from fastshap.models.view import Desk
@@ -30,11 +31,13 @@ from fastshap.output.output import AttributionOutput
 from fastshap.output.progress import Progress
 from fastshap.output.record import Record
 from fastshap.settings import DEFAULTS, PARAMETERS, Settings
+from fastshap.settings.own import BESIDE, OPTIONS, OWN, SIGNATURE
 from fastshap.tasks import Prepared, baselines, named_score
 from fastshap.tasks.subject import table_shape
 from fastshap.tasks.tokens import unknown
 from fastshap.text.encode import Encoded
 from fastshap.text.groups import Grouping
+from fastshap.text.own_groups import problem_with
 from fastshap.types import InferenceModes
 
 if TYPE_CHECKING:
@@ -46,7 +49,6 @@ if TYPE_CHECKING:
 
 
 _GENERATING = 0.2  # the share of a text's work that is done once its target is generated
-_FIXED = ("tokenizer", "device", "task")  # parameters that no call can change
 # What a copy makes or finds out for itself.
 _ANEW = ("_desk", "_replicas", "_budget", "_origin", "_tried", "_described", "_layout")
 
@@ -103,7 +105,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
             model: PreTrainedModel | Pipeline,
             tokenizer: PreTrainedTokenizerBase | None = None,
             batch_size: int | str = 4,
-            granularity: Granularity | str = Granularity.WORD,
+            granularity: Granularity | str | Sequence[tuple[int, int]] | Callable[[str], Any] = Granularity.WORD,
             granularity_aggregation_strategy: GranularityAggregationStrategy | str = GranularityAggregationStrategy.MEAN,
             device: torch.device | str | Sequence[torch.device | str] | None = None,
             inference_mode: Callable[[Tensor], Tensor] | str = InferenceModes.LOGITS,
@@ -119,9 +121,10 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
             rtol: float | None = None,
             max_perturbations: int | None = None,
             perturb_special_tokens: bool = True,
-            score: Callable[[Any, Any], Tensor] | str | str | None = None,
+            score: Callable[[Any, Any], Tensor] | str | None = None,
             span: bool | Sequence[tuple[int, int]] = False,
             threshold: float = 0.5,
+            long_text: str = "truncate",
             task: str | type[Task] | None = None,
             return_convergence_delta: bool = False,
             on_error: str = "raise",
@@ -132,11 +135,11 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
     else:
 
         def __init__(self, *args: Any, **named: Any) -> None:
-            self._set_up(checks.bound(_SIGNATURE, type(self).__name__, (self, *args), named))
+            self._set_up(checks.bound(SIGNATURE, type(self).__name__, (self, *args), named))
 
     def _set_up(self, given: Mapping[str, Any]) -> None:
-        own = {**_OWN, **given}
-        pair: Any = checks.pair(own["model"], own["tokenizer"])
+        own = {**OWN, **given}
+        pair: Any = checks.pair(*opened(own["model"], own["tokenizer"]))
         given = named_score(given, pair[0], own["task"])
         self.settings = Settings(**{name: value for name, value in given.items() if name in DEFAULTS})
         self.on_error = checks.one_of(own["on_error"], "on_error", ("raise", "record"))
@@ -282,9 +285,9 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
 
     def _repeat(self, record: Record) -> AttributionOutput:
         """Computes an output again: the same tokens, elements, targets and number of rounds, by this explainer's settings."""
-        prepared = self.task.again(*saved_in(record))
-        grouping = self._grouping(prepared, (record.element_tokens, record.elements))
         with self._desk.at_work() as model, self.task.running_on(model):
+            prepared = self.task.again(*saved_in(record))
+            grouping = self._grouping(prepared, (record.element_tokens, record.elements))
             self._replicas.begin()
             self._raise_error([unknown(self.task, prepared.encoded.input_ids)], 0)
             self._try_model(iter([prepared.encoded]))
@@ -371,7 +374,10 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
             return one
         if not one.targets.numel():
             return InvalidArgumentError("The text has no target; there is nothing to explain.")
-        return checks.baseline_length(self.settings.baseline, len(one.encoded)) or one
+        its = self.settings
+        return (
+            checks.baseline_length(its.baseline, len(one.encoded)) or problem_with(its.granularity, one.encoded) or one
+        )
 
     def _raise_error(self, results: Sequence[Any], first: int) -> None:
         if self.on_error == "raise":
@@ -383,16 +389,5 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
             warn(self.task.of_truncated_texts(), TruncationWarning)
 
 
-# Those that decide no number, with their defaults.
-_OWN: dict[str, Any] = {"tokenizer": None, "batch_size": 4, "device": None, "task": None}
-_OWN |= {"return_convergence_delta": False, "on_error": "raise", "backend": "auto"}
-# By their places, as interpreto has them; the others by their names.
-_PLACES = (
-    *("model", "tokenizer", "batch_size", "granularity", "granularity_aggregation_strategy", "device"),
-    *("inference_mode", "input_x_gradient", "n_perturbations", "baseline", "noise_std"),
-)
-_SIGNATURE = checks.signature(("self", *_PLACES), DEFAULTS | _OWN)
-OPTIONS = DEFAULTS.keys() | _OWN.keys() - {*_FIXED}
-GradientShap.__init__.__signature__ = _SIGNATURE  # type: ignore[attr-defined]
+GradientShap.__init__.__signature__ = SIGNATURE  # type: ignore[attr-defined]
 GradientShap.__doc__ = checks.documented(GradientShap.__doc__, PARAMETERS)
-BESIDE = ("model_inputs", "targets", "generation_kwargs", "progress")  # what a call takes beside these

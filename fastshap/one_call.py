@@ -13,10 +13,12 @@ import torch
 from fastshap import checks
 from fastshap.engine.learned import density
 from fastshap.errors import InvalidArgumentError, InvalidTypeError, NoiseWarning
-from fastshap.explainer import BESIDE, OPTIONS, GradientShap
+from fastshap.explainer import GradientShap
 from fastshap.output.output import AttributionOutputs
 from fastshap.output.progress import Wanted
+from fastshap.settings.own import BESIDE, OPTIONS
 from fastshap.tasks.loading import load_pair
+from fastshap.tasks.registry import wanted_task
 
 # Words of one token, which need no reduction of their own, and a word of several, which does.
 _WARM_TEXTS = ("a", "a incomprehensibilities")
@@ -26,6 +28,8 @@ _FEWEST_FITTED = 20  # samples of a text, that a density is fitted to
 if TYPE_CHECKING:
     from transformers import Pipeline, PreTrainedModel, PreTrainedTokenizerBase
 
+    from fastshap.tasks import Task
+
 
 def explain(
     model_inputs: Any,
@@ -33,6 +37,7 @@ def explain(
     targets: Any = None,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    task: str | type[Task] | None = None,
     generation_kwargs: Mapping[str, Any] | None = None,
     progress: Wanted = None,
     **settings: Any,
@@ -45,6 +50,7 @@ def explain(
             with its ``tokenizer``; None is the packaged sentiment model. The two models last used by name stay in memory,
             so a further call with one of them loads nothing. Files that have changed are loaded again.
         tokenizer: of a model that you pass itself, or one that replaces the one beside the files or in the pipeline.
+        task: the task's name, where the model leaves a choice. A model by name is loaded for this task.
         settings: parameters of :class:`GradientShap`. ``batch_size`` is "auto" unless given. ``device="auto"`` takes the
             GPUs of this machine.
 
@@ -62,14 +68,17 @@ def explain(
     if checks.is_tokenizer(targets):
         raise InvalidTypeError("You passed a tokenizer as targets; write tokenizer=...")
     devices = tuple(checks.devices(settings.pop("device", None)))
-    checks.refuse_unknown(settings, OPTIONS, "fastshap.explain", "It takes model, tokenizer and device too.", BESIDE)
+    checks.refuse_unknown(
+        settings, OPTIONS, "fastshap.explain", "It takes model, tokenizer, task and device too.", BESIDE
+    )
     if model is None or isinstance(model, str | os.PathLike):
         name = None if model is None else os.fspath(model)
-        explainer = _explainer(name, _state(name), devices)
+        wanted = None if task is None else wanted_task(task)
+        explainer = _explainer(name, _state(name), wanted, devices)
         if tokenizer is not None:
-            explainer = GradientShap(explainer.model, tokenizer, "auto", device=devices or None)
+            explainer = GradientShap(explainer.model, tokenizer, "auto", device=devices or None, task=wanted)
     else:
-        explainer = GradientShap(model, tokenizer, "auto", device=devices or None)
+        explainer = GradientShap(model, tokenizer, "auto", device=devices or None, task=task)
     return explainer.explain(model_inputs, targets, generation_kwargs=generation_kwargs, progress=progress, **settings)
 
 
@@ -160,8 +169,10 @@ def _one_round(explainer: GradientShap) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=2)
-def _explainer(name: str | None, state: Any, devices: tuple[torch.device, ...]) -> GradientShap:
-    return GradientShap(*load_pair(name), "auto", device=devices or None)
+def _explainer(
+    name: str | None, state: Any, task: type[Task] | None, devices: tuple[torch.device, ...]
+) -> GradientShap:
+    return GradientShap(*load_pair(name, task), "auto", device=devices or None, task=task)
 
 
 def _state(name: str | None) -> Any:

@@ -1,4 +1,4 @@
-"""Writes the copies of what fastshap/settings.py states. Run ``python -m tools.settings`` after a change there.
+"""Writes the copies of what fastshap/settings/__init__.py states. Run ``python -m tools.settings`` after a change there.
 
 The copies serve those who read without running the code: the annotations for type checkers, the schema's file, and a table in
 the docs.
@@ -34,6 +34,7 @@ _OWN = {
 _TYPES = {one.name: str(one.type) for one in dataclasses.fields(Settings)}
 _TAKEN = {
     "baseline": "Tensor | float | str | BaselineSet | None",
+    "granularity": "Granularity | str | Sequence[tuple[int, int]] | Callable[[str], Any]",
     "score": "Callable[[Any, Any], Tensor] | str | None",
     "span": "bool | Sequence[tuple[int, int]]",
     "path_density": "float | Sequence[float] | str | None",
@@ -62,7 +63,7 @@ def signature() -> str:
             lines.append("*")
         kind = _OWN.get(name) or _TAKEN.get(name) or _TYPES[name]
         if _TYPES.get(name, "").startswith(("Granularity", "Callable")):
-            kind += " | str"
+            kind += "" if " | str" in kind else " | str"
         default = "" if its.default is inspect.Parameter.empty else f" = {_literal(its.default)}"
         lines.append(f"{name}: {kind}{default}")
     inside = "".join(f"            {line},\n" for line in lines)
@@ -90,7 +91,7 @@ def between(text: str, block: str, begin: str, end: str) -> str:
 def copies() -> dict[Path, str]:
     """Each file that holds a copy, as it should be."""
     blocks = {
-        "fastshap/settings.py": attributes(),
+        "fastshap/settings/__init__.py": attributes(),
         "fastshap/explainer.py": signature(),
         "docs/parameters.md": table(),
     }

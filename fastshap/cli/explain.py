@@ -12,7 +12,7 @@ import re
 import sys
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -63,8 +63,19 @@ def explain(
         list[Path] | None,
         typer.Option(help="A UTF-8 file with one text per line (an empty line cannot be explained); repeatable."),
     ] = None,
+    pair: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="For a model that reads pairs of texts: the second text. Once for all texts, or once for each in their order.",
+        ),
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="A directory or hub id; by default the sentiment model in the package.")
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What to explain, where the model leaves a choice.  [default: by its class]"),
     ] = None,
     target: Annotated[
         list[str] | None,
@@ -110,7 +121,7 @@ def explain(
         _fail("--title is the heading of a page; add --html.")
     if uncertain and as_json:
         _fail("--uncertain is for words in colour; leave out --json.")
-    wanted_texts = _texts(texts or [], file or [])
+    wanted_texts = _with_pairs(_texts(texts or [], file or []), pair or [])
     from transformers.utils import logging
 
     from fastshap.errors import FastshapError, NoiseWarning, TruncationWarning
@@ -119,7 +130,7 @@ def explain(
 
     logging.disable_progress_bar()
     try:
-        loaded, tokenizer = load_pair(model)
+        loaded, tokenizer = load_pair(model, task)
         explainer = GradientShap(
             loaded,
             tokenizer,
@@ -128,8 +139,11 @@ def explain(
             return_convergence_delta=return_convergence_delta,
             on_error=on_error,
             backend=backend,
-            **for_model(with_background(settings), model),
+            task=task,
+            **for_model(with_background(settings), model, task),
         )
+        if pair and not explainer.task.takes_pairs:
+            _fail(f"--pair is for a model that reads pairs of texts; {explainer.task.model_name} reads one text.")
         if max_new_tokens is not None and (target or not explainer.task.writes_targets):
             _fail("--max-new-tokens is for a language model that writes its own target; leave out --target.")
         options = None if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
@@ -228,6 +242,15 @@ def _texts(texts: list[str], files: list[Path]) -> list[str]:
     return found
 
 
+def _with_pairs(texts: list[str], seconds: list[str]) -> Sequence[str | tuple[str, str]]:
+    """Each text, with its second text where there are pairs."""
+    if not seconds:
+        return texts
+    if len(seconds) not in (1, len(texts)):
+        _fail(f"there are {len(texts)} texts and {len(seconds)} of --pair: give one for all texts, or one for each.")
+    return [*zip(texts, seconds if len(seconds) > 1 else seconds * len(texts), strict=True)]
+
+
 def _lines(content: bytes) -> list[str]:
     return content.decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n").split("\n") if content else []
 
@@ -266,7 +289,11 @@ def _caption(prediction: dict[str, Any] | None) -> str | None:
 
 
 def _print(
-    text: str, output: AttributionOutput, prediction: dict[str, Any] | None, as_json: bool, uncertain: bool
+    text: str | tuple[str, str],
+    output: AttributionOutput,
+    prediction: dict[str, Any] | None,
+    as_json: bool,
+    uncertain: bool,
 ) -> None:
     if as_json:
         unicode = (sys.stdout.encoding or "").lower().startswith("utf")
@@ -279,7 +306,8 @@ def _print(
     from fastshap.output.render.terminal import show
 
     console = Console(highlight=False)
-    console.print(Text(printable(text), style="italic"))
+    for part in (text,) if isinstance(text, str) else text:
+        console.print(Text(printable(part), style="italic"))
     show(output, console, uncertain)
     console.print()
 

@@ -67,14 +67,14 @@ def _option(name: str, kind: Any, said: str) -> inspect.Parameter:
     return inspect.Parameter(name, _KEYWORD, default=default, annotation=annotation)
 
 
-def for_model(settings: Mapping[str, Any], model: str | None) -> dict[str, Any]:
+def for_model(settings: Mapping[str, Any], model: str | None, task: str | None) -> dict[str, Any]:
     """The settings, with what the command line explains of a model unless it is told otherwise (docs/adr/0025)."""
     from fastshap.tasks.loading import task_named_by
 
     if settings["inference_mode"] is not None:
         return dict(settings)
-    task = task_named_by(model)
-    return dict(settings) | {"inference_mode": DEFAULTS["inference_mode"] if task is None else task.steadiest_mode}
+    kind = task_named_by(model, task)
+    return dict(settings) | {"inference_mode": DEFAULTS["inference_mode"] if kind is None else kind.steadiest_mode}
 
 
 def with_options(

@@ -14,7 +14,7 @@ from fastshap.cli.options import for_model, of_settings, with_background, with_o
 from fastshap.output.visible import printable
 
 # Options of ``fastshap explain`` that a job takes too, with the same default and the same help.
-_TARGETS, _RUNNING = ("target", "max_new_tokens"), ("batch_size", "device", "backend")
+_TARGETS, _RUNNING = ("task", "target", "max_new_tokens"), ("batch_size", "device", "backend")
 
 
 def register(app: typer.Typer, explain: Callable[..., Any]) -> None:
@@ -38,6 +38,9 @@ def run(
         str | None, typer.Option(help="A directory or hub id; by default the sentiment model in the package.")
     ] = None,
     text_column: Annotated[str, typer.Option(help="The column of texts.")] = "text",
+    pair_column: Annotated[
+        str | None, typer.Option(help="For a model that reads pairs of texts: the column of the second texts.")
+    ] = None,
     id_column: Annotated[str, typer.Option(help="The column of ids: whole numbers or strings, all different.")] = "id",
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep what an earlier run wrote, and explain the missing rows.")
@@ -109,7 +112,7 @@ def _run(settings: dict[str, Any], local: bool, **given: Any) -> None:
 
     output = given["output"]
     try:
-        options = _as_python(for_model(settings, given["model"]))
+        options = _as_python(for_model(settings, given["model"], settings["task"]))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NoiseWarning)  # the summary says so
             summary = jobs.run(**given, runner="local" if local else "auto", progress=True, **options)

@@ -118,7 +118,8 @@ class Call:
     # (R, S, W) int64: the columns that each sequence is made of, padded with -1; None: each row is one sequence
     sequences: Tensor | None = None
     padding_side: str = "right"  # of rows and sequences
-    widths: tuple[int, ...] = ()  # S, the sequences' lengths, where the model takes no padding
+    widths: tuple[int, ...] = ()  # S, the longest of each sequence
+    apart: bool = False  # the model takes no padding: sequences of several lengths run one after the other
     vectors: Tensor | None = None  # (R, T, E) float32, as for an item
 
     @property
@@ -383,7 +384,8 @@ def _batch(
     )
     inputs = {name.removeprefix("input "): tensor for name, tensor in given.items() if name.startswith("input ")}
     at = (given["row"], given["at"]) if "at" in given else None
-    widths = tuple(map(len, items[pieces[0].item].sequences)) if apart else ()
+    texts = [items[piece.item].sequences for piece in pieces]
+    widths = tuple(max(map(len, some)) for some in zip(*texts, strict=True))
     further = {name: given.get(name) for name in ("joined", "sequences", "vectors")}
-    call = Call(inputs, given["targets"], at=at, kept=kept, padding_side=side, widths=widths, **further)
+    call = Call(inputs, given["targets"], at=at, kept=kept, padding_side=side, widths=widths, apart=apart, **further)
     return Batch(pieces, given["input_ids"], rows, call, given.get("weights"))

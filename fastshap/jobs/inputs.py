@@ -11,7 +11,7 @@ import numpy as np
 from fastshap.errors import JobError
 from fastshap.jobs.ids import Known, Sorted, found, keys, short_hashes
 from fastshap.jobs.reading import Files
-from fastshap.jobs.texts import text_hash
+from fastshap.jobs.texts import text_hash, texts_in
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -89,7 +89,7 @@ def rest(table: pa.Table, done: Sorted) -> pa.Table:
     there, then = found(keys(table.column("id")), done)
     if not there.any():
         return table
-    now = short_hashes(map(text_hash, table.column("text").to_pylist()))
+    now = short_hashes(map(text_hash, texts_in(table)))
     changed = there & (then != now)
     if changed.any():
         few = ", ".join(map(repr, table.column("id").filter(changed).to_pylist()[:_SHOWN]))

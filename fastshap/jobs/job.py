@@ -40,13 +40,15 @@ def identity(batch: BatchExplainer, columns: Columns) -> dict[str, Any]:
         InvalidArgumentError, InvalidTypeError, UnsupportedModelError: a setting or a model that cannot be used.
     """
     about = model_identity(batch.provenance)
-    same = {
-        "columns": asdict(columns),
+    same: dict[str, Any] = {
+        "columns": {name: column for name, column in asdict(columns).items() if column is not None},
         "targets": batch.targets,
         "generation_kwargs": batch.generation_kwargs,
         "settings": batch.explainer.settings.to_plain(),
         "model": about,
     }
+    if batch.settings.get("task") is not None:
+        same["task"] = batch.explainer.task.name
     there_and_back: dict[str, Any] = json.loads(json.dumps(same, default=repr))  # as a manifest gives it
     return there_and_back
 

@@ -35,6 +35,7 @@ def explain_files(
     *,
     model: str | os.PathLike[str] | None = None,
     text_column: str = "text",
+    pair_column: str | None = None,
     id_column: str = "id",
     resume: bool = False,
     overwrite: bool = False,
@@ -49,6 +50,7 @@ def explain_files(
         output: a directory; a row's columns are ``id``, ``text_hash``, those of :func:`fastshap.to_arrow`, and ``digest``.
         model: a directory or hub id; None is the model inside the package.
         text_column: the column of texts.
+        pair_column: for a model that reads pairs of texts: the column of the second texts.
         id_column: the column of ids, whole numbers or strings, all different.
         resume: keep what an earlier run wrote and explain the rest; begin where there is nothing.
         overwrite: explain everything again. An earlier output stays until the new one is complete, and is then removed.
@@ -63,8 +65,8 @@ def explain_files(
     started = time.monotonic()
     if not isinstance(source, str | os.PathLike):
         raise InvalidTypeError(f"A job in this process reads files, by their path; got {type(source).__name__}.")
-    rows_explainer = BatchExplainer(model, text_column=text_column, keep=(), **settings)
-    columns = Columns(id_column, text_column)
+    rows_explainer = BatchExplainer(model, text_column=text_column, pair_column=pair_column, keep=(), **settings)
+    columns = Columns(id_column, text_column, pair_column)
     files = Files(source, columns)
     rows = rows_of_files(files)
     same = identity(rows_explainer, columns)

@@ -20,7 +20,7 @@ from fastshap.jobs.reading import TEXT_FILES
 from fastshap.jobs.stopping import stoppable
 from fastshap.jobs.store import FORMAT, Store, in_use
 from fastshap.jobs.summary import JobSummary
-from fastshap.jobs.texts import text_hash
+from fastshap.jobs.texts import text_hash, texts_in
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -190,7 +190,7 @@ def _changed(known: Known, tables: Iterable[pa.Table]) -> np.ndarray:
     for table in tables:
         of_rows = keys(table.column("id"))
         there, then = found(of_rows, done)
-        some.append(of_rows[there & (then != short_hashes(map(text_hash, table.column("text").to_pylist())))])
+        some.append(of_rows[there & (then != short_hashes(map(text_hash, texts_in(table))))])
     return np.unique(np.concatenate(some)) if some else np.zeros(0, np.int64)
 
 

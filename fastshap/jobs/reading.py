@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,9 @@ from fastshap.extras import needed
 from fastshap.jobs.lines import csv_rows, lines
 from fastshap.jobs.listing import checked_path, listed
 from fastshap.jobs.recorded import error_of
-from fastshap.jobs.texts import checked_text, decoded, strings
+from fastshap.jobs.texts import checked_text, decoded, strings, texts_in
 from fastshap.output.checked import short
+from fastshap.text.inputs import Pair
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,6 +46,12 @@ class Columns:
 
     id: str
     text: str
+    pair: str | None = None  # the second texts of pairs
+
+    @property
+    def of_texts(self) -> list[str]:
+        """The columns that make up a text."""
+        return [self.text] if self.pair is None else [self.text, self.pair]
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,7 @@ class Files:
         return [shard for path in self.paths for shard in self._shards(path, self._kinds[path])]
 
     def read(self, shard: Shard, texts: bool = True) -> Iterator[pa.Table]:
-        """Tables of id (int64 or string), text (string) and problem (string); the latter two only if ``texts``.
+        """Tables of id (int64 or string), text, of pairs also pair, and problem (strings); all but id only if ``texts``.
 
         Raises:
             JobError: the file is damaged, or a row has no usable id; the message names the file and, where it can, the line.
@@ -144,7 +151,8 @@ class Files:
         except (OSError, arrow.ArrowException, UnicodeDecodeError) as error:
             raise _unreadable(path, error) from None
         self._check(path, schema.names)
-        _check_type(path, self.columns.text, schema.field(self.columns.text).type, _is_text(arrow), "strings")
+        for name in self.columns.of_texts:
+            _check_type(path, name, schema.field(name).type, _is_text(arrow), "strings")
         _check_type(
             path, self.columns.id, schema.field(self.columns.id).type, _is_id(arrow), "whole numbers or strings"
         )
@@ -158,7 +166,10 @@ class Files:
             yield Shard(path, kind, tuple(groups))
 
     def _check(self, path: str, names: list[str]) -> None:
-        for option, name in (("id_column", self.columns.id), ("text_column", self.columns.text)):
+        its = self.columns
+        for option, name in (("id_column", its.id), ("text_column", its.text), ("pair_column", its.pair)):
+            if name is None:
+                continue
             if name not in names:
                 raise InvalidArgumentError(
                     f"{posixpath.basename(path)} has no column {name!r}; it has {_few(names)}. Name "
@@ -171,14 +182,14 @@ class Files:
 
     def _parquet(self, shard: Shard, texts: bool) -> Iterator[pa.Table]:
         parquet = needed("pyarrow.parquet", "tables")
-        names = [self.columns.id, self.columns.text] if texts else [self.columns.id]
+        names = [self.columns.id, *(self.columns.of_texts if texts else ())]
         with self._fs.open_input_file(shard.path) as file:
             opened = parquet.ParquetFile(file, page_checksum_verification=True)
             left = sum(opened.metadata.row_group(i).num_rows for i in shard.groups or ())
             for batch in opened.iter_batches(_ROWS, row_groups=shard.groups, columns=names):
                 left -= len(batch)
-                column = strings(batch.column(self.columns.text)) if texts else None
-                yield checked_rows(shard.path, batch.column(self.columns.id), column)
+                columns = [strings(batch.column(name)) for name in self.columns.of_texts] if texts else None
+                yield checked_rows(shard.path, batch.column(self.columns.id), columns)
             if left:
                 raise OSError(f"{abs(left):,} rows are {'missing' if left > 0 else 'too many'}")
 
@@ -188,9 +199,9 @@ class Files:
             found = csv_rows(stream, shard.path)
             _, names = next(found, (0, []))
             self._check(shard.path, names)
-            id_, text = names.index(self.columns.id), names.index(self.columns.text)
+            id_, places = names.index(self.columns.id), [names.index(name) for name in self.columns.of_texts]
             ids: list[Any] = []
-            values: list[Any] = []
+            values: list[list[Any]] = [[] for _ in places]
             for number, row in found:
                 if len(row) != len(names):
                     raise JobError(
@@ -198,10 +209,11 @@ class Files:
                         "Repair the file; nothing was skipped."
                     )
                 ids.append(row[id_])
-                values.append(_of_csv(row[text]))
+                for column, at in zip(values, places, strict=True):
+                    column.append(_of_csv(row[at]))
                 if len(ids) == _ROWS:
                     yield checked_rows(shard.path, _json_ids(shard.path, ids), values if texts else None)
-                    ids, values = [], []
+                    ids, values = [], [[] for _ in places]
             if ids:
                 yield checked_rows(shard.path, _json_ids(shard.path, ids), values if texts else None)
 
@@ -212,7 +224,7 @@ class Files:
     def _jsonl(self, shard: Shard, texts: bool) -> Iterator[pa.Table]:
         with self._open(shard.path) as stream:
             ids: list[Any] = []
-            found: list[Any] = []
+            found: list[list[Any]] = [[] for _ in self.columns.of_texts]
             checked = False
             for number, line in enumerate(lines(stream, shard.path), 1):
                 if not line.strip():
@@ -222,21 +234,17 @@ class Files:
                     self._check(shard.path, list(row))
                     checked = True
                 ids.append(_json_id(shard.path, number, row.get(self.columns.id)))
-                if texts:
-                    found.append(
-                        row[self.columns.text]
-                        if self.columns.text in row
-                        else InvalidArgumentError(f"The row has no {self.columns.text!r}.")
-                    )
+                for name, column in zip(self.columns.of_texts, found, strict=True):
+                    column.append(row[name] if name in row else InvalidArgumentError(f"The row has no {name!r}."))
                 if len(ids) == _ROWS:
                     yield checked_rows(shard.path, _json_ids(shard.path, ids), found if texts else None)
-                    ids, found = [], []
+                    ids, found = [], [[] for _ in found]
             if ids:
                 yield checked_rows(shard.path, _json_ids(shard.path, ids), found if texts else None)
 
 
-def checked_rows(path: str, ids: Any, texts: list[Any] | None) -> pa.Table:
-    """A table as :meth:`Files.read` gives it, from an Arrow array of ids and, where wanted, one value for each text.
+def checked_rows(path: str, ids: Any, columns: Sequence[list[Any]] | None) -> pa.Table:
+    """A table as :meth:`Files.read` gives it, from an Arrow array of ids and, where wanted, the columns that make up a text.
 
     Raises:
         JobError: ids that are null, or of a type that cannot be used.
@@ -251,16 +259,19 @@ def checked_rows(path: str, ids: Any, texts: list[Any] | None) -> pa.Table:
             ids.validate(full=True)
     except arrow.ArrowException as error:
         raise JobError(f"{posixpath.basename(path)} has an id that cannot be used: {error}") from None
-    if texts is None:
+    if columns is None:
         return arrow.table({"id": ids})
-    good: list[str | None] = []
+    names = ("text", "pair")[: len(columns)]
+    good: list[tuple[str | None, ...]] = []
     problems: list[str | None] = []
-    for text in texts:
-        checked = _encodable_text(checked_text(text))
-        good.append(checked if isinstance(checked, str) else None)
-        problems.append(None if isinstance(checked, str) else recorded(checked))
-    strings_ = arrow.string()
-    return arrow.table({"id": ids, "text": arrow.array(good, strings_), "problem": arrow.array(problems, strings_)})
+    for parts in zip(*columns, strict=True):
+        checked = _encodable_text(checked_text(parts[0] if len(parts) == 1 else Pair(*parts)))
+        problem = recorded(checked) if isinstance(checked, FastshapError) else None
+        good.append(parts if problem is None else (None,) * len(names))
+        problems.append(problem)
+    found = zip(names, zip(*good, strict=True), strict=True) if good else ((name, ()) for name in names)
+    texts = {name: arrow.array(column, arrow.string()) for name, column in found}
+    return arrow.table({"id": ids, **texts, "problem": arrow.array(problems, arrow.string())})
 
 
 def plain_ids(column: Any) -> Any:
@@ -271,10 +282,10 @@ def plain_ids(column: Any) -> Any:
     return _json_ids("the Dataset", [_json_id("the Dataset", i, one) for i, one in enumerate(column.to_pylist())])
 
 
-def texts_of(table: pa.Table) -> list[str | FastshapError]:
-    """The texts of a table of :func:`checked_rows`, with the error in the place of each that is none."""
-    pairs = zip(table.column("text").to_pylist(), table.column("problem").to_pylist(), strict=True)
-    return [text if problem is None else error_of(problem) for text, problem in pairs]
+def texts_of(table: pa.Table) -> list[str | Pair | FastshapError]:
+    """The texts of a table of :func:`checked_rows`, or pairs, with the error in the place of each that is none."""
+    rows = zip(texts_in(table), table.column("problem").to_pylist(), strict=True)
+    return [text if problem is None else error_of(problem) for text, problem in rows]
 
 
 def _few(names: list[str]) -> str:
@@ -282,10 +293,10 @@ def _few(names: list[str]) -> str:
     return (", ".join(repr(name) if len(name) < 100 else short(name) for name in names[:_SHOWN]) or "none") + more
 
 
-def _encodable_text(text: str | FastshapError) -> str | FastshapError:
-    if isinstance(text, str):
+def _encodable_text(text: str | Pair | FastshapError) -> str | Pair | FastshapError:
+    if not isinstance(text, FastshapError):
         try:
-            text.encode()
+            (text if isinstance(text, str) else "".join(text)).encode()
         except UnicodeEncodeError:
             return InvalidArgumentError("The text holds half of a surrogate pair, which is no character.")
     return text

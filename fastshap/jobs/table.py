@@ -28,10 +28,12 @@ from fastshap.models.provenance import Provenance, provenance_of
 from fastshap.output.output import AttributionOutput
 from fastshap.output.plain import encodable
 from fastshap.tasks.loading import load_pair
+from fastshap.text.inputs import Pair
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+Text = str | Pair
 SAID_BY_ROWS = (TruncationWarning, NoiseWarning)
 _OURS = ("model", "tokenizer", "on_error", "return_convergence_delta")  # not for the caller of a batch
 
@@ -44,7 +46,8 @@ class BatchExplainer:
 
     Each batch comes back as an Arrow table: the columns to ``keep``, and
 
-    - ``text_hash``: the first 32 hex digits of the SHA-256 of the text's UTF-8; null where the row holds no text;
+    - ``text_hash``: the first 32 hex digits of the SHA-256 of the text's UTF-8, or of a pair's JSON list; null where the row
+      holds no text;
     - ``elements``: G strings;
     - ``attributions``, ``standard_error``: ``list<float>``, row after row of (t, G);
     - ``reliability``: the share of each target's scores, by their squares, that a repeated run would find again;
@@ -56,6 +59,7 @@ class BatchExplainer:
     Args:
         model: a directory or hub id of a sequence classifier or causal language model; None is the model in the package.
         text_column: the column that holds the texts.
+        pair_column: for a model that reads pairs of texts: the column of the second texts.
         targets: None (the predicted class, or what the model generates), a class number, a label or "all", a list of
             these, or the text that follows, for a language model; the same for every row.
         generation_kwargs: for ``model.generate``, where a language model is given no targets.
@@ -77,13 +81,14 @@ class BatchExplainer:
         model: str | os.PathLike[str] | None = None,
         *,
         text_column: str = "text",
+        pair_column: str | None = None,
         targets: str | int | Sequence[str | int] | None = None,
         generation_kwargs: Mapping[str, Any] | None = None,
         keep: Sequence[str] | None = None,
         **settings: Any,
     ) -> None:
         self.model = None if model is None else os.fspath(model)
-        self.text_column = text_column
+        self.text_column, self.pair_column = text_column, pair_column
         self.targets = [targets] if isinstance(targets, str | int) else None if targets is None else list(targets)
         self.generation_kwargs = None if generation_kwargs is None else dict(generation_kwargs)
         self.keep = None if keep is None else tuple(keep)
@@ -106,7 +111,12 @@ class BatchExplainer:
             from transformers.utils import logging
 
             logging.disable_progress_bar()
-            explainer = GradientShap(*load_pair(self.model), on_error="record", **self.settings)
+            pair = load_pair(self.model, self.settings.get("task"))
+            explainer = GradientShap(*pair, on_error="record", **self.settings)
+            if self.pair_column is not None and not explainer.task.takes_pairs:
+                raise InvalidArgumentError(
+                    f"pair_column is for a model that reads pairs of texts; {explainer.task.model_name} reads one text."
+                )
             explainer.task.spelled_targets(self.targets, 1)
             if self.targets is None:
                 explainer.task.check_options(self.generation_kwargs)
@@ -129,12 +139,13 @@ class BatchExplainer:
         """
         arrow = needed("pyarrow", "tables")
         names, columns = _columns(batch)
-        if self.text_column not in names:
-            raise InvalidArgumentError(
-                f"The batch has no column {self.text_column!r}; it has {', '.join(map(repr, names))}. Name the texts' as "
-                "text_column."
-            )
-        texts = columns(self.text_column)
+        of_texts = [self.text_column, *([] if self.pair_column is None else [self.pair_column])]
+        for option, name in zip(("text_column", "pair_column"), of_texts, strict=False):
+            if name not in names:
+                raise InvalidArgumentError(
+                    f"The batch has no column {name!r}; it has {', '.join(map(repr, names))}. Name the texts' as {option}."
+                )
+        texts, *seconds = [columns(name) for name in of_texts]
         one = texts is None or isinstance(texts, str)
         kept = {} if self.keep == () else {name: columns(name) for name in (names if self.keep is None else self.keep)}
         if taken := sorted(set(kept) & set(columns_of_a_batch().names)):
@@ -143,17 +154,19 @@ class BatchExplainer:
             )
         if one:
             texts, kept = [texts], {name: [value] for name, value in kept.items()}
-        made = self.rows(_values(texts))
+            seconds = [[value] for value in seconds]
+        values = _values(texts)
+        made = self.rows([*map(Pair, values, *map(_values, seconds))] if seconds else values)
         for place, (name, column) in enumerate(kept.items()):
-            made = made.add_column(place, name, _array(arrow, column, name, text=name == self.text_column))
+            made = made.add_column(place, name, _array(arrow, column, name, text=name in of_texts))
         return made
 
     def rows(self, texts: Sequence[Any]) -> pa.Table:
-        """A table of our own columns for ``texts``; an error in a text's place is recorded as the row's."""
+        """A table of our own columns for ``texts`` or pairs; an error in a text's place is recorded as the row's."""
         checked = [checked_text(text) for text in texts]
         return to_table(checked, self.outputs(checked))
 
-    def outputs(self, texts: Sequence[str | FastshapError]) -> list[AttributionOutput]:
+    def outputs(self, texts: Sequence[Text | FastshapError]) -> list[AttributionOutput]:
         """One output a text. What a row brings down that is no error of fastshap's is recorded as a ModelFailedError.
 
         Raises:
@@ -173,24 +186,24 @@ class BatchExplainer:
             raise all_failed(errors)
         return outputs
 
-    def stream(self, texts: Sequence[str | FastshapError]) -> Iterator[AttributionOutput]:
+    def stream(self, texts: Sequence[Text | FastshapError]) -> Iterator[AttributionOutput]:
         """One output a text, as they come; what is no error of fastshap's ends it."""
         return map(self._output, texts, self.explainer.iter_explain(_strings(texts), **self._call(len(texts))))
 
-    def failed_output(self, error: FastshapError, text: str = "") -> AttributionOutput:
+    def failed_output(self, error: FastshapError, text: Text = "") -> AttributionOutput:
         """The output of a row that was not explained."""
         output = self.explainer._maker().failed(error, text)
         output.provenance = self.provenance
         return output
 
-    def _together(self, texts: Sequence[str | FastshapError]) -> list[AttributionOutput]:
+    def _together(self, texts: Sequence[Text | FastshapError]) -> list[AttributionOutput]:
         with warnings.catch_warnings():
             for category in SAID_BY_ROWS:
                 warnings.simplefilter("ignore", category)
             explained = self.explainer.explain(_strings(texts), **self._call(len(texts)))
         return list(map(self._output, texts, explained))
 
-    def _alone(self, text: str | FastshapError) -> AttributionOutput:
+    def _alone(self, text: Text | FastshapError) -> AttributionOutput:
         if isinstance(text, FastshapError):
             return self.failed_output(text)
         try:
@@ -200,7 +213,7 @@ class BatchExplainer:
         except Exception as error:
             return self.failed_output(ModelFailedError.caused_by(error), text)
 
-    def _output(self, text: str | FastshapError, explained: AttributionOutput) -> AttributionOutput:
+    def _output(self, text: Text | FastshapError, explained: AttributionOutput) -> AttributionOutput:
         return self.failed_output(text) if isinstance(text, FastshapError) else explained
 
     def _call(self, count: int) -> dict[str, Any]:
@@ -209,9 +222,9 @@ class BatchExplainer:
         return {"targets": targets, "generation_kwargs": self.generation_kwargs, "progress": False}
 
 
-def _strings(texts: Sequence[str | FastshapError]) -> list[str]:
+def _strings(texts: Sequence[Text | FastshapError]) -> list[Text]:
     """The texts, with an empty one for each error: which rows share a model call does not depend on what is wrong with some."""
-    return [text if isinstance(text, str) else "" for text in texts]
+    return ["" if isinstance(text, FastshapError) else text for text in texts]
 
 
 def columns_of_a_batch() -> pa.Schema:

@@ -17,7 +17,7 @@ from fastshap.jobs.inputs import rows_of
 from fastshap.jobs.reading import Columns, Files
 from fastshap.jobs.store import Store
 from fastshap.jobs.summary import JobSummary
-from fastshap.jobs.texts import text_hash
+from fastshap.jobs.texts import text_hash, texts_in
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -157,7 +157,7 @@ def verify(output: str | os.PathLike[str], source: str | os.PathLike[str]) -> Ve
     for table in files.tables():
         held, then = found(keys(table.column("id")), there.sorted())
         verdict.missing += int((~held).sum())
-        now = short_hashes(map(text_hash, table.column("text").to_pylist()))
+        now = short_hashes(map(text_hash, texts_in(table)))
         verdict.changed += int((held & (then != now)).sum())
     return verdict
 

@@ -19,7 +19,7 @@ from fastshap.settings import Settings
 from fastshap.tasks import Prepared, Task
 from fastshap.text.encode import Encoded
 from fastshap.text.groups import Grouping, unassigned
-from fastshap.text.inputs import Pair
+from fastshap.text.inputs import spelled
 
 
 def _looked_at(field: str, grouping: Grouping, encoded: Encoded, kept: dict[str, Tensor]) -> Any:
@@ -100,7 +100,7 @@ class Maker:
         """The output of a text that was not explained. ``text``: as the user gave it."""
         return AttributionOutput.failed(
             error,
-            text if isinstance(text, str) else "\n".join(text) if isinstance(text, Pair) else "",
+            spelled(text),
             model_task=self.task.model_task,  # type: ignore[arg-type]  # or a registered task's name
             settings=self.settings,
             provenance=self.provenance,

@@ -47,6 +47,7 @@ class Row(NamedTuple):
     standard_error: float
     target_probability: float
     reliability: float  #: of the target
+    segment: float  #: the part of the text, from 0
 
 
 class AttributionOutput(Record):
@@ -228,8 +229,8 @@ class AttributionOutput(Record):
     def to_pandas(self) -> pd.DataFrame:
         """A row for each target and element.
 
-        Columns: target, element, start, end (in ``text``), attribution, standard_error, target_probability and the target's
-        reliability, which are NaN where they are not known.
+        Columns: target, element, start, end (in ``text``), attribution, standard_error, target_probability, the target's
+        reliability, and segment (the part of the text, from 0). They are NaN where they are not known.
 
         Raises:
             MissingPackageError: pandas is not installed.
@@ -243,11 +244,13 @@ class AttributionOutput(Record):
         known = self.target_probabilities
         probabilities = [math.nan] * len(self.target_names) if known is None else known.tolist()
         shares = self.reliability.tolist()
+        segments: list[float] = [*self.segments] or [math.nan] * len(self.elements)
         all_scores = zip(self.attributions.tolist(), self.standard_error.tolist(), strict=True)
         of_targets = zip(self.target_names, probabilities, shares, all_scores, strict=True)
         for target, probability, share, (scores, errors) in of_targets:
-            for element, (start, end), score, error in zip(self.elements, spans, scores, errors, strict=True):
-                yield Row(target, element, start, end, score, error, probability, share)
+            elements = zip(self.elements, spans, scores, errors, segments, strict=True)
+            for element, (start, end), score, error, segment in elements:
+                yield Row(target, element, start, end, score, error, probability, share, segment)
 
     def to_interpreto(self) -> Any:
         """interpreto's own output object, for its ``plot_attributions`` and its Insertion and Deletion metrics.

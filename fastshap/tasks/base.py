@@ -71,12 +71,16 @@ class Shown:
     Attributes:
         targets: the name of the switch between an output's targets.
         segments: the names of the parts of a text, where it has several; the last goes for all further ones.
+        sequences: what the sequences are that the model reads, if that is to be said: "windows".
         map_axes: the names of the rows and columns of a picture of all targets. None: a picture shows one target, as bars.
+        reads_on: whether the parts of a text are shown as one text, in which each goes on where the one before ends.
     """
 
     targets: str = "target"
     segments: tuple[str, ...] = ("first text", "second text")
+    sequences: str = ""
     map_axes: tuple[str, str] | None = None
+    reads_on: bool = False
 
 
 class Riding(NamedTuple):
@@ -118,9 +122,11 @@ class Task(Subject, ABC):
         steadiest_mode: the score that few samples tell most about. The command line explains it unless it is told otherwise
             (docs/adr/0025).
         takes_spans: whether ``span`` makes sense.
+        takes_windows: whether a long text can be read in windows.
         keeps_positions: whether outputs hold the positions of targets. They must if positions do not follow from tokens and
             targets.
-        takes_pairs: whether a text may be a pair of texts.
+        takes_pairs, takes_chats: whether a text may be a pair of texts, or a conversation.
+        unread: how the names of weights begin that the task does not use.
     """
 
     name: ClassVar[str]
@@ -129,10 +135,11 @@ class Task(Subject, ABC):
     explains: ClassVar[str]
     shown: ClassVar[Shown] = Shown()
     targets_are_classes: ClassVar[bool] = False
-    writes_targets: ClassVar[bool] = False
     steadiest_mode: ClassVar[str] = "logits"
     takes_spans: ClassVar[bool] = False
+    takes_windows: ClassVar[bool] = False
     keeps_positions: ClassVar[bool] = True
+    unread: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Settings) -> None:
         super().__init__(model, tokenizer)
@@ -141,6 +148,12 @@ class Task(Subject, ABC):
         if settings.span and not self.takes_spans:
             raise InvalidArgumentError(
                 f"span is for language models, which write a target of several tokens; this model is a {self.model_name}."
+            )
+
+        if settings.long_text == "window" and not self.takes_windows:
+            raise InvalidArgumentError(
+                f"long_text='window' is for classifiers, which read each window by itself; this model is a {self.model_name}. "
+                "Use 'truncate' or 'error', or split the text."
             )
 
     @property
@@ -169,6 +182,11 @@ class Task(Subject, ABC):
     def serves(cls, model: Any) -> bool:
         """Called with a model, unwrapped, if the user asks for this task: can it do that? By default, if it :meth:`fits`."""
         return cls.fits(model)
+
+    @classmethod
+    def read_of(cls, weights: Iterable[str]) -> set[str]:
+        """Those of some weights, by name, that the task uses."""
+        return {name for name in weights if not name.startswith(cls.unread)}
 
     @classmethod
     def mode_named(cls, score: str, model: Any) -> InferenceModes:

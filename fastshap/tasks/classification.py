@@ -23,11 +23,12 @@ from fastshap.errors import (
     UnsupportedModelError,
 )
 from fastshap.ops.transfer import to_host
-from fastshap.tasks.base import NO_PREDICTION, Predict, Prediction, Prepared, Riding, Task
+from fastshap.tasks.base import NO_PREDICTION, Predict, Prediction, Prepared, Riding, Shown, Task
 from fastshap.tasks.classes import Row, is_number, joined_of, padding_token_named, row_of
 from fastshap.tasks.embeddings import reading_padding
 from fastshap.tasks.first_token import Cut, cuts, first_token_alone
 from fastshap.tasks.layout import masked
+from fastshap.tasks.sequences import in_windows, mean_of, of_each
 from fastshap.tasks.trial import Judge, Ran, ToLogits, as_written, points, ran
 from fastshap.text.encode import Encoded
 from fastshap.text.groups import TEXT, Scope
@@ -57,6 +58,9 @@ class ClassificationTask(Task):
     explains = "models that classify texts (*ForSequenceClassification)"
     targets_are_classes = True
     takes_pairs = True
+    takes_chats = True
+    takes_windows = True
+    shown = Shown(sequences="windows")
     _cut: Cut | None = None  # until the model has been looked at
 
     def __init__(self, *arguments: Any) -> None:
@@ -141,16 +145,30 @@ class ClassificationTask(Task):
         return forward
 
     def logits(self, model: Any, call: Call) -> Tensor:
-        """(R, classes), before the inference mode."""
+        """(R, classes), before the inference mode; of several windows their mean."""
+        return mean_of(self._of_each(model, call))
+
+    def _of_each(self, model: Any, call: Call) -> Tensor:
+        """(R, classes), or (R, S, classes) of S windows."""
+        given = self.given(call)
         with first_token_alone(model, self._cut):
-            return self.logits_in_company(model, self.given(call).inputs)
+            if call.sequences is None:
+                return self.logits_in_company(model, given.inputs)
+            return of_each(lambda inputs: self.logits_in_company(model, inputs), given)
 
     def scores(self, model: Any, call: Call) -> Tensor:
-        return self.transformed(self.logits(model, call)).to(call.targets.device).gather(1, call.targets)
+        return self._chosen(self._of_each(model, call), call.targets)
+
+    def _chosen(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """(R, T): the targets' scores; of several windows their mean."""
+        return mean_of(self.transformed(logits)).to(targets.device).gather(1, targets)
 
     def tokenised(self, sources: Sequence[Any], targets: Sequence[Any] | None, options: Mapping[str, Any]) -> Any:
         self._read_labels_again()
-        return super().tokenised(sources, targets, options)
+        if self.settings.long_text != "window":
+            return super().tokenised(sources, targets, options)
+        limit, found = self.max_length(), self.encode(sources, max_length=None)
+        return found if limit is None else [in_windows(one, limit) for one in found]
 
     def readable(self, tokenised: Any) -> Iterator[Encoded]:
         reads_padding = reading_padding(self)
@@ -183,11 +201,12 @@ class ClassificationTask(Task):
         own: list[Tensor] = []  # the text's logits
 
         def scores(model: Any, call: Call) -> Tensor:
-            logits = self.logits(model, call)
+            each = self._of_each(model, call)
+            logits = mean_of(each)
             own[:] = [logits[-1].detach()]
             best = own[0].argmax().to(call.targets.device)
             chosen = call.targets.where(call.targets >= 0, best)
-            return self.transformed(logits).to(chosen.device).gather(1, chosen)
+            return self._chosen(each, chosen)
 
         def complete() -> Prepared | FastshapError:
             return self._prepared(encoded, rows, self._seen(to_host(own))[0])

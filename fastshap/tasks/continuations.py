@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fastshap.errors import FastshapError, InvalidArgumentError
-from fastshap.tasks.base import Task
+import torch
+from torch import Tensor
+
+from fastshap.checks import counted, there_are
+from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError
+from fastshap.tasks.base import POSITIONS, Predict, Prepared, Task
 from fastshap.tasks.heads import output_layer
-from fastshap.text.encode import Encoded, after, goes_on, without_ending
+from fastshap.tasks.writing import checked_options, written
+from fastshap.text.encode import Encoded, after, beginning, goes_on, without_ending
+from fastshap.text.groups import Scope
+from fastshap.text.inputs import KINDS, sources
 from fastshap.text.spelling import decode
 from fastshap.text.words import unspaced
+from fastshap.types.targets import Contrast, contrasted
 
 
 class Continued(NamedTuple):
@@ -22,6 +32,135 @@ class Continued(NamedTuple):
 
 class Continuing(Task):
     """What tasks share whose targets follow the text."""
+
+    def tokenised(self, sources: Sequence[Any], targets: Sequence[Any] | None, options: Mapping[str, Any]) -> Any:
+        targets = [None] * len(sources) if targets is None else targets
+        both = [(target.target, target.other) if isinstance(target, Contrast) else (target,) for target in targets]
+        pairs = [(source, one) for source, some in zip(sources, both, strict=True) for one in some if one is not None]
+        each = iter(self.with_targets([source for source, _ in pairs], [one for _, one in pairs]))
+        read = {i: [next(each) for _ in some] for i, some in enumerate(both) if some != (None,)}
+        found = {i: self.explained(some) for i, some in read.items()}
+        asked = {i: source for i, source in enumerate(sources) if i not in found}
+        options = options or (self.check_options(None) if asked else {})
+        prompts = self.with_room([*asked.values()], self.prompts([*asked.values()]), options)
+        return found, dict(zip(asked, zip(asked.values(), prompts, strict=True), strict=True)), options
+
+    def prepare(
+        self,
+        tokenised: Any,
+        targets: Sequence[Any] | None,
+        predict: Predict,
+        options: Mapping[str, Any],
+        generated: Callable[[], None],
+    ) -> list[Prepared | FastshapError]:
+        found, asked, options = tokenised
+        new = []
+        for _, prompt in asked.values():
+            new.append(written(self, prompt, options, self.seed, self.written_before(prompt)))
+            generated()
+        endings = self.encode(new, max_length=None)
+        for (i, (source, prompt)), ending in zip(asked.items(), endings, strict=True):
+            found[i] = self.explained([self.fitted(source, prompt, ending)])
+        return [found[i] for i in range(len(found))]
+
+    def explained(self, read: Sequence[Continued | FastshapError]) -> Prepared | FastshapError:
+        """What is explained of a target, or of the two of a contrast."""
+        span: Any = self.settings.span
+        good = [one for one in read if isinstance(one, Continued)]
+        if len(good) < len(read):
+            return next(one for one in read if isinstance(one, FastshapError))
+        if len(good) == 2:
+            return InvalidArgumentError("A contrast is no span; leave out span.") if span else self._contrast(*good)
+        prompt, ending = good[0]
+        encoded, first = self.row(prompt, ending)
+        if not span:
+            return each_of(encoded, torch.tensor(ending.input_ids, device="cpu"), ending.tokens, first)
+        bare = ending.text.lstrip()
+        shift = len(ending.text) - len(bare)
+        spans = [(0, len(bare))] if span is True else span
+        rows = [[max(a, start + shift) < min(b, end + shift) for a, b in ending.offsets] for start, end in spans]
+        if not all(map(any, rows)):
+            return InvalidArgumentError(
+                f"A span holds no token of the target, which has {len(bare)} characters: {bare!r}."
+            )
+        names = [bare[start:end].strip() for start, end in spans]
+        places = torch.arange(first - 1, first - 1 + len(ending), device="cpu")
+        scope = Scope(places, joined=torch.tensor(rows, device="cpu").float())
+        return sums_of(Prepared(encoded, torch.tensor(ending.input_ids, device="cpu"), names, scope=scope))
+
+    def _contrast(self, one: Continued, other: Continued) -> Prepared | FastshapError:
+        """The first tokens in which two targets differ, behind what they have in common."""
+        ours, theirs = one.ending.input_ids, other.ending.input_ids
+        same = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
+        if same is None or one.prompt.input_ids != other.prompt.input_ids:
+            return InvalidArgumentError(
+                f"{one.ending.text!r} and {other.ending.text!r} have no token in which they differ, as one begins with the "
+                "other; contrast texts that part ways."
+            )
+        encoded, first = self.row(one.prompt, beginning(one.ending, same + 1))
+        pair = torch.tensor([ours[same], theirs[same]], device="cpu")
+        names = [contrasted(one.ending.text.strip(), other.ending.text.strip())]
+        place = torch.tensor([first + same - 1] * 2, device="cpu")
+        return sums_of(
+            Prepared(encoded, pair, names, scope=Scope(place, joined=torch.tensor([[1.0, -1.0]], device="cpu")))
+        )
+
+    def written_before(self, prompt: Any) -> int:
+        """How many tokens of what the model writes are no target: the input's."""
+        return len(prompt) if isinstance(prompt, Encoded) else 0
+
+    @abstractmethod
+    def row(self, prompt: Encoded, ending: Encoded) -> tuple[Encoded, int]:
+        """A row of an input and the target that follows it, and the place of the target's first token there."""
+
+    def kept(self, prepared: Prepared) -> dict[str, Tensor]:
+        """Of sums, where their targets are."""
+        positions = prepared.scope.positions
+        return {} if prepared.scope.joined is None or positions is None else {POSITIONS: positions}
+
+    def readable(self, tokenised: Any) -> Iterator[Encoded]:
+        found, asked, _ = tokenised
+        yield from (one.encoded for one in found.values() if isinstance(one, Prepared))
+        yield from (prompt for _, prompt in asked.values() if isinstance(prompt, Encoded))
+
+    def check_options(self, options: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        return checked_options(self, options)
+
+    def expected_scores(self, options: Mapping[str, Any]) -> int:
+        count: int = options.get("max_new_tokens", 1)
+        return count
+
+    def spelled_targets(self, words: Sequence[str | int] | None, count: int) -> Any:
+        """One text that follows each."""
+        if words and len(words) > 1:
+            raise InvalidArgumentError("A language model takes one target, the text that follows.")
+        return list(words) * count if words else None
+
+    def serves_all(self, targets: Any) -> bool:
+        """Each input has a target of its own; one contrast may serve all."""
+        return isinstance(targets, Contrast)
+
+    def entries(self, targets: Any) -> Iterator[Any]:
+        try:
+            return sources(targets, of_targets=True)
+        except InvalidTypeError:
+            raise InvalidTypeError(
+                f"Generation targets are None (the model generates them) or, for each input, None, {KINDS}; got "
+                f"{type(targets).__name__}."
+            ) from None
+
+    def split_targets(self, targets: Any, count: int) -> list[Any] | None:
+        """None, one contrast, or a text, token ids, a contrast or None for each input."""
+        if targets is None:
+            return None
+        if isinstance(targets, Contrast):
+            return [targets] * count
+        each = list(self.entries(targets))
+        if len(each) != count:
+            raise InvalidArgumentError(
+                f"{there_are(count, 'input')} but {counted(len(each), 'target')}; give one for each input."
+            )
+        return each
 
     def with_targets(self, sources: Sequence[Any], targets: Sequence[Any]) -> list[Continued | FastshapError]:
         """Inputs with the targets that follow them; what is wrong with one stands in its place."""
@@ -134,6 +273,24 @@ class Continuing(Task):
             )
         (cut,) = self.prompts([source], room)
         return cut
+
+
+def each_of(encoded: Encoded, targets: Tensor, names: list[str], first: int) -> Prepared:
+    """Each token of a target, the first at a row's place ``first``: the token before predicts it, and it sees none behind."""
+    length, count = len(encoded), len(targets)
+    own = torch.arange(first, first + count, device="cpu")
+    hidden = torch.arange(length, device="cpu") >= own[:, None]
+    return Prepared(encoded, targets, names, scope=Scope(own - 1, hidden, range(first, first + count)))
+
+
+def sums_of(prepared: Prepared) -> Prepared:
+    """Sums of targets' scores: each depends on no token behind the last place that it is read at."""
+    positions, joined = prepared.scope.positions, prepared.scope.joined
+    assert positions is not None
+    assert joined is not None
+    last = positions.expand_as(joined).where(joined != 0, -1).amax(1, keepdim=True)
+    hidden = torch.arange(len(prepared.encoded), device="cpu") > last
+    return dataclasses.replace(prepared, scope=Scope(positions, hidden, joined=joined))
 
 
 def _stripped(prompt: str) -> str:

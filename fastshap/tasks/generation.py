@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastshap.checks import counted, there_are
 from fastshap.engine.packing import Call
 from fastshap.engine.run import backward_only_once
-from fastshap.errors import (
-    FastshapError,
-    InvalidArgumentError,
-    InvalidTypeError,
-    UnsupportedModelError,
-)
-from fastshap.tasks.base import POSITIONS, Predict, Prepared, Shown
-from fastshap.tasks.continuations import Continued, Continuing
+from fastshap.errors import FastshapError, UnsupportedModelError
+from fastshap.tasks.base import Prepared, Shown
+from fastshap.tasks.continuations import Continuing, each_of, sums_of
 from fastshap.tasks.heads import Way, full_logits, head_of, kept_logits, output_layer, target_logits
 from fastshap.tasks.layout import masked
 from fastshap.tasks.subject import takes
 from fastshap.tasks.trial import Judge, Ran, ToLogits, as_written, far, leaks, points, ran
-from fastshap.tasks.writing import checked_options, written
-from fastshap.text.encode import Encoded, join, until
-from fastshap.text.groups import Scope
-from fastshap.text.inputs import KINDS, sources
+from fastshap.text.encode import Encoded, join
 from fastshap.types import InferenceModes
-from fastshap.types.targets import Contrast, contrasted
 
 _TRIED = 8  # tokens, at least, on which the ways to the logits are compared
 
@@ -42,9 +32,10 @@ class GenerationTask(Continuing):
     class_endings = ("ForCausalLM", "LMHeadModel")
     auto_class = "AutoModelForCausalLM"
     explains = "causal language models, which predict the next token from text alone"
-    shown = Shown(targets="generated", segments=("prompt", "generated"), map_axes=("generated", "drew on"))
+    shown = Shown("generated", segments=("prompt", "generated"), map_axes=("generated", "drew on"), reads_on=True)
     writes_targets = True
     takes_spans = True
+    takes_chats = True
     steadiest_mode = "softmax"
     keeps_positions = False  # the targets are a text's last tokens
     _way: Way = staticmethod(full_logits)  # until the model has been tried
@@ -160,158 +151,19 @@ class GenerationTask(Continuing):
         way = self._way if (head_of(model),) == self._tried_head else full_logits
         return self._picked(way(model, self.given(call), self._options), call)
 
-    def tokenised(self, sources: Sequence[Any], targets: Sequence[Any] | None, options: Mapping[str, Any]) -> Any:
-        targets = [None] * len(sources) if targets is None else targets
-        both = [(target.target, target.other) if isinstance(target, Contrast) else (target,) for target in targets]
-        pairs = [(source, one) for source, some in zip(sources, both, strict=True) for one in some if one is not None]
-        each = iter(self.with_targets([source for source, _ in pairs], [one for _, one in pairs]))
-        read = {i: [next(each) for _ in some] for i, some in enumerate(both) if some != (None,)}
-        found = {i: self._explained(some) for i, some in read.items()}
-        asked = {i: source for i, source in enumerate(sources) if i not in found}
-        options = options or (self.check_options(None) if asked else {})
-        prompts = self.with_room([*asked.values()], self.prompts([*asked.values()]), options)
-        return found, dict(zip(asked, zip(asked.values(), prompts, strict=True), strict=True)), options
-
-    def prepare(
-        self,
-        tokenised: Any,
-        targets: Sequence[Any] | None,
-        predict: Predict,
-        options: Mapping[str, Any],
-        generated: Callable[[], None],
-    ) -> list[Prepared | FastshapError]:
-        found, asked, options = tokenised
-        new = []
-        for _, prompt in asked.values():
-            new.append(written(self, prompt, options, self.seed))
-            generated()
-        endings = self.encode(new, max_length=None)
-        for (i, (source, prompt)), ending in zip(asked.items(), endings, strict=True):
-            found[i] = self._explained([self.fitted(source, prompt, ending)])
-        return [found[i] for i in range(len(found))]
-
-    def _explained(self, read: Sequence[Continued | FastshapError]) -> Prepared | FastshapError:
-        """What is explained of a target, or of the two of a contrast."""
-        span: Any = self.settings.span
-        good = [one for one in read if isinstance(one, Continued)]
-        if len(good) < len(read):
-            return next(one for one in read if isinstance(one, FastshapError))
-        if len(good) == 2:
-            return InvalidArgumentError("A contrast is no span; leave out span.") if span else _contrast(*good)
-        prompt, ending = good[0]
-        targets = torch.tensor(ending.input_ids, device="cpu")
-        whole = _prepared(join(prompt, ending), targets, ending.tokens)
-        if not span:
-            return whole
-        bare = ending.text.lstrip()
-        first = len(ending.text) - len(bare)
-        spans = [(0, len(bare))] if span is True else span
-        rows = [[max(a, start + first) < min(b, end + first) for a, b in ending.offsets] for start, end in spans]
-        if not all(map(any, rows)):
-            return InvalidArgumentError(
-                f"A span holds no token of the target, which has {len(bare)} characters: {bare!r}."
-            )
-        names = [bare[start:end].strip() for start, end in spans]
-        return _sums(whole.encoded, targets, names, _positions(whole), torch.tensor(rows, device="cpu").float())
-
-    def check_options(self, options: Mapping[str, Any] | None) -> Mapping[str, Any]:
-        return checked_options(self, options)
-
-    def expected_scores(self, options: Mapping[str, Any]) -> int:
-        count: int = options.get("max_new_tokens", 1)
-        return count
-
-    def spelled_targets(self, words: Sequence[str | int] | None, count: int) -> Any:
-        """One text that follows each."""
-        if words and len(words) > 1:
-            raise InvalidArgumentError("A language model takes one target, the text that follows.")
-        return list(words) * count if words else None
-
-    def readable(self, tokenised: Any) -> Iterator[Encoded]:
-        found, asked, _ = tokenised
-        yield from (one.encoded for one in found.values() if isinstance(one, Prepared))
-        yield from (prompt for _, prompt in asked.values() if isinstance(prompt, Encoded))
-
-    def kept(self, prepared: Prepared) -> dict[str, Tensor]:
-        """Of sums, where their targets are."""
-        return {} if prepared.scope.joined is None else {POSITIONS: _positions(prepared)}
-
     def again(self, saved: Prepared, kept: Mapping[str, Tensor]) -> Prepared:
         if saved.scope.joined is not None:
-            return _sums(saved.encoded, saved.targets, saved.target_names, _positions(saved), saved.scope.joined)
-        parts = (len(saved.encoded) - len(saved.targets),)
-        return _prepared(dataclasses.replace(saved.encoded, parts=parts), saved.targets, saved.target_names)
+            return sums_of(saved)
+        first = len(saved.encoded) - len(saved.targets)
+        encoded = dataclasses.replace(saved.encoded, parts=saved.encoded.parts or (first,))
+        return each_of(encoded, saved.targets, saved.target_names, first)
+
+    def row(self, prompt: Encoded, ending: Encoded) -> tuple[Encoded, int]:
+        return join(prompt, ending), len(prompt)
 
     def cut_end(self) -> str:
         """The target follows the end, so the beginning goes."""
         return "beginning"
-
-    def serves_all(self, targets: Any) -> bool:
-        """Each input has a target of its own; one contrast may serve all."""
-        return isinstance(targets, Contrast)
-
-    def entries(self, targets: Any) -> Iterator[Any]:
-        try:
-            return sources(targets, of_targets=True)
-        except InvalidTypeError:
-            raise InvalidTypeError(
-                f"Generation targets are None (the model generates them) or, for each input, None, {KINDS}; got "
-                f"{type(targets).__name__}."
-            ) from None
-
-    def split_targets(self, targets: Any, count: int) -> list[Any] | None:
-        """None, one contrast, or a text, token ids, a contrast or None for each input."""
-        if targets is None:
-            return None
-        if isinstance(targets, Contrast):
-            return [targets] * count
-        each = list(self.entries(targets))
-        if len(each) != count:
-            raise InvalidArgumentError(
-                f"{there_are(count, 'input')} but {counted(len(each), 'target')}; give one for each input."
-            )
-        return each
-
-
-def _prepared(encoded: Encoded, targets: Tensor, target_names: list[str]) -> Prepared:
-    """A text that ends in its targets: the token before predicts each, which depends on none from there on."""
-    length, count = len(encoded), len(targets)
-    first = length - count
-    hidden = torch.ones(count, length, dtype=torch.bool, device="cpu").triu(first)
-    positions = torch.arange(first - 1, length - 1, device="cpu")
-    return Prepared(encoded, targets, target_names, scope=Scope(positions, hidden, range(first, length)))
-
-
-def _positions(prepared: Prepared) -> Tensor:
-    positions = prepared.scope.positions
-    assert positions is not None
-    return positions
-
-
-def _sums(encoded: Encoded, targets: Tensor, names: list[str], positions: Tensor, joined: Tensor) -> Prepared:
-    """Sums of targets' scores: each depends on no token behind the last place that it is read at."""
-    last = positions.expand_as(joined).where(joined != 0, -1).amax(1, keepdim=True)
-    hidden = torch.arange(len(encoded), device="cpu") > last
-    return Prepared(encoded, targets, names, scope=Scope(positions, hidden, joined=joined))
-
-
-def _contrast(one: Continued, other: Continued) -> Prepared | FastshapError:
-    """The first tokens in which two targets differ, behind what they have in common."""
-    ours, theirs = one.ending.input_ids, other.ending.input_ids
-    same = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
-    if same is None or one.prompt.input_ids != other.prompt.input_ids:
-        return InvalidArgumentError(
-            f"{one.ending.text!r} and {other.ending.text!r} have no token in which they differ, as one begins with the other; "
-            "contrast texts that part ways."
-        )
-    shared = until(one.ending, same + 1)
-    whole = join(one.prompt, dataclasses.replace(shared, text=shared.text[: shared.offsets[-1][1]]))
-    place, pair = (
-        torch.tensor([len(whole) - 2] * 2, device="cpu"),
-        torch.tensor([ours[same], theirs[same]], device="cpu"),
-    )
-    names = [contrasted(one.ending.text.strip(), other.ending.text.strip())]
-    return _sums(whole, pair, names, place, torch.tensor([[1.0, -1.0]], device="cpu"))
 
 
 def _goes_on(model: Any) -> bool:

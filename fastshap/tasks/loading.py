@@ -9,11 +9,13 @@ from fastshap.errors import InvalidArgumentError, UnsupportedModelError, Untrain
 from fastshap.models.default import load_default_model
 from fastshap.models.untrained import warn_of_untrained
 from fastshap.tasks.base import Task
-from fastshap.tasks.registry import all_tasks, explained_models
+from fastshap.tasks.registry import all_tasks, explained_models, task_named, wanted_task
 
 
-def task_named_by(model: str | None) -> type[Task] | None:
-    """The task of the architecture in a model's configuration; None if no model, configuration or task is there."""
+def task_named_by(model: str | None, task: str | type[Task] | None = None) -> type[Task] | None:
+    """The ``task`` asked for, or that of the architecture in a model's configuration. None: no such model or task is there."""
+    if task is not None:
+        return task if isinstance(task, type) else task_named(task)
     if model is None:
         return None
     from transformers import AutoConfig
@@ -33,29 +35,30 @@ def _architecture(config: Any) -> str:
     return name
 
 
-def load_pair(model: str | None) -> tuple[Any, Any]:
-    """The model and tokenizer to explain, as the task loads them that the configuration's architecture belongs to.
+def load_pair(model: str | None, task: str | type[Task] | None = None) -> tuple[Any, Any]:
+    """The model and tokenizer to explain, as the task loads them.
 
     Args:
         model: a directory or hub id; None is the model inside the package.
+        task: the task's name or class; None is the task that the configuration's architecture belongs to.
 
     Raises:
         UnsupportedModelError: it holds a model of another kind.
-        InvalidArgumentError: it could not be loaded; the message says why.
+        InvalidArgumentError, InvalidTypeError: it could not be loaded, the message says why; or there is no such task.
     """
+    wanted = None if task is None else wanted_task(task)
     if model is None:
         return load_default_model()
     import transformers
 
     try:
         config = transformers.AutoConfig.from_pretrained(model)
-        task = _task_of(config)
-        if task is not None:
-            kind = getattr(transformers, task.auto_class)
+        if (wanted := wanted or _task_of(config)) is not None:
+            kind = getattr(transformers, wanted.auto_class)
             found: Any = kind.from_pretrained(model, output_loading_info=True)
             loaded, report = found
             tokenizer = transformers.AutoTokenizer.from_pretrained(model)
-            warn_of_untrained(loaded, {*report["missing_keys"], *map(str, report["mismatched_keys"])})
+            warn_of_untrained(loaded, wanted.read_of([*report["missing_keys"], *map(str, report["mismatched_keys"])]))
             return loaded, tokenizer
     except UntrainedHeadWarning:  # where warnings are errors
         raise

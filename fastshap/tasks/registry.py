@@ -15,10 +15,14 @@ from fastshap.tasks.base import Shown, Task
 from fastshap.tasks.classification import ClassificationTask
 from fastshap.tasks.generation import GenerationTask
 from fastshap.tasks.masked_lm import MaskedLMTask
+from fastshap.tasks.multiple_choice import MultipleChoiceTask
 from fastshap.tasks.question_answering import QuestionAnsweringTask
 from fastshap.tasks.score import ScoreTask
+from fastshap.tasks.seq2seq import Seq2SeqTask
+from fastshap.tasks.similarity import DotSimilarityTask, SimilarityTask
 from fastshap.tasks.subject import unwrapped
 from fastshap.tasks.token_classification import TokenClassificationTask
+from fastshap.tasks.zero_shot import ZeroShotTask
 from fastshap.types import SCORES, InferenceModes, ModelTask, inference_mode_of, name_of_task
 
 if TYPE_CHECKING:
@@ -29,19 +33,22 @@ _Kind = TypeVar("_Kind", bound=type[Task])
 _BUILT_IN: tuple[type[Task], ...] = (
     ClassificationTask,
     GenerationTask,
-    ScoreTask,
+    Seq2SeqTask,
     TokenClassificationTask,
     QuestionAnsweringTask,
     MaskedLMTask,
+    SimilarityTask,
+    DotSimilarityTask,
+    MultipleChoiceTask,
+    ZeroShotTask,
+    ScoreTask,
 )
 _registered: list[type[Task]] = []
 
 # What a model does, by the ending of its class name in transformers.
 _OTHERS = {
-    "ForMultipleChoice": "chooses among texts",
     "ForNextSentencePrediction": "tells whether a sentence follows another",
     "ForPreTraining": "is made for pre-training",
-    "Model": "gives hidden states and no scores",
 }
 
 
@@ -116,7 +123,7 @@ def task_for(
     """The task of a model: the one that is ``named``, or by the model's class name, or by what it does."""
     kind = kind_of(model, ScoreTask if named is None and settings.score is not None else named)
     own: Any = unwrapped(model)
-    warn_of_untrained(own, newly_initialised(own))
+    warn_of_untrained(own, kind.read_of(newly_initialised(own)))
     return kind(model, tokenizer, settings)
 
 
@@ -144,7 +151,7 @@ def kind_of(model: Any, named: str | type[Task] | None) -> type[Task]:
     own: Any = unwrapped(model)
     name = type(own).__name__
     makes = getattr(own, "output_modalities", ("text",))
-    wanted = all_tasks() if named is None else (_of_name(named),)
+    wanted = all_tasks() if named is None else (wanted_task(named),)
     for task in wanted if "text" in makes else ():
         if task.serves(own) if named is not None else task.fits(own):
             return task
@@ -160,7 +167,12 @@ def kind_of(model: Any, named: str | type[Task] | None) -> type[Task]:
     )
 
 
-def _of_name(named: Any) -> type[Task]:
+def wanted_task(named: Any) -> type[Task]:
+    """The task that a user asks for, by its name or as its class.
+
+    Raises:
+        InvalidArgumentError, InvalidTypeError: there is no such task.
+    """
     if isinstance(named, type) and issubclass(named, Task):
         return named
     if not isinstance(named, str):

@@ -6,6 +6,7 @@ noise and one score. ``Encoded.sequences`` says which tokens, and ``Call.sequenc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,11 @@ import torch
 from torch import Tensor
 
 from fastshap.engine.packing import Call
+from fastshap.errors import FastshapError, InvalidArgumentError
 from fastshap.text.encode import Encoded, join
+
+_OVERLAP = 0.25  # of a window, that the one before holds too
+_LEAST = 4  # tokens of the text in a window
 
 ToOutput = Callable[[Mapping[str, Any]], Tensor]
 
@@ -26,13 +31,22 @@ def of_each(forward: ToOutput, call: Call) -> Tensor:
     """
     assert call.sequences is not None
     rows, count, _ = call.sequences.shape
-    if not call.widths:
+    if not call.apart or min(call.widths) == max(call.widths):
         return forward(_unrolled(call, call.sequences)).unflatten(0, (rows, count))
-    found = []  # padding is not harmless: one sequence after the other
-    for s, width in enumerate(call.widths):
-        part = slice(-width, None) if call.padding_side == "left" else slice(width)
-        found.append(forward(_unrolled(call, call.sequences[:, s : s + 1, part])))
-    return torch.stack(found, 1)
+    # Padding is not harmless: one sequence after the other.
+    return torch.stack([forward(one_of(call, s)) for s in range(count)], 1)
+
+
+def mean_of(each: Tensor) -> Tensor:
+    """(R, classes), of these or of (R, S, classes)."""
+    return each if each.ndim == 2 else each.mean(1)
+
+
+def one_of(call: Call, s: int) -> dict[str, Tensor]:
+    """A model's keyword arguments for one of the sequences: rows (R), as wide as the longest."""
+    assert call.sequences is not None
+    part = slice(-call.widths[s], None) if call.padding_side == "left" else slice(call.widths[s])
+    return _unrolled(call, call.sequences[:, s : s + 1, part])
 
 
 def _unrolled(call: Call, columns: Tensor) -> dict[str, Tensor]:
@@ -61,3 +75,26 @@ def joined(parts: Sequence[Encoded], sequences: Sequence[Sequence[int]]) -> Enco
     places = [range(start, start + len(part)) for start, part in zip(starts, parts, strict=True)]
     each = tuple([place for number in numbers for place in places[number]] for numbers in sequences)
     return whole.with_sequences(each)
+
+
+def in_windows(encoded: Encoded | FastshapError, limit: int) -> Encoded | FastshapError:
+    """A text of more than ``limit`` tokens as overlapping windows of equal size, each with the template's tokens around it.
+
+    They are as few as hold all of the text, if each shares a quarter with the one before.
+    """
+    if isinstance(encoded, FastshapError) or len(encoded) <= limit:
+        return encoded
+    if encoded.parts:
+        return InvalidArgumentError(
+            "Only a single text can be read in windows; cut the pair or the conversation yourself."
+        )
+    special, length = encoded.special, len(encoded)
+    first = next(i for i in range(length) if not special[i])
+    last = next(i for i in range(length, 0, -1) if not special[i - 1])
+    size = limit - first - (length - last)
+    if size < _LEAST:
+        return InvalidArgumentError(f"The model takes {limit} tokens, which leaves no room for windows.")
+    count = math.ceil((last - first - size) / (size * (1 - _OVERLAP))) + 1
+    starts = [first + round(i * (last - first - size) / (count - 1)) for i in range(count)]
+    around = [*range(first)], [*range(last, length)]
+    return encoded.with_sequences(tuple([*around[0], *range(at, at + size), *around[1]] for at in starts))

@@ -31,7 +31,9 @@ _Found = TypeVar("_Found")
 class Subject:
     """A model with its tokenizer, as a task runs it."""
 
-    takes_pairs: ClassVar[bool] = False
+    takes_pairs: ClassVar[bool] = False  # whether a text may be a pair of texts
+    takes_chats: ClassVar[bool] = False  # whether it may be a conversation
+    writes_targets: ClassVar[bool] = False
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self._model = self._running = model
@@ -97,10 +99,13 @@ class Subject:
         return dataclasses.replace(call, inputs=own_embeddings(call.inputs)) if self.in_place else call
 
     def alone(self, encoded: Encoded) -> tuple[Tensor, dict[str, Tensor]]:
-        """The ids (1, L) of one text, and the model's further inputs."""
+        """The ids (1, L) of one text, or of the first sequence in it, and the model's further inputs."""
         device = device_of(self.model)
-        ids = torch.tensor([encoded.input_ids], device=device)
-        extra = {name: torch.tensor([values], device=device) for name, values in encoded.extra.items()}
+        places = encoded.sequences[0] if encoded.sequences else range(len(encoded))
+        ids = torch.tensor([[encoded.input_ids[i] for i in places]], device=device)
+        extra = {
+            name: torch.tensor([[values[i] for i in places]], device=device) for name, values in encoded.extra.items()
+        }
         return ids, {"attention_mask": torch.ones_like(ids)} | extra
 
     def extra(self) -> list[str]:

@@ -10,22 +10,45 @@ from typing import Any
 
 from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError
 from fastshap.tasks.subject import Subject, takes, unwrapped
+from fastshap.text.chat import encode_chat
 from fastshap.text.encode import EXTRA, Encoded, encode
-from fastshap.text.inputs import Pair, Tokens
+from fastshap.text.inputs import Chat, Choices, Pair, Tokens
 
 
-def encode_for(subject: Subject, sources: Sequence[Any], **options: Any) -> list[Encoded | FastshapError]:
+def encode_for(
+    subject: Subject, sources: Sequence[Any], own_pairs: bool = False, **options: Any
+) -> list[Encoded | FastshapError]:
     """Tokenised texts; what is wrong with a text stands in its place, token ids unknown to the model too.
 
     Args:
+        own_pairs: the task made the pairs itself, whether or not a text may be one.
         options: those of :func:`fastshap.text.encode.encode`.
     """
-    checked = [_fit(subject, source) if isinstance(source, Tokens) else _alone(subject, source) for source in sources]
+    checked = [
+        _fit(subject, source) if isinstance(source, Tokens) else _alone(subject, source, own_pairs)
+        for source in sources
+    ]
+    checked = [
+        encode_chat(subject.tokenizer, one, subject.writes_targets) if isinstance(one, Chat) else one for one in checked
+    ]
     known, foreign = _known(subject), {name for name in EXTRA if not takes(subject.model, name)}
     return [
-        _unknown(known, one.input_ids) or _without(foreign, one) if isinstance(one, Encoded) else one
+        _unknown(known, one.input_ids) or _cut(subject, one) or _without(foreign, one)
+        if isinstance(one, Encoded)
+        else one
         for one in encode(subject.tokenizer, checked, **options)
     ]
+
+
+def _cut(subject: Subject, encoded: Encoded) -> FastshapError | None:
+    """What is wrong with a text that was cut, if none may be."""
+    settings: Any = getattr(subject, "settings", None)
+    if not encoded.truncated or settings is None or settings.long_text != "error":
+        return None
+    return InvalidArgumentError(
+        f"The text has more tokens than the {subject.max_length()} that the model takes; shorten or split it, or use "
+        "long_text='truncate'."
+    )
 
 
 def unknown(subject: Subject, ids: Sequence[int]) -> FastshapError | None:
@@ -48,9 +71,18 @@ def _unknown(known: float, ids: Sequence[int]) -> FastshapError | None:
     )
 
 
-def _alone(subject: Subject, source: Any) -> Any:
-    """A pair only where the task takes pairs."""
-    if not isinstance(source, Pair) or subject.takes_pairs:
+def _alone(subject: Subject, source: Any, own_pairs: bool) -> Any:
+    """A pair only where the task takes pairs; choices are for a task that takes them apart."""
+    if isinstance(source, Choices):
+        return InvalidTypeError(
+            f"A text with choices is for models that choose among them (*ForMultipleChoice); {subject.model_name} reads one "
+            "text."
+        )
+    if isinstance(source, Chat) and not subject.takes_chats:
+        return InvalidTypeError(
+            f"A conversation is for models that answer it, or judge it as a whole; {subject.model_name} reads a text."
+        )
+    if not isinstance(source, Pair) or subject.takes_pairs or own_pairs:
         return source
     return InvalidTypeError(
         f"A pair of texts is one input of a classifier; {subject.model_name} reads one text. Texts that do not belong together "
@@ -61,7 +93,8 @@ def _alone(subject: Subject, source: Any) -> Any:
 def _fit(subject: Subject, source: Tokens) -> Tokens | FastshapError:
     """Token ids that the model can take as they are."""
     limit = subject.max_length()
-    if limit is not None and len(source.ids) > limit:
+    in_windows = getattr(subject, "takes_windows", False) and subject.settings.long_text == "window"  # type: ignore[attr-defined]
+    if limit is not None and len(source.ids) > limit and not in_windows:
         return InvalidArgumentError(
             f"The text has {len(source.ids)} tokens and the model takes {limit}. Pass the string, which is cut to fit, or "
             "cut the token ids where it makes sense."

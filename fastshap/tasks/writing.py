@@ -51,9 +51,9 @@ def checked_options(subject: Subject, options: Mapping[str, Any] | None) -> Mapp
 
 
 def written(
-    subject: Subject, prompt: Encoded | FastshapError, options: Mapping[str, Any], seed: int
+    subject: Subject, prompt: Encoded | FastshapError, options: Mapping[str, Any], seed: int, before: int
 ) -> Tokens | FastshapError:
-    """What the model goes on with, without special tokens at the end."""
+    """What the model goes on with, without special tokens at the end. The first ``before`` tokens that it gives are no part."""
     if isinstance(prompt, FastshapError):
         return prompt
     ids = torch.tensor([prompt.input_ids], device=device_of(subject.model))
@@ -61,7 +61,7 @@ def written(
     limit = subject.max_length()
     if limit is not None:
         given = {name: options[name] for name in ("max_new_tokens", "max_length") if name in options}
-        room = {"max_new_tokens": limit - len(prompt), "max_length": limit}
+        room = {"max_new_tokens": limit - before, "max_length": limit}
         options = {**options, **{name: min(value, room[name]) for name, value in given.items()}}
     with _own_random_numbers(subject, prompt, options, seed), torch.no_grad():
         try:
@@ -74,7 +74,7 @@ def written(
             return InvalidArgumentError(
                 f"The model could not generate a target with {dict(options)}: {type(error).__name__}: {error}"
             )
-    new = out[0, len(prompt) :].tolist()
+    new = out[0, before:].tolist()
     while new and new[-1] in subject.tokenizer.all_special_ids:
         new.pop()
     return Tokens(new) if new else InvalidArgumentError("The model ends the text at once; pass targets of your own.")

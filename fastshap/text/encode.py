@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import marshal
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -80,14 +80,20 @@ def encode(
     texts = [source for source in good if isinstance(source, str)]
     pairs = [source for source in good if isinstance(source, Pair)]
     kinds: list[tuple[type, list[Any]]] = [(str, texts), (Pair, pairs)]
-    options: dict[str, Any] = {"add_special_tokens": add_special_tokens, "return_attention_mask": False}
+    options: dict[str, Any] = {
+        "add_special_tokens": add_special_tokens,
+        "return_attention_mask": False,
+        "verbose": False,
+    }
     if max_length is not None:
         options |= {"truncation": True, "max_length": max_length}
     with _settings_kept(tokenizer, truncation_side):
         encode_texts = _encode_fast if tokenizer.is_fast else _encode_slow
         encoded = {kind: iter(encode_texts(tokenizer, some, options) if some else []) for kind, some in kinds}
         found = [
-            problem or (_encode_ids(tokenizer, source) if isinstance(source, Tokens) else next(encoded[type(source)]))
+            problem
+            or (source if isinstance(source, Encoded) else None)
+            or (_encode_ids(tokenizer, source) if isinstance(source, Tokens) else next(encoded[type(source)]))
             for source, problem in zip(sources, problems, strict=True)
         ]
     return [_with_content(one) if isinstance(one, Encoded) else one for one in found]
@@ -96,6 +102,8 @@ def encode(
 def _problem_with(source: object) -> FastshapError | None:
     if isinstance(source, FastshapError):
         return source
+    if isinstance(source, Encoded):
+        return None
     if isinstance(source, Pair):
         problems = map(_problem_with, source)
         return next((type(one)(f"Of a pair, one text cannot be used. {one}") for one in problems if one), None)
@@ -301,6 +309,22 @@ def until(encoded: Encoded, end: int) -> Encoded:
     }
     extra = {name: values[:end] for name, values in encoded.extra.items()}
     return _replaced(encoded, **changes, extra=extra, parts=tuple(first for first in encoded.parts if first < end))
+
+
+def beginning(encoded: Encoded, end: int) -> Encoded:
+    """The tokens before ``end``, with their part of the text."""
+    cut = until(encoded, end)
+    return _replaced(cut, text=cut.text[: max((last for _, last in cut.offsets), default=0)])
+
+
+def without(encoded: Encoded, places: Collection[int]) -> Encoded:
+    """All tokens of a text of one part but some; the text stays as it is."""
+    kept = [i for i in range(len(encoded)) if i not in places]
+    names = ("input_ids", "special", "offsets", "tokens", "words")
+    changes: dict[str, Any] = {name: [getattr(encoded, name)[i] for i in kept] for name in names}
+    return _replaced(
+        encoded, **changes, extra={name: [values[i] for i in kept] for name, values in encoded.extra.items()}
+    )
 
 
 def after(encoded: Encoded, start: int) -> Encoded:

@@ -17,8 +17,10 @@ from torch import Tensor
 from fastshap import ops
 from fastshap.ops.transfer import to_device
 from fastshap.text.encode import Encoded, first_visible
+from fastshap.text.own_groups import keys_of
 from fastshap.text.words import unspaced, word_starts
 from fastshap.types import Granularity, GranularityAggregationStrategy
+from fastshap.types.grouping import OwnGroups
 
 _CLOSING = "\"'”’»)\\]"
 _WIDE_CLOSING = "”’」』）】》〉"
@@ -74,7 +76,7 @@ class Grouping:
     def __init__(
         self,
         encoded: Encoded,
-        granularity: Granularity,
+        granularity: Granularity | OwnGroups,
         strategy: GranularityAggregationStrategy,
         backend: str = "auto",
         joins: bool = False,
@@ -277,14 +279,18 @@ def _flat_on_host(members: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     return np.fromiter(itertools.chain.from_iterable(members), np.int64, offsets[-1]), offsets
 
 
-def groups(encoded: Encoded, granularity: Granularity) -> tuple[list[list[int]], list[str]]:
+def groups(encoded: Encoded, granularity: Granularity | OwnGroups) -> tuple[list[list[int]], list[str]]:
     """The token indices of every element, in reading order, and the elements as the text shows them."""
     members = members_of(encoded, granularity)
     return members, [_shown(encoded, member) for member in members]
 
 
-def members_of(encoded: Encoded, granularity: Granularity) -> list[list[int]]:
-    """The token indices of every element, in reading order. No element holds tokens of two parts of the text."""
+def members_of(encoded: Encoded, granularity: Granularity | OwnGroups) -> list[list[int]]:
+    """The token indices of every element, in reading order. No element holds tokens of two parts of the text.
+
+    Raises:
+        InvalidArgumentError, InvalidTypeError: groups of one's own do not fit the text.
+    """
     if granularity is Granularity.ALL_TOKENS:
         return [[i] for i in range(len(encoded))]
     if granularity is Granularity.TOKEN:
@@ -313,8 +319,10 @@ def span(encoded: Encoded, member: list[int]) -> tuple[int, int]:
     return min(encoded.offsets[i][0] for i in member), max(encoded.offsets[i][1] for i in member)
 
 
-def _keys(encoded: Encoded, granularity: Granularity) -> Sequence[Any]:
+def _keys(encoded: Encoded, granularity: Granularity | OwnGroups) -> Sequence[Any]:
     """What tokens of one element have in common, growing along the text; None for special tokens."""
+    if isinstance(granularity, OwnGroups):
+        return keys_of(encoded, granularity)
     if granularity is Granularity.WORD:
         return _word_keys(encoded)
     return (

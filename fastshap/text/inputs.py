@@ -14,14 +14,14 @@ from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeErro
 from fastshap.types.targets import Contrast
 
 KINDS = (
-    "a string, a tuple of two strings (a pair), token ids (a list or an integer tensor), a mapping of tensors with input_ids "
-    "as a tokenizer returns it, or an iterable of these"
+    "a string, a tuple of two strings (a pair), a list of messages (a conversation), token ids (a list or an integer tensor), "
+    "a mapping of tensors with input_ids as a tokenizer returns it, or an iterable of these"
 )
 _SEVERAL = (
     "Several strings stand where one text is expected. A pair of texts is a tuple of two strings, (first, second). Texts that "
     "do not belong together stand in one list."
 )
-_PAIR_KEYS = {"text", "text_pair"}
+_PAIR_KEYS, _CHOICE_KEYS = {"text", "text_pair"}, {"text", "choices"}
 _OF_TARGETS = (type(None), FastshapError, Contrast)
 _HANDLED = ("input_ids", "attention_mask", "special_tokens_mask", "token_type_ids")
 
@@ -44,12 +44,43 @@ class Pair(NamedTuple):
     second: str
 
 
-Source = str | Pair | Tokens
+class Choices(NamedTuple):
+    """A text, and what may follow it: of these the model chooses."""
+
+    text: str
+    choices: tuple[str, ...]
+
+
+class Chat(NamedTuple):
+    """A conversation: a role and what it says, for each message."""
+
+    messages: tuple[tuple[str, str], ...]
+
+    @property
+    def as_mappings(self) -> list[dict[str, str]]:
+        """As a tokenizer's template takes it."""
+        return [{"role": role, "content": content} for role, content in self.messages]
+
+
+Source = str | Pair | Choices | Chat | Tokens
+
+
+def spelled(source: Any) -> str:
+    """The texts of an entry, a line each; an empty string for one that is no text."""
+    if isinstance(source, Choices):
+        return "\n".join((source.text, *source.choices))
+    if isinstance(source, Chat):
+        return "\n".join(content for _, content in source.messages)
+    return source if isinstance(source, str) else "\n".join(source) if isinstance(source, Pair) else ""
 
 
 def is_one_text(model_inputs: Any) -> bool:
     """Whether it is a single text, not a list of texts."""
-    return isinstance(model_inputs, str) or (_is_ids(model_inputs) and not _has_rows(model_inputs))
+    return (
+        isinstance(model_inputs, str)
+        or _is_chat(model_inputs)
+        or (_is_ids(model_inputs) and not _has_rows(model_inputs))
+    )
 
 
 def sources(model_inputs: Any, of_targets: bool = False) -> Iterator[Any]:
@@ -65,7 +96,7 @@ def sources(model_inputs: Any, of_targets: bool = False) -> Iterator[Any]:
     Raises:
         InvalidTypeError: ``model_inputs`` as a whole cannot hold texts.
     """
-    if isinstance(model_inputs, str | Mapping) or _is_ids(model_inputs):
+    if isinstance(model_inputs, str | Mapping) or _is_ids(model_inputs) or _is_chat(model_inputs):
         return _entry(model_inputs)
     if hasattr(model_inputs, "columns") and hasattr(model_inputs, "iloc"):
         raise InvalidTypeError("model_inputs is a table; pass one of its columns, for instance table['text'].")
@@ -84,7 +115,9 @@ def sources(model_inputs: Any, of_targets: bool = False) -> Iterator[Any]:
 
 def _entry(entry: Any) -> Iterator[Any]:
     try:
-        if isinstance(entry, str | Pair | Tokens):
+        if _is_chat(entry):
+            yield _chat_of(entry)
+        elif isinstance(entry, str | Pair | Choices | Tokens):
             yield entry
         elif isinstance(entry, tuple) and len(entry) == 2 and all(isinstance(part, str) for part in entry):
             yield Pair(*entry)
@@ -115,11 +148,13 @@ def _holds_text(values: np.ndarray) -> bool:
 def _from_mapping(mapping: Mapping[str, Any]) -> Iterator[Source]:
     if {"role", "content"} <= mapping.keys():
         raise InvalidTypeError(
-            "A mapping with role and content is a message of a chat; make a prompt of the chat first, with "
-            "tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)."
+            "A mapping with role and content is one message of a conversation; a conversation is a list of messages."
         )
     if "text_pair" in mapping:
         yield _pair_of(mapping)
+        return
+    if "choices" in mapping:
+        yield _choices_of(mapping)
         return
     if "input_ids" not in mapping:
         raise InvalidTypeError(
@@ -142,12 +177,42 @@ def _from_mapping(mapping: Mapping[str, Any]) -> Iterator[Source]:
         )
 
 
+def _is_chat(value: Any) -> bool:
+    """A list of messages, each with a role and its content."""
+    return (
+        isinstance(value, list | tuple)
+        and bool(value)
+        and all(isinstance(one, Mapping) and {"role", "content"} <= one.keys() for one in value)
+    )
+
+
+def _chat_of(messages: Any) -> Chat:
+    for number, one in enumerate(messages):
+        if not isinstance(one["role"], str) or not isinstance(one["content"], str):
+            raise InvalidTypeError(
+                f"Message {number} of a conversation must have a role and a content that are strings; got "
+                f"{_kind_of(one['content'])} as content."
+            )
+    return Chat(tuple((one["role"], one["content"]) for one in messages))
+
+
 def _pair_of(mapping: Mapping[str, Any]) -> Pair:
     if mapping.keys() == _PAIR_KEYS and all(isinstance(one, str) for one in mapping.values()):
         return Pair(mapping["text"], mapping["text_pair"])
     raise InvalidTypeError(
         "A pair as a mapping holds text and text_pair, a string each, and nothing else; got the keys "
         f"{', '.join(map(str, mapping))}. Columns of many pairs go together as zip(firsts, seconds)."
+    )
+
+
+def _choices_of(mapping: Mapping[str, Any]) -> Choices:
+    given = mapping["choices"]
+    are_strings = isinstance(given, list | tuple) and all(isinstance(one, str) for one in (mapping.get("text"), *given))
+    if are_strings and given and mapping.keys() == _CHOICE_KEYS:
+        return Choices(mapping["text"], tuple(given))
+    raise InvalidTypeError(
+        "A text with choices is a mapping of text, a string, and choices, a list of strings, and of nothing else; got the keys "
+        f"{', '.join(map(str, mapping))}."
     )
 
 

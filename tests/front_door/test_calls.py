@@ -429,7 +429,7 @@ def test_one_call_with_the_packaged_model(default_pair):
 
 def test_one_call_with_a_model_by_its_path(bert_pair, tmp_path, monkeypatch):
     loaded, load_pair = [], one_call.load_pair
-    monkeypatch.setattr(one_call, "load_pair", lambda name: loaded.append(name) or load_pair(name))
+    monkeypatch.setattr(one_call, "load_pair", lambda name, task: loaded.append(name) or load_pair(name, task))
     one_call._explainer.cache_clear()
     for part in bert_pair:
         part.save_pretrained(tmp_path)

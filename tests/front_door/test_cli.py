@@ -155,8 +155,11 @@ def test_every_parameter_is_an_option(default_pair):
         "batch_size": 2,
         "on_error": "raise",
         "backend": "torch",
+        "task": "classification",
+        "threshold": 0.25,
     }
-    assert set(signature) - set(options) == {"model", "tokenizer", "return_convergence_delta"}
+    elsewhere = {"model", "tokenizer", "return_convergence_delta", "score", "span"}  # a function; for language models
+    assert set(signature) - set(options) == elsewhere
     arguments = []
     for name, value in options.items():
         flag = name.replace("_", "-")
@@ -184,6 +187,27 @@ def test_baselines_of_the_shell(tmp_path):
     assert "holds no text" in run("--background", str(path), "fine", code=2).stderr
     path.write_bytes(b"\xff\xfe\xfa")
     assert "not UTF-8" in run("--background", str(path), "fine", code=2).stderr
+
+
+def test_pairs(tmp_path, default_pair, llama_pair):
+    """One second text for all, or one for each."""
+    firsts, seconds = ("A gorgeous film.", "not good"), ("The ending is dull.", "ok")
+    explainer = fastshap.GradientShap(*default_pair, "auto", n_perturbations=4)
+    few = ("--json", "--n-perturbations", "4")
+    for given in (seconds, seconds[:1]):
+        lines = run(*few, *(one for second in given for one in ("--pair", second)), *firsts).stdout.splitlines()
+        expected = explainer([*zip(firsts, given * (3 - len(given)), strict=True)])
+        for line, output in zip(lines, expected, strict=True):
+            shown = json.loads(line)
+            assert (shown["text"], shown["segments"]) == (output.text, output.segments)
+            assert shown["attributions"][0] == pytest.approx(output.attributions[0].tolist(), abs=1e-5)
+    assert "A gorgeous film.\nok\npredicted" in run("--pair", "ok", firsts[0]).stdout
+    said = run("--pair", "a", "--pair", "b", "fine", "film", "good", code=2).stderr
+    assert "there are 3 texts and 2 of --pair" in said
+    for part in llama_pair:
+        part.save_pretrained(tmp_path)
+    said = run("--model", str(tmp_path), "--pair", "a", "fine", code=2).stderr
+    assert "--pair is for a model that reads pairs of texts; LlamaForCausalLM reads one text" in said
 
 
 def test_texts_from_files_and_standard_input(tmp_path):

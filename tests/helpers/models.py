@@ -3,6 +3,8 @@
 The classes of transformers take seconds to import: each function imports its own.
 """
 
+import copy
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -25,6 +27,13 @@ def bert(vocabulary):
         initializer_range=0.3,
     )
     return BertForSequenceClassification(config).eval()
+
+
+def typed(tokenizer):
+    """The same tokenizer, which tells the two texts of a pair apart by token_type_ids."""
+    found = copy.deepcopy(tokenizer)
+    found.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    return found
 
 
 def byte_tokenizer():

@@ -722,7 +722,7 @@ class Failing:
     def __init__(self):
         self.everywhere = False
 
-    def __call__(self, name):
+    def __call__(self, name, task):
         model, tokenizer = fastshap.load_default_model()
         token = tokenizer("terrible", add_special_tokens=False)["input_ids"][0]
         embedding = model.get_input_embeddings().weight[token].detach().clone()

@@ -1,4 +1,4 @@
-"""A parameter is stated once: one that is invented in fastshap/settings.py alone is found everywhere."""
+"""A parameter is stated once: one that is invented in fastshap/settings/__init__.py alone is found everywhere."""
 
 import dataclasses
 import os
@@ -96,7 +96,7 @@ assert any('"warmth"' in text for text in copies().values())
 def test_an_invented_parameter_is_found_everywhere(tmp_path):
     for room in ("fastshap", "kernels", "tools", "docs"):
         shutil.copytree(ROOT / room, tmp_path / room, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    stated = tmp_path / "fastshap" / "settings.py"
+    stated = tmp_path / "fastshap" / "settings" / "__init__.py"
     text = stated.read_text()
     assert text.count("    def __post_init__") == 1
     stated.write_text(text.replace("    def __post_init__", FIELD))
@@ -127,7 +127,7 @@ def test_nobody_else_states_a_parameter():
         if "path_density" in path.read_text()
     }
     assert uses == {
-        *("settings.py", "explainer.py", "sampling.py", "engine/rounds.py"),  # explainer: for type checkers
+        *("settings/__init__.py", "explainer.py", "sampling.py", "engine/rounds.py"),  # explainer: for type checkers
         *("checks.py", "one_call.py", "__init__.py"),  # its check, and the function that finds its numbers
     }
 

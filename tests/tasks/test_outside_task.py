@@ -8,6 +8,7 @@ from transformers import BertConfig, BertForMaskedLM
 from typer.testing import CliRunner
 
 import fastshap
+from fastshap import one_call
 from fastshap.cli import app
 from fastshap.output.render.page import article
 from fastshap.reference import normals
@@ -299,3 +300,30 @@ def test_tasks_from_outside_are_asked_first(registered, bert_pair):
         name = "ours"
 
     assert isinstance(fastshap.GradientShap(*bert_pair).task, Ours)
+
+
+def test_a_model_is_loaded_for_the_task_asked_for(registered, pair, tmp_path):
+    """A checkpoint that two tasks can load: by its own architecture, or as the task that is asked for loads it."""
+    for part in pair:
+        part.save_pretrained(tmp_path / "model")
+    (own,) = fastshap.explain(TEXTS[0], tmp_path / "model", n_perturbations=2)
+    assert own.model_task == "filling_in"
+    for asked in ("classification", fastshap.tasks.task_named("classification")):
+        one_call._explainer.cache_clear()
+        with pytest.warns(fastshap.UntrainedHeadWarning):
+            (other,) = fastshap.explain(TEXTS[0], tmp_path / "model", task=asked, n_perturbations=2)
+        assert other.model_task is fastshap.ModelTask.CLASSIFICATION
+    (again,) = fastshap.explain(TEXTS[0], tmp_path / "model", n_perturbations=2)  # not the other task's explainer
+    assert again.model_task == "filling_in"
+    batch = fastshap.BatchExplainer(tmp_path / "model", task="nothing")
+    for call in (lambda: fastshap.explain("fine", tmp_path / "model", task="nothing"), lambda: batch({"text": "fine"})):
+        with pytest.raises(fastshap.InvalidArgumentError, match="no task named 'nothing'"):
+            call()
+    with pytest.raises(fastshap.UnsupportedModelError, match="task='classification' is for"):
+        fastshap.explain(TEXTS[0], pair[0], tokenizer=pair[1], task="classification")
+    arguments = ["explain", "--json", "--n-perturbations", "2", "--model", str(tmp_path / "model"), TEXTS[0]]
+    done = CliRunner().invoke(app, [*arguments, "--task", "filling_in"])
+    assert json.loads(done.stdout)["task"] == "filling_in"
+    refused = CliRunner().invoke(app, [*arguments, "--task", "nothing"])
+    assert refused.exit_code == 2
+    assert "no task named 'nothing'" in refused.stderr

@@ -36,6 +36,7 @@ def explain_dataset(
     *,
     model: str | os.PathLike[str] | None = None,
     text_column: str = "text",
+    pair_column: str | None = None,
     id_column: str = "id",
     resume: bool = False,
     overwrite: bool = False,
@@ -59,6 +60,7 @@ def explain_dataset(
         output: a directory that this process writes.
         model: a directory or hub id that every node, and this process, can load; None is the model inside the package.
         text_column: the column of texts.
+        pair_column: for a model that reads pairs of texts: the column of the second texts.
         id_column: the column of ids, whole numbers or strings, all different.
         resume: keep what an earlier run wrote and explain the rest; begin where there is nothing.
         overwrite: explain everything again. An earlier output stays until the new one is complete, and is then removed.
@@ -80,13 +82,14 @@ def explain_dataset(
     """
     ray = imported(address)
     started = time.monotonic()
-    columns = Columns(id_column, text_column)
-    rows_explainer = BatchExplainer(model, text_column=text_column, keep=(), **settings)
+    columns = Columns(id_column, text_column, pair_column)
+    about: dict[str, Any] = {"text_column": text_column, "pair_column": pair_column, "keep": ()}
+    rows_explainer = BatchExplainer(model, **about, **settings)
     block_rows = checks.whole(rows_per_batch, "rows_per_batch", least=1)
     files = Files(source, columns) if isinstance(source, str | os.PathLike) else None
     found = None if files is None else rows_of_files(files)
     # What cannot work is said before Ray starts. The model is looked at on the CPU and forgotten: the workers have their own.
-    here = BatchExplainer(model, text_column=text_column, keep=(), **settings | {"device": "cpu"})
+    here = BatchExplainer(model, **about, **settings | {"device": "cpu"})
     same, versions = identity(here, columns), here.provenance.versions
     del here
     refuse_unfit(Store(output), same, resume=resume, overwrite=overwrite, redo=redo_changed)

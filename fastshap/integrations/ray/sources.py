@@ -34,10 +34,10 @@ def from_dataset(source: Any, columns: Columns, done: Any) -> Any:
     ray = needed("ray", "ray")
 
     def normal(table: pa.Table) -> pa.Table:
-        found = checked_rows("the Dataset", plain_ids(table.column(columns.id)), strings(table.column(columns.text)))
-        return rest(found, ray.get(done))
+        texts = [strings(table.column(name)) for name in columns.of_texts]
+        return rest(checked_rows("the Dataset", plain_ids(table.column(columns.id)), texts), ray.get(done))
 
-    return source.select_columns([columns.id, columns.text]).map_batches(
+    return source.select_columns([columns.id, *columns.of_texts]).map_batches(
         normal, batch_size=None, batch_format="pyarrow"
     )
 
@@ -59,7 +59,7 @@ def rows_of_dataset(source: Any, columns: Columns) -> InputRows:
     if not hasattr(source, "map_batches"):
         raise InvalidArgumentError(f"The input is a path, or a ray.data.Dataset; got {type(source).__name__}.")
     names = source.columns() or []
-    for name in (columns.id, columns.text):
+    for name in (columns.id, *columns.of_texts):
         if name not in names:
             raise InvalidArgumentError(
                 f"The Dataset has no column {name!r}; it has {', '.join(map(repr, names))}. Name the right ones as id_column "

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TextIO
 from fastshap.output.record import Record
 from fastshap.output.render import style, wording
 from fastshap.output.render.markup import marked, plain
+from fastshap.output.render.parts import parts_of
 from fastshap.output.render.settings import Recipes
 from fastshap.output.visible import named
 from fastshap.tasks import shown
@@ -176,16 +177,41 @@ def view(
     own = next((i for i, score in enumerate(scores) if math.isnan(score)), -1)  # what a target sees ends before itself
     signed = record.reduction == "sum"
     content = []
-    for text, i, chip in stretches:
-        if i is None:
-            content.append(marked(text))
-        elif math.isnan(scores[i]):
-            content.append(_hidden(text, chip, i == own))
-        else:
-            exact = _exact(scores[i], errors[i], signed) + (_MAY_BE_ZERO if unsure[i] else "")
-            content.append(_element(text, chip, _step(scores[i], largest) + (" y" if unsure[i] else ""), exact))
+    for name, part in _told_apart(record, stretches):
+        content.append(f'<p class="q">{plain(name)}</p>' if name else "")
+        shown = []
+        for text, i, chip in part:
+            if i is None:
+                shown.append(marked(text))
+            elif math.isnan(scores[i]):
+                shown.append(_hidden(text, chip, i == own))
+            else:
+                exact = _exact(scores[i], errors[i], signed) + (_MAY_BE_ZERO if unsure[i] else "")
+                shown.append(_element(text, chip, _step(scores[i], largest) + (" y" if unsure[i] else ""), exact))
+        content.append(_sentence("".join(shown)))
     legend = f"<span>{_scale(largest, target, signed)}</span> <span>{_notes(record, t, alone)}</span>"
-    return f'{_sentence("".join(content))}<p class="k">{legend}</p>'
+    return f'{"".join(content)}<p class="k">{legend}</p>'
+
+
+def _told_apart(record: Record, stretches: list[Stretch]) -> Iterator[tuple[str, list[Stretch]]]:
+    """The parts of a text, each with its name; one without a name where there is nothing to tell apart."""
+    parts = parts_of(record)
+    if not parts:
+        yield "", stretches
+        return
+    stretches = list(stretches)
+    places = {one.element: at for at, one in enumerate(stretches) if one.element is not None}
+    starts, rests = [0], []
+    for part in parts[1:]:
+        first = places[part.first]
+        # What stands between two parts: a line's end, and the rest of a text that was cut.
+        between = next(at for at in (first - 1, *range(first, len(stretches))) if stretches[at].element is None)
+        rest, _, beginning = stretches[between].text.rpartition("\n")
+        stretches[between] = Stretch(beginning)
+        starts.append(min(first, between))
+        rests.append([Stretch(rest)])
+    for part, start, end, rest in zip(parts, starts, [*starts[1:], None], [*rests, []], strict=True):
+        yield part.name, stretches[start:end] + rest
 
 
 def _step(score: float, largest: float) -> str:
@@ -241,6 +267,7 @@ def _notes(record: Record, t: int, alone: bool) -> str:
     known = wording.probability(record, t)
     if alone and known is not None and record.target_names[t] != record.predicted_label:
         notes.append(f"probability of this target {known:.3f}")
+    notes += filter(None, [wording.sequences(record)])
     if record.truncated:
         notes.append("the text was cut to what the model takes")
     if any(wording.uncertain(record, t)):

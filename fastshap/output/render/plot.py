@@ -10,12 +10,14 @@ from fastshap.errors import InvalidArgumentError
 from fastshap.extras import needed
 from fastshap.output.record import Record
 from fastshap.output.render import wording
+from fastshap.output.render.parts import parts_of
 from fastshap.output.visible import named, printable
 from fastshap.tasks import shown
 
 # As in the terminal: blue supports the target, orange opposes it.
 FOR, AGAINST = "#2166de", "#d6600a"
 _NEUTRAL = "#d9dce0"  # of what may be zero
+_QUIET = "#5f646b"  # of what tells parts of a text apart
 _PLAIN = "\ngrey: the 95 % interval contains zero"
 _LONGEST = 32  # characters of a label
 
@@ -29,11 +31,19 @@ def plot(record: Record, target: int, top: int, ax: Any, uncertain: bool = False
         return _heat_map(record, axes, ax, uncertain)
     scores = record.attributions[target]
     strongest = scores.abs().argsort(descending=True, stable=True)[: max(1, top)].sort().values
-    errors = record.standard_error[target, strongest].nan_to_num(0)
-    names = [label(record.elements[i]) for i in strongest.tolist()]
+    order = _with_headings(record, strongest.tolist())
+    errors = record.standard_error[target].nan_to_num(0).tolist()
+    values, deviations = (
+        torch.tensor([torch.nan if isinstance(one, str) else column[one] for one in order])
+        for column in (scores.tolist(), errors)
+    )
     unsure = [False] * len(scores) if uncertain else wording.uncertain(record, target)
-    plain = [unsure[i] for i in strongest.tolist()]
-    ax = bars(names, scores[strongest], errors, errors, ax, plain)
+    plain = [not isinstance(one, str) and unsure[one] for one in order]
+    names = [one if isinstance(one, str) else label(record.elements[one]) for one in order]
+    ax = bars(names, values, deviations, deviations, ax, plain)
+    for text, one in zip(ax.get_yticklabels(), order, strict=True):
+        if isinstance(one, str):
+            text.set(fontstyle="italic", color=_QUIET)
     ax.set_title(f"target {label(record.target_names[target])}", parse_math=False, loc="left")
     known = record.degrees_of_freedom > 0
     ax.set_xlabel(
@@ -43,6 +53,16 @@ def plot(record: Record, target: int, top: int, ax: Any, uncertain: bool = False
         parse_math=False,
     )
     return ax
+
+
+def _with_headings(record: Record, elements: list[int]) -> list[int | str]:
+    """Elements, with the name of each part before the first of its own."""
+    order: list[int | str] = list(elements)
+    for part in parts_of(record):
+        first = next((one for one in order if not isinstance(one, str) and part.first <= one < part.end), None)
+        if first is not None:
+            order.insert(order.index(first), part.name)
+    return order
 
 
 def bars(
@@ -101,6 +121,11 @@ def _heat_map(record: Record, axes: tuple[str, str], ax: Any, uncertain: bool) -
     ax.set_yticks(range(rows), [label(name) for name in record.target_names])
     for text in (*ax.get_xticklabels(), *ax.get_yticklabels()):
         text.set_parse_math(False)
+    for part in parts_of(record):
+        middle = (part.first + part.end - 1) / 2
+        ax.text(middle, -0.6, part.name, ha="center", va="bottom", fontstyle="italic", color=_QUIET)
+        if part.first:
+            ax.axvline(part.first - 0.5, color=_QUIET, linewidth=0.8)
     ax.set_ylabel(axes[0])
     ax.set_xlabel(axes[1] + plain.replace("grey", "pale"))
     bar = ax.figure.colorbar(image, ax=ax)

@@ -41,6 +41,7 @@ ARTICLE = """
 & article { position: relative; padding: 1.4em 0; break-inside: avoid }
 & .h { margin-bottom: .5em; font-weight: 600 }
 & .e { margin-bottom: .5em; color: var(--quiet) }
+& .s + .q { margin-top: .5em }
 & .s { font-size: 1.125em; line-height: 2.1; white-space: pre-wrap }
 & .s > [tabindex] {
     padding: .1em 0; border-radius: .2em .2em 0 0; background-clip: padding-box;

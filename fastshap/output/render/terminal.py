@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -13,6 +13,7 @@ from rich.text import Text
 
 from fastshap.output.record import Record
 from fastshap.output.render import wording
+from fastshap.output.render.parts import Part, parts_of
 from fastshap.output.visible import named, printable
 
 # Blue and orange: told apart by people who do not tell red from green.
@@ -45,8 +46,15 @@ def show(output: Record, console: Console | None = None, uncertain: bool = False
         any_plain |= any(unsure)
         looks = [not plain for plain in unsure]
         width = max(20, console.width - 2)
-        for line in _lines(output.elements, row, errors, looks, width, _few_colours if few else _style):
-            console.print(Text("  ").append_text(line), soft_wrap=True)
+        style = _few_colours if few else _style
+        for part in parts_of(output) or [Part("", 0, len(row))]:
+            its = slice(part.first, part.end)
+            words = zip(output.elements[its], row[its], errors[its], looks[its], strict=True)
+            lines = [*_lines(words, wording.largest_of(row), width, style)]
+            if part.name and lines:
+                console.print(Text(f"  {part.name}", style="dim"))
+            for line in lines:
+                console.print(Text("  ").append_text(line), soft_wrap=True)
         if remarks := ", ".join(wording.remainders(output, t, "+.3f")):
             console.print(Text(f"  {remarks}", style="dim"), soft_wrap=True)
     legend = _legend(output, console.color_system is not None, any_plain)
@@ -62,18 +70,17 @@ def lines_of(output: Record) -> str:
 
 
 def _lines(
-    elements: list[str],
-    scores: list[float],
-    errors: list[float],
-    coloured: list[bool],
-    width: int,
-    style: Callable[[float], Style],
+    words: Iterable[tuple[str, float, float, bool]], largest: float, width: int, style: Callable[[float], Style]
 ) -> Iterator[Text]:
-    """Rows of words, of their scores and of the standard errors, as wide as the terminal."""
-    largest = wording.largest_of(scores)
+    """Rows of words, of their scores and of the standard errors, as wide as the terminal.
+
+    Args:
+        words: each with its score, standard error, and whether it has colour.
+        largest: the score of full colour.
+    """
     form = wording.form_of(largest)
     block, used = (Text(), Text(), Text()), 0
-    for element, score, error, has_colour in zip(elements, scores, errors, coloured, strict=True):
+    for element, score, error, has_colour in words:
         if math.isnan(score):
             continue
         shown = printable(" ".join(named(element).split()))
@@ -82,9 +89,9 @@ def _lines(
         if used and used + cell > width:
             yield from (line for line in block if line.plain.strip())
             block, used = (Text(), Text(), Text()), 0
-        words, *numbers = block
-        words.append(shown, style=style(wording.share(score, largest)) if has_colour else Style())
-        words.append(" " * (cell - cell_len(shown)))
+        above, *numbers = block
+        above.append(shown, style=style(wording.share(score, largest)) if has_colour else Style())
+        above.append(" " * (cell - cell_len(shown)))
         for line, number in zip(numbers, below, strict=True):
             line.append(number.ljust(cell), style="dim")
         used += cell
@@ -118,6 +125,7 @@ def _legend(output: Record, coloured: bool, any_plain: bool) -> str:
     ]
     if coloured and any_plain:
         parts.append(wording.of_uncertain(output))
+    parts += filter(None, [wording.sequences(output)])
     if output.truncated:
         parts.append("the text was cut to what the model takes")
     if bool(output.attributions.isnan().any()):

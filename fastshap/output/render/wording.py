@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator
 
 from fastshap.engine.estimate import student_quantile
-from fastshap.output.record import Record
+from fastshap.output.record import SEQUENCES, Record
 from fastshap.output.visible import named
+from fastshap.tasks import shown
 from fastshap.types import Granularity, GranularityAggregationStrategy, InferenceModes
 
 _SCORES = {
@@ -52,6 +53,13 @@ def remainders(record: Record, t: int, form: str) -> Iterator[str]:
         yield f"elsewhere {float(record.unassigned[t]):{form}}"
     if record.convergence_delta is not None:
         yield f"convergence delta {float(record.convergence_delta[t]):{form}}"
+
+
+def sequences(record: Record) -> str | None:
+    """How many windows, say, the model read, where there were several."""
+    name = shown(record.model_task).sequences
+    mask = record.model_inputs_to_explain.get(SEQUENCES) if name else None
+    return None if mask is None else f"mean of {mask.shape[2]} {name}"
 
 
 def prediction(record: Record) -> str | None:

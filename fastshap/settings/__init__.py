@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from fastshap import checks, ops
 from fastshap.errors import InvalidArgumentError
 from fastshap.sampling import SAMPLINGS
+from fastshap.settings.parameter import Parameter, member, parameter, switch, word
 from fastshap.types import (
     Granularity,
     GranularityAggregationStrategy,
     InferenceModes,
     inference_mode_of,
-    member_of,
     mode_of_plain,
     plain_mode,
     plain_score,
@@ -31,58 +30,17 @@ from fastshap.types import (
     score_of_plain,
 )
 from fastshap.types.baselines import BASELINE_SCHEMA, BaselineSet, baseline_of_plain, plain_baseline
+from fastshap.types.grouping import (
+    GRANULARITY_SCHEMA,
+    OwnGroups,
+    granularity_of,
+    granularity_of_plain,
+    plain_granularity,
+)
 
+LONG_TEXTS = ("truncate", "error", "window")
 _MOST_ROUNDS = 64  # of n_perturbations samples, where max_perturbations is not given
 _FLOAT32 = 3.4028234663852886e38  # the largest
-
-
-def _same(value: Any) -> Any:
-    return value
-
-
-class Parameter(NamedTuple):
-    """What is said of one parameter beside its name, type and default."""
-
-    check: Callable[
-        [Any, str], Any
-    ]  # of a value and the parameter's name: the value as it is kept, or an error of ours
-    option: Callable[[str], Any] | None  # its type on the command line, or what reads it; None: it is no option there
-    help: str  # one sentence or two, for the command line and the table in the docs
-    doc: str  # for the docstring
-    schema: Mapping[str, Any]  # JSON schema of its plain form
-    to_plain: Callable[[Any], Any] = _same
-    from_plain: Callable[[Any], Any] = _same
-
-
-def parameter(default: Any, **said: Any) -> Any:
-    """A field of :class:`Settings`; ``said`` are the entries of a :class:`Parameter`."""
-    return dataclasses.field(default=default, metadata={"parameter": Parameter(**said)})
-
-
-def _member(enum: type[Enum], **said: Any) -> dict[str, Any]:
-    """What is said of a parameter that is a member of ``enum``."""
-    return {
-        "check": lambda value, name: member_of(enum, value, name),
-        "option": str,
-        "schema": {"enum": [member.value for member in enum]},
-        "to_plain": lambda member: member.value,
-        "from_plain": enum,
-        **said,
-    }
-
-
-def _word(choices: tuple[str, ...], **said: Any) -> dict[str, Any]:
-    """What is said of a parameter that is one of a few words."""
-    return {
-        "check": lambda value, name: checks.one_of(value, name, choices),
-        "option": str,
-        "schema": {"enum": [*choices]},
-        **said,
-    }
-
-
-def _switch(**said: Any) -> dict[str, Any]:
-    return {"check": checks.flag, "option": bool, "schema": {"type": "boolean"}, **said}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -93,18 +51,21 @@ class Settings:
         InvalidArgumentError, InvalidTypeError: a value cannot be used; the message says what would work.
     """
 
-    granularity: Granularity = parameter(
+    granularity: Granularity | OwnGroups = parameter(
         Granularity.WORD,
-        **_member(
-            Granularity,
-            help="What gets a score: all_tokens, token, word, tokenizer_word, part_sentence or sentence.",
-            doc="ALL_TOKENS, TOKEN, WORD (as people read them), TOKENIZER_WORD (as the tokenizer splits them; interpreto's "
-            "WORD member means this), PART_SENTENCE or SENTENCE; a member or its name.",
-        ),
+        check=granularity_of,
+        option=str,
+        help="What gets a score: all_tokens, token, word, tokenizer_word, part_sentence or sentence.",
+        doc="ALL_TOKENS, TOKEN, WORD (as people read them), TOKENIZER_WORD (as the tokenizer splits them; interpreto's WORD "
+        "member means this), PART_SENTENCE or SENTENCE; a member or its name. Or groups of your own: a list of (start, end) in "
+        "characters of the text, or a function from a text to such a list. What is in no group is in ``unassigned``.",
+        schema=GRANULARITY_SCHEMA,
+        to_plain=plain_granularity,
+        from_plain=granularity_of_plain,
     )
     granularity_aggregation_strategy: GranularityAggregationStrategy = parameter(
         GranularityAggregationStrategy.MEAN,
-        **_member(
+        **member(
             GranularityAggregationStrategy,
             help="How the scores of a word's tokens become one: mean, max, min, sum, signed_max, first or last.",
             doc="MEAN, MAX, MIN, SUM, SIGNED_MAX, FIRST or LAST of a group's token scores; ignored for ALL_TOKENS and TOKEN. "
@@ -123,7 +84,7 @@ class Settings:
     )
     input_x_gradient: bool = parameter(
         True,
-        **_switch(
+        **switch(
             help="Multiply the gradient by the input.",
             doc='multiply the gradient by the input (minus the baseline, for "sum") before it is aggregated. If a model '
             "normalises each embedding first, as BERT does with LayerNorm, the elements of a gradient add up to zero: False "
@@ -162,7 +123,7 @@ class Settings:
     )
     reduction: str = parameter(
         "sum",
-        **_word(
+        **word(
             ops.REDUCTIONS,
             help="sum (signed and additive) or abs_mean (unsigned, as in interpreto).",
             doc='"sum" is signed and additive, as expected gradients are; "abs_mean" is unsigned, as interpreto computes it.',
@@ -170,7 +131,7 @@ class Settings:
     )
     sampling: str = parameter(
         "antithetic",
-        **_word(
+        **word(
             SAMPLINGS,
             help="How samples are drawn: antithetic (pairs, less noise) or iid (independent).",
             doc='"antithetic" (stratified path positions, pairs of opposite noise: fewer samples for the same error) or "iid" '
@@ -235,7 +196,7 @@ class Settings:
     )
     perturb_special_tokens: bool = parameter(
         True,
-        **_switch(
+        **switch(
             help="Also perturb special tokens such as [CLS] and [SEP].",
             doc="False keeps [CLS], [SEP] and the like at their own embeddings, without noise.",
         ),
@@ -282,6 +243,17 @@ class Settings:
         doc="of a model whose classes do not exclude each other (multi-label): a class counts as predicted, and is explained "
         "if no targets are given, from this probability on; if none reaches it, the most probable one does.",
         schema={"type": "number", "minimum": 0, "maximum": 1},
+    )
+
+    long_text: str = parameter(
+        "truncate",
+        **word(
+            LONG_TEXTS,
+            help="A text of more tokens than the model takes: truncate (cut it, and say so), error, or window (a classifier "
+            "reads it in overlapping windows).",
+            doc='of more tokens than the model takes: "truncate" cuts it, sets ``truncated`` and warns once; "error" refuses '
+            'it; "window", for classifiers, explains the mean score of overlapping windows, which hold all of the text.',
+        ),
     )
 
     def __post_init__(self) -> None:
@@ -365,7 +337,7 @@ class HasSettings:
     if TYPE_CHECKING:
         # fmt: off
         # Written by tools/settings.py.
-        granularity: Granularity
+        granularity: Granularity | OwnGroups
         granularity_aggregation_strategy: GranularityAggregationStrategy
         inference_mode: Callable[[Tensor], Tensor]
         input_x_gradient: bool
@@ -382,6 +354,7 @@ class HasSettings:
         score: Callable[[Any, Any], Tensor] | None
         span: bool | tuple[tuple[int, int], ...]
         threshold: float
+        long_text: str
         # End.
         # fmt: on
 
