@@ -60,13 +60,22 @@ TASKS = {
     "generation": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     "seq2seq": auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 }
-HEADINGS = {"pairs": "pair", "zero_shot": "zero-shot", "token_classification": "tokens", "question_answering": "answers"}
+HEADINGS = {
+    "pairs": "pair",
+    "zero_shot": "zero-shot",
+    "token_classification": "tokens",
+    "question_answering": "answers",
+}
 HEADINGS |= {"masked_lm": "masks", "multiple_choice": "choices", "seq2seq": "seq2seq"}
 SAMPLES = 8
 MANY = 60  # samples of the completeness
 TOLERANCE = 1e-5  # of the largest score
 ERRORS = 6  # standard errors that a residual may have
-TEXTS = ["the film was not good at all", "superb", "a dull ending while nobody knew why it began to end so late and why"]
+TEXTS = [
+    "the film was not good at all",
+    "superb",
+    "a dull ending while nobody knew why it began to end so late and why",
+]
 _MASKED = ["the film was not <mask> at all", "<mask>", "a dull ending while nobody <mask> why it began to end so late"]
 
 
@@ -120,7 +129,9 @@ def asked(task):
 def made(task, family, name):
     """The model and its tokenizer."""
     kind = FAMILIES[family]
-    words = tokenizer(task, kind in ("bert", "roberta", "deberta-v2", "distilbert", "electra", "albert", "xlnet", "modernbert"))
+    words = tokenizer(
+        task, kind in ("bert", "roberta", "deberta-v2", "distilbert", "electra", "albert", "xlnet", "modernbert")
+    )
     model = every_class.built(task, kind, name, len(words), labels=2 if task == "question_answering" else 3)
     if task == "zero_shot":
         model.config.id2label = {0: "contradiction", 1: "neutral", 2: "entailment"}
@@ -155,9 +166,7 @@ def verdict(task, family, name):
         found = [apart(explainer(texts, targets, batch_size=size), together) for size in (1, 16)]
         each = targets if isinstance(targets, list) and len(targets) == len(texts) else [targets] * len(texts)
         shared = targets is None or each[0] is targets
-        alone = [
-            explainer([text], targets if shared else [one])[0] for text, one in zip(texts, each, strict=True)
-        ]
+        alone = [explainer([text], targets if shared else [one])[0] for text, one in zip(texts, each, strict=True)]
         found.append(apart(alone, together))
         plain = fastshap.GradientShap(model, words, 1, **common)
         plain.task.find_shortcuts = lambda: None  # every way of its own stays the plain one
@@ -189,10 +198,16 @@ def _residual(model, words, task, text, targets, options):
         return_convergence_delta=True,
         **spans,
     )
-    one = targets if targets is None or isinstance(targets[0], str) and task == "zero_shot" else [targets[0]]
+    one = targets if targets is None or (isinstance(targets[0], str) and task == "zero_shot") else [targets[0]]
     if task in ("generation", "seq2seq"):  # the target has no group of its own
         whole = fastshap.GradientShap(
-            model, words, "auto", n_perturbations=MANY, granularity="all_tokens", return_convergence_delta=True, span=True
+            model,
+            words,
+            "auto",
+            n_perturbations=MANY,
+            granularity="all_tokens",
+            return_convergence_delta=True,
+            span=True,
         )
         (output,) = whole([text], one)
         error = output.standard_error.nan_to_num().square().sum(1).sqrt() * len(output.elements) ** 0.5
@@ -219,9 +234,8 @@ def written(rows):
                 cells.append(f"yes, {why}" if what == "equal" else what or "–")
         lines.append(f"| {family} | {' | '.join(cells)} |")
     lines += ["", *(f"{number}. {why}" for why, number in notes.items()), ""]
-    lines.append(
-        f"Run on {date.today().isoformat()} on a CPU, with transformers {versions['transformers']} and torch {versions['torch']}."
-    )
+    day, libraries = date.today().isoformat(), f"transformers {versions['transformers']} and torch {versions['torch']}"
+    lines.append(f"Run on {day} on a CPU, with {libraries}.")
     page = PAGE.read_text()
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)

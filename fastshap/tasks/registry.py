@@ -108,10 +108,12 @@ def has_classes(model_task: ModelTask | str) -> bool:
     return task is not None and task.targets_are_classes
 
 
-def explained_models() -> str:
-    """The models that there are tasks for."""
-    *others, last = dict.fromkeys(task.explains for task in all_tasks())
-    return ", ".join(others) + (", and " if others else "") + last
+def known_tasks() -> str:
+    """The tasks that there are, and where to read of them, for messages."""
+    names = ", ".join(task.name for task in all_tasks())
+    return (
+        f"fastshap has other tasks: {names}. docs/tasks.md says for which models, docs/adding-a-task.md how to add one"
+    )
 
 
 def task_for(
@@ -162,9 +164,7 @@ def kind_of(model: Any, named: str | type[Task] | None) -> type[Task]:
         does = "is an encoder with a decoder"
     if "text" not in makes:
         does = f"makes {' and '.join(makes)}"
-    raise UnsupportedModelError(
-        f"{name} {does}. fastshap explains {explained_models()}. docs/adding-a-task.md shows how to add a task of your own."
-    )
+    raise UnsupportedModelError(f"{name} {does}. {known_tasks()}.")
 
 
 def wanted_task(named: Any) -> type[Task]:
