@@ -81,7 +81,8 @@ class AttributionExplainer(HasSettings):
                 half finished counts 0.5; ``total`` texts, or None if their number is not known. The call may come from
                 another thread, never from two at a time. If the function raises an error, the call ends with it.
             options: parameters of the explainer for this call alone: all but model, tokenizer and device. The model is not
-                tried again, unless ``inference_mode`` changes.
+                tried again, unless ``inference_mode`` changes. ``both=True`` explains the targets too, where these are texts
+                that are compared with the inputs (similarity): each text and its target become a pair.
 
         Returns:
             n outputs, in the order of the texts.
@@ -95,6 +96,8 @@ class AttributionExplainer(HasSettings):
             NonFiniteError: the model gave NaN or infinite scores or gradients.
             UnsupportedModelError: the model was tried and cannot be explained.
         """
+        if options.pop("both", False):
+            model_inputs, targets = self.task.paired(model_inputs, targets), None
         if options:
             own = self._for_call(options)
             return own.explain(model_inputs, targets, generation_kwargs=generation_kwargs, progress=progress)
@@ -130,6 +133,8 @@ class AttributionExplainer(HasSettings):
             targets: as for :meth:`explain`; a list may be any iterable.
             generation_kwargs, progress, options: as for :meth:`explain`.
         """
+        if options.pop("both", False):
+            model_inputs, targets = self.task.paired(model_inputs, targets), None
         if options:
             own = self._for_call(options)
             return own.iter_explain(model_inputs, targets, generation_kwargs=generation_kwargs, progress=progress)

@@ -69,7 +69,7 @@ def explain(
         raise InvalidTypeError("You passed a tokenizer as targets; write tokenizer=...")
     devices = tuple(checks.devices(settings.pop("device", None)))
     checks.refuse_unknown(
-        settings, OPTIONS, "fastshap.explain", "It takes model, tokenizer, task and device too.", BESIDE
+        settings, {*OPTIONS, "both"}, "fastshap.explain", "It takes model, tokenizer, task and device too.", BESIDE
     )
     if model is None or isinstance(model, str | os.PathLike):
         name = None if model is None else os.fspath(model)
@@ -105,9 +105,10 @@ def warm_up(explainer: GradientShap) -> None:
     options |= _one_round(explainer)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NoiseWarning)  # nobody looks at the scores
-        outputs = explainer.explain(list(_WARM_TEXTS), on_error="record", **options)
+        texts, targets = explainer.task.examples(list(_WARM_TEXTS))
+        outputs = explainer.explain(texts, targets, on_error="record", **options)
         if all(output.error is not None for output in outputs):
-            explainer.explain(_WARM_TEXTS[0], on_error="raise", **options)
+            explainer.explain(texts, targets, on_error="raise", **options)
 
 
 def fit_path_density(

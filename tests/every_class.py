@@ -256,7 +256,7 @@ def shrunk(config, vocabulary, tweaks):
     return given | {name: value for name, value in tweaks.items() if name not in parts}
 
 
-def built(task, kind, name, vocabulary):
+def built(task, kind, name, vocabulary, labels=3):
     """The model, with weights of a size that makes it far from linear, and none of them zero."""
     name, _, variant = name.partition(" ")
     tweaks = dict(TWEAKS.get(kind, {}))
@@ -267,7 +267,7 @@ def built(task, kind, name, vocabulary):
     config = cls(**shrunk(usual, vocabulary, tweaks))
     text = config.get_text_config()
     for one in (config, text):
-        one.num_labels = 3
+        one.num_labels = labels
         one.is_decoder = task == "generation" or getattr(one, "is_decoder", False)
     torch.manual_seed(0)
     model = getattr(transformers, name)(config).eval().float()

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 import transformers
 
-from bench.compare import equal_error, long_list, memory, report, tables, timing, verdicts, work, workloads
+from bench.compare import equal_error, long_list, memory, report, spans, tables, timing, verdicts, work, workloads
 from bench.console import say
 from bench.paths import RESULTS, ROOT
 
@@ -46,6 +46,7 @@ SOURCES = (
     "bench/compare/memory.py",
     "bench/compare/long_list.py",
     "bench/compare/equal_error.py",
+    "bench/compare/spans.py",
 )
 
 
@@ -138,6 +139,8 @@ def measure_workload(name: str, load: Callable[[str], workloads.Workload], plan:
     found["time"] = timed = store.part(
         f"{name}/time", lambda: timing.interleaved(workload(), best, plan.rounds[name], plan.time_cap[name])
     )
+    if name == "d":
+        found["span"] = store.part("d/span", lambda: spans.spans(workload(), min(3, plan.rounds[name])))
     if name in "ab":  # where the target is the predicted class
         found["targets"] = store.part(
             f"{name}/targets", lambda: timing.finding_targets(workload(), best["fastshap"], min(3, plan.rounds[name]))

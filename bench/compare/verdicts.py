@@ -84,6 +84,7 @@ TARGETS = (
     Target("c", "interpreto / fastshap", times("interpreto", "fastshap"), 1.3),
     Target("d", "interpreto / fastshap abs_mean", times("interpreto", "fastshap abs_mean"), 1.8),
     Target("d", "interpreto / fastshap", times("interpreto", "fastshap"), 1.9),
+    Target("d", "a span of 8 tokens / its tokens one by one", lambda parts: float(parts["span"]["ratio"]), 0.35, True),
     Target("p", "interpreto / fastshap", times("interpreto", "fastshap"), 1.9),
     Target("a", f"{SIGNED} fastshap", equal_error("signed"), 3.0, raised=6.5),
     *(Target(name, f"{SIGNED} fastshap", equal_error("signed"), 3.0) for name in "bcd"),

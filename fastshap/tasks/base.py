@@ -71,6 +71,7 @@ class Shown:
     Attributes:
         targets: the name of the switch between an output's targets.
         segments: the names of the parts of a text, where it has several; the last goes for all further ones.
+        score: what the score is that the model itself gives.
         sequences: what the sequences are that the model reads, if that is to be said: "windows".
         map_axes: the names of the rows and columns of a picture of all targets. None: a picture shows one target, as bars.
         reads_on: whether the parts of a text are shown as one text, in which each goes on where the one before ends.
@@ -78,6 +79,7 @@ class Shown:
 
     targets: str = "target"
     segments: tuple[str, ...] = ("first text", "second text")
+    score: str = "logit"
     sequences: str = ""
     map_axes: tuple[str, str] | None = None
     reads_on: bool = False
@@ -250,6 +252,20 @@ class Task(Subject, ABC):
     def expected_scores(self, options: Mapping[str, Any]) -> int:
         """Called with checked options before texts are read: about how many scores a text will have. Sets windows' sizes."""
         return 1
+
+    def paired(self, model_inputs: Any, targets: Any) -> Iterable[Any]:
+        """Called where a call says ``both=True``: returns each text with its target as a pair, which needs no target.
+
+        Raises:
+            InvalidArgumentError: targets are no texts that the model reads.
+        """
+        raise InvalidArgumentError(
+            "both=True is for similarity, where the target is a text too; this task has no such target."
+        )
+
+    def examples(self, texts: Sequence[str]) -> tuple[Any, Any]:
+        """Called by ``warm_up``: texts of no meaning as inputs that this task takes, and targets for them."""
+        return texts, None
 
     # From texts to what is explained, in the order of the calls
 

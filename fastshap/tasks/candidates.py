@@ -14,6 +14,7 @@ from fastshap.checks import counted
 from fastshap.errors import FastshapError, InvalidArgumentError
 from fastshap.tasks.base import Task
 from fastshap.tasks.sequences import joined
+from fastshap.tasks.tokens import refused_if_cut
 from fastshap.text.encode import Encoded, after, beginning, without
 from fastshap.text.inputs import Pair
 
@@ -56,6 +57,8 @@ def _row(task: Task, pairs: Sequence[Encoded | FastshapError], called: str) -> E
             )
         text = without(text, {*(own[:over] if task.cut_end() == "beginning" else own[-over:])})
         text = dataclasses.replace(text, truncated=True)
+        if error := refused_if_cut(task, text):
+            return error
     rest = [_bare(after(one, start)) for one, start in zip(each, starts, strict=True)]
     return joined([text, *rest], [[0, number] for number in range(1, len(rest) + 1)])
 

@@ -69,6 +69,9 @@ class MultipleChoiceTask(Task):
             found.append(_prepared(row, choices, given, next(logits)) if isinstance(row, Encoded) else row)
         return found
 
+    def examples(self, texts: Sequence[str]) -> tuple[Any, Any]:
+        return [{"text": text, "choices": texts} for text in texts], None
+
     def serves_all(self, targets: Any) -> bool:
         """The number of a choice, the text of one, or "all"."""
         return isinstance(targets, str) or is_number(targets)

@@ -14,6 +14,7 @@ from fastshap.settings import Settings
 from fastshap.tasks.base import Shown, Task
 from fastshap.tasks.classification import ClassificationTask
 from fastshap.tasks.generation import GenerationTask
+from fastshap.tasks.masked_lm import MaskedLMTask
 from fastshap.tasks.multiple_choice import MultipleChoiceTask
 from fastshap.tasks.question_answering import QuestionAnsweringTask
 from fastshap.tasks.score import ScoreTask
@@ -35,6 +36,7 @@ _BUILT_IN: tuple[type[Task], ...] = (
     Seq2SeqTask,
     TokenClassificationTask,
     QuestionAnsweringTask,
+    MaskedLMTask,
     SimilarityTask,
     DotSimilarityTask,
     MultipleChoiceTask,
@@ -45,7 +47,6 @@ _registered: list[type[Task]] = []
 
 # What a model does, by the ending of its class name in transformers.
 _OTHERS = {
-    "ForMaskedLM": "fills in masked tokens",
     "ForNextSentencePrediction": "tells whether a sentence follows another",
     "ForPreTraining": "is made for pre-training",
 }
@@ -109,7 +110,7 @@ def has_classes(model_task: ModelTask | str) -> bool:
 
 def explained_models() -> str:
     """The models that there are tasks for."""
-    *others, last = [task.explains for task in all_tasks()]
+    *others, last = dict.fromkeys(task.explains for task in all_tasks())
     return ", ".join(others) + (", and " if others else "") + last
 
 

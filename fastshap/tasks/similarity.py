@@ -31,7 +31,7 @@ from fastshap.tasks.sequences import joined, of_each
 from fastshap.tasks.tokens import unknown
 from fastshap.tasks.trial import Judge, Ran, ToLogits
 from fastshap.text.encode import EXTRA, Encoded
-from fastshap.text.inputs import Pair
+from fastshap.text.inputs import Pair, sources
 from fastshap.types import InferenceModes
 
 # What outputs keep of the texts that a text is compared with: their tokens side by side, and where each begins and ends.
@@ -66,7 +66,7 @@ class SimilarityTask(Task):
     name = "similarity"
     class_endings = ("Model",)
     explains = "models that give hidden states, whose sentence embeddings are compared (*Model, SentenceTransformer)"
-    shown = Shown(targets="similar to")
+    shown = Shown(targets="similar to", score="cosine")
     takes_pairs = True
     unread = ("pooler.",)
     pooling: str | None = None
@@ -154,6 +154,28 @@ class SimilarityTask(Task):
             raise _unsuited(targets)
         return iter(targets)
 
+    def paired(self, model_inputs: Any, targets: Any) -> Iterator[Any]:
+        others = itertools.repeat(targets) if self.serves_all(targets) else self.entries(targets)
+        texts = sources(model_inputs)
+        for count, text in enumerate(texts):
+            if (other := next(others, None)) is None:
+                raise InvalidArgumentError(
+                    f"There are only {counted(count, 'target')} for more texts; give one for each text."
+                )
+            if isinstance(other, list | tuple) and len(other) == 1:
+                (other,) = other
+            if not isinstance(other, str):
+                raise InvalidTypeError(
+                    "both=True explains a text and its target, which must be a text too, one for each text; got "
+                    f"{type(other).__name__}."
+                )
+            yield Pair(text, other) if isinstance(text, str) else text
+        if not self.serves_all(targets) and next(others, None) is not None:
+            raise InvalidArgumentError("There are more targets than texts; give one for each text.")
+
+    def examples(self, texts: Sequence[str]) -> tuple[Any, Any]:
+        return texts, texts[0]
+
     # From texts to what is explained
 
     def tokenised(self, sources: Sequence[Any], targets: Sequence[Any] | None, options: Mapping[str, Any]) -> Any:
@@ -238,6 +260,7 @@ class DotSimilarityTask(SimilarityTask):
     """The dot product of two texts' embeddings."""
 
     name = "dot_similarity"
+    shown = Shown(targets="similar to", score="dot product")
 
     @classmethod
     def is_named(cls, architecture: str) -> bool:

@@ -33,14 +33,14 @@ def encode_for(
     ]
     known, foreign = _known(subject), {name for name in EXTRA if not takes(subject.model, name)}
     return [
-        _unknown(known, one.input_ids) or _cut(subject, one) or _without(foreign, one)
+        _unknown(known, one.input_ids) or refused_if_cut(subject, one) or _without(foreign, one)
         if isinstance(one, Encoded)
         else one
         for one in encode(subject.tokenizer, checked, **options)
     ]
 
 
-def _cut(subject: Subject, encoded: Encoded) -> FastshapError | None:
+def refused_if_cut(subject: Subject, encoded: Encoded) -> FastshapError | None:
     """What is wrong with a text that was cut, if none may be."""
     settings: Any = getattr(subject, "settings", None)
     if not encoded.truncated or settings is None or settings.long_text != "error":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,6 @@ from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeErro
 from fastshap.tasks.base import Predict, Prediction, Prepared, Riding, Shown
 from fastshap.tasks.candidates import rows_of
 from fastshap.tasks.classification import ClassificationTask
-from fastshap.tasks.sequences import of_each
 from fastshap.text.encode import Encoded
 
 
@@ -34,6 +32,8 @@ class ZeroShotTask(ClassificationTask):
     shown = Shown(targets="label", segments=("text", "hypothesis"))
     targets_are_classes = False
     takes_pairs = False
+    takes_windows = False
+    takes_chats = False
     hypothesis = "This example is {}."
 
     @classmethod
@@ -52,10 +52,6 @@ class ZeroShotTask(ClassificationTask):
                 f"The hypothesis {self.hypothesis!r} has no place for a label; write {{}} there."
             )
 
-    def _of_pairs(self, model: Any, call: Call) -> Tensor:
-        """(R, labels, classes)."""
-        return of_each(lambda inputs: self.logits(model, dataclasses.replace(call, inputs=dict(inputs))), call)
-
     def _weighed(self, pairs: Tensor, transformed: Callable[[Tensor], Tensor]) -> Tensor:
         """(R, labels): the labels' scores from the logits of pairs (R, labels, classes)."""
         entailment = _entailment(self.model.config)
@@ -65,7 +61,7 @@ class ZeroShotTask(ClassificationTask):
         return transformed(pairs[:, 0, [-1 if entailment == 0 else 0, entailment]])[:, 1:]
 
     def scores(self, model: Any, call: Call) -> Tensor:
-        found = self._weighed(self._of_pairs(model, call), self.transformed)
+        found = self._weighed(self._of_each(model, call), self.transformed)
         return found.to(call.targets.device).gather(1, call.targets)
 
     def tokenised(self, sources: Sequence[Any], targets: Sequence[Any] | None, options: Mapping[str, Any]) -> Any:
@@ -85,7 +81,7 @@ class ZeroShotTask(ClassificationTask):
         generated: Callable[[], None],
     ) -> list[Prepared | FastshapError]:
         assert targets is not None
-        seen = iter(predict([one for one in tokenised if isinstance(one, Encoded)], self._of_pairs))
+        seen = iter(predict([one for one in tokenised if isinstance(one, Encoded)], self._of_each))
         return [
             self._told(one, labels, next(seen)) if isinstance(one, Encoded) else one
             for one, labels in zip(tokenised, targets, strict=True)
@@ -110,6 +106,9 @@ class ZeroShotTask(ClassificationTask):
 
     def names_now(self, targets: Tensor) -> list[str] | None:
         return None
+
+    def examples(self, texts: Sequence[str]) -> tuple[Any, Any]:
+        return texts, [*texts]
 
     def serves_all(self, targets: Any) -> bool:
         """A label, or a list of labels."""

@@ -117,7 +117,7 @@ def _entry(entry: Any) -> Iterator[Any]:
     try:
         if _is_chat(entry):
             yield _chat_of(entry)
-        elif isinstance(entry, str | Pair | Choices | Tokens):
+        elif isinstance(entry, str | Pair | Choices | Tokens | FastshapError):
             yield entry
         elif isinstance(entry, tuple) and len(entry) == 2 and all(isinstance(part, str) for part in entry):
             yield Pair(*entry)

@@ -21,7 +21,7 @@ import threading
 import pytest
 import torch
 from rich.console import Console
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertForNextSentencePrediction
 from typer.testing import CliRunner
 
 import fastshap
@@ -440,10 +440,9 @@ def test_language_models_are_explained_by_probabilities(tmp_path, llama_pair):
 
 def test_exit_codes(tmp_path, llama_pair):
     encoder = tmp_path / "encoder"
-    BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9)).save_pretrained(
-        encoder
-    )
-    assert "holds a BertModel" in run("--model", str(encoder), "fine", code=2).stderr
+    tiny = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9)
+    BertForNextSentencePrediction(tiny).save_pretrained(encoder)
+    assert "holds a BertForNextSentencePrediction" in run("--model", str(encoder), "fine", code=2).stderr
     for part in llama_pair:
         part.save_pretrained(tmp_path / "lm")
     generated = json.loads(run("--json", "--max-new-tokens", "3", "--model", str(tmp_path / "lm"), "The film").stdout)

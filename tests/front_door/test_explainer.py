@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import (
     BertConfig,
+    BertForNextSentencePrediction,
     BertLMHeadModel,
-    BertModel,
     BigBirdConfig,
     BigBirdForSequenceClassification,
     CanineConfig,
@@ -177,9 +177,10 @@ def test_unsupported_models(default_pair):
     tokenizer = default_pair[1]
     tiny = BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     with pytest.raises(
-        fastshap.UnsupportedModelError, match=r"BertModel gives hidden states.*\*ForSequenceClassification"
+        fastshap.UnsupportedModelError,
+        match=r"BertForNextSentencePrediction tells whether.*\*ForSequenceClassification",
     ):
-        GradientShap(BertModel(tiny), tokenizer)
+        GradientShap(BertForNextSentencePrediction(tiny), tokenizer)
 
 
 def test_tokenizer_of_another_model(default_pair, bert_pair, byte_tokenizer, llama_pair):

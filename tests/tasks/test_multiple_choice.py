@@ -249,3 +249,14 @@ def test_other_families(config, default_pair):
     for output, row in zip(explain((model, tokenizer), ROWS, "all"), ROWS, strict=True):
         (alone,) = explain((model, tokenizer), row, "all", 1)
         assert apart(output.attributions, alone.attributions) < 1e-5
+
+
+def test_warming_up(pair):
+    fastshap.warm_up(fastshap.GradientShap(*pair, n_perturbations=N))
+
+
+def test_a_long_text_is_an_error_where_that_is_asked_for(pair):
+    with pytest.raises(fastshap.InvalidArgumentError, match="more tokens than the 64 that the model takes"):
+        explain(pair, {"text": "good " * 70, "choices": ["a", "b"]}, long_text="error")
+    with pytest.raises(fastshap.InvalidArgumentError, match="long_text='window' is for classifiers"):
+        explain(pair, {"text": "good " * 70, "choices": ["a", "b"]}, long_text="window")

@@ -126,6 +126,44 @@ def test_scores_add_up(pair, texts):
         assert abs(output.convergence_delta[0]) < 0.05
 
 
+def test_both_is_another_word_for_pairs(pair):
+    right = explain(pair, [*zip(TEXTS, OTHERS, strict=True)])
+    explainer = fastshap.GradientShap(*pair, "auto", n_perturbations=N)
+    for given in (
+        explainer(TEXTS, OTHERS, both=True),
+        explainer(iter(TEXTS), [[other] for other in OTHERS], both=True, seed=0),
+        explainer.iter_explain(iter(TEXTS), iter(OTHERS), both=True),
+        fastshap.explain(TEXTS, pair[0], OTHERS, tokenizer=pair[1], both=True, n_perturbations=N),
+    ):
+        assert [
+            apart(one.attributions, other.attributions) < 1e-5 for one, other in zip(given, right, strict=True)
+        ] == [True] * 4
+    assert [output.text for output in explainer(TEXTS, "bad", both=True)] == [f"{text}\nbad" for text in TEXTS]
+    bad, good = explainer([3, TEXTS[0]], OTHERS[:2], both=True, on_error="record")
+    assert "got int" in bad.error
+    assert good.error is None
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (None, "another text or its embedding"),
+        (torch.ones(36), "must be a text too"),
+        ([["a", "b"], "c"], "must be a text too"),
+        (["a"], "only 1 target for more texts"),
+        (["a", "b", "c"], "more targets than texts"),
+    ],
+)
+def test_both_needs_two_texts(pair, targets, message):
+    with pytest.raises(fastshap.FastshapError, match=message):
+        fastshap.GradientShap(*pair)(TEXTS[:2], targets, both=True)
+
+
+def test_both_is_for_similarity(bert_pair):
+    with pytest.raises(fastshap.InvalidArgumentError, match="both=True is for similarity"):
+        fastshap.GradientShap(*bert_pair)(TEXTS, 0, both=True)
+
+
 def test_several_targets_and_embeddings(pair):
     vector = embedded(pair, OTHERS[1])
     (output,) = explain(pair, TEXTS[0], [[OTHERS[0], vector, vector.double().numpy()]])
@@ -160,6 +198,7 @@ def test_files_pages_and_what_comes_of_them(pair, tmp_path):
             assert again.output.to_json() == output.to_json()
     assert "similar to" in article(outputs[0], "t")
     assert "gorgeous" not in article(outputs[1], "t")
+    assert "explains the cosine, one score per word" in str(outputs[1])
     assert "each other" in str(outputs[1])
 
 
@@ -418,3 +457,7 @@ def test_a_pooler_that_was_never_trained_is_not_used(pair, tmp_path, recwarn):
     without.save_pretrained(tmp_path)
     fastshap.GradientShap(AutoModel.from_pretrained(tmp_path), pair[1])
     assert not [one for one in recwarn if issubclass(one.category, fastshap.UntrainedHeadWarning)]
+
+
+def test_warming_up(pair):
+    fastshap.warm_up(fastshap.GradientShap(*pair, n_perturbations=N))

@@ -211,3 +211,14 @@ def test_a_decoder(byte_tokenizer):
     for output, text in zip(explain((model, byte_tokenizer), TEXTS, LABELS), TEXTS, strict=True):
         (alone,) = explain((model, byte_tokenizer), text, LABELS, 1)
         assert apart(output.attributions, alone.attributions) < 1e-5
+
+
+def test_warming_up(pair):
+    fastshap.warm_up(fastshap.GradientShap(*pair, n_perturbations=N, task="zero_shot"))
+
+
+def test_a_long_text_is_an_error_where_that_is_asked_for(pair):
+    with pytest.raises(fastshap.InvalidArgumentError, match="more tokens than the 64 that the model takes"):
+        explain(pair, "good " * 70, LABELS, long_text="error")
+    with pytest.raises(fastshap.InvalidArgumentError, match="long_text='window' is for classifiers"):
+        explain(pair, "good " * 70, LABELS, long_text="window")

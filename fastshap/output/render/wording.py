@@ -12,7 +12,6 @@ from fastshap.tasks import shown
 from fastshap.types import Granularity, GranularityAggregationStrategy, InferenceModes
 
 _SCORES = {
-    InferenceModes.LOGITS: "logit",
     InferenceModes.SOFTMAX: "probability",
     InferenceModes.LOG_SOFTMAX: "log-probability",
     InferenceModes.SIGMOID: "probability",
@@ -22,6 +21,8 @@ _SCORES = {
 def explained(record: Record) -> str:
     """What the scores are parts of: "logit", say."""
     mode = record.score or record.inference_mode
+    if mode is InferenceModes.LOGITS:
+        return shown(record.model_task).score
     return _SCORES[mode] if isinstance(mode, InferenceModes) else f"score of {getattr(mode, '__name__', 'its own')}"
 
 
