@@ -129,7 +129,7 @@ def interpreted(marked):
 
 def test_the_interpreter_suite():
     """Of the large products, a selection in which most two values of two options meet, and every value is there."""
-    assert interpreted("interpret and not whole_matrix") >= 190
+    assert interpreted("interpret and not whole_matrix") >= 180
 
 
 @pytest.mark.slow
@@ -245,7 +245,13 @@ def test_scores_do_not_depend_on_who_shares_the_rows(case, weighted, shared_by, 
 
 
 @pytest.mark.interpret
-@combined(case=SHARED)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=name, marks=() if name in ("one text, pairs", "a set") else pytest.mark.whole_matrix)
+        for name, case in SHARED.items()
+    ],
+)
 def test_points_do_not_depend_on_who_shares_the_rows(case, shared_by, poisoned):
     tokens, rows, dim, how = case
     x, rows = make(tokens, rows, dim, **how)
@@ -279,7 +285,7 @@ VIEWS = {
 
 
 @pytest.mark.interpret
-@combined(dim=named([7, 12]), view=VIEWS, dtype=named(DTYPES))
+@combined(dim=named([7, 12]), view=VIEWS, dtype=named(DTYPES), apart=[("view", "dtype")])
 def test_views(view, dim, dtype, poisoned):
     x, rows = make([2, 1], [1, 2], dim, padding=1, dtype=dtype, baseline="(L, D)")
     rows = dataclasses.replace(rows, baseline=view(rows.baseline))
