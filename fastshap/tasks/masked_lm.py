@@ -35,7 +35,6 @@ class MaskedLMTask(PlacesTask):
     auto_class = "AutoModelForMaskedLM"
     explains = "models that fill in masked tokens (*ForMaskedLM)"
     shown = Shown(targets="filled in")
-    steadiest_mode = "softmax"
     _proven: tuple[Way, ...] = ()  # ways that give what the full logits hold
     _tried_head: Any = None  # what the output layer was then
 

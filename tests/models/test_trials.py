@@ -9,6 +9,7 @@ import transformers
 from transformers import (
     BertConfig,
     BertForNextSentencePrediction,
+    BertForPreTraining,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertGenerationConfig,
@@ -398,9 +399,10 @@ def test_a_causal_model_that_does_not_name_its_output_layer(llama_pair):
     torch.testing.assert_close(ours, right, equal_nan=True)
 
 
-def test_models_of_other_tasks_are_told_what_there_is(default_pair):
-    model = BertForNextSentencePrediction(BertConfig(vocab_size=50, **SIZES))
-    with pytest.raises(fastshap.UnsupportedModelError, match=r"BertForNext.*follows another\. fastshap has") as caught:
+@pytest.mark.parametrize("kind", [BertForNextSentencePrediction, BertForPreTraining])
+def test_models_of_other_tasks_are_told_what_there_is(default_pair, kind):
+    model = kind(BertConfig(vocab_size=50, **SIZES))
+    with pytest.raises(fastshap.UnsupportedModelError, match=r"BertFor.*\. fastshap has other tasks") as caught:
         fastshap.GradientShap(model, default_pair[1])
     assert "docs/adding-a-task.md" in str(caught.value)
 
