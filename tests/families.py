@@ -67,6 +67,7 @@ HEADINGS = {
     "question_answering": "answers",
 }
 HEADINGS |= {"masked_lm": "masks", "multiple_choice": "choices", "seq2seq": "seq2seq"}
+ENCODERS = ("bert", "roberta", "deberta-v2", "distilbert", "electra", "albert", "xlnet", "modernbert")
 SAMPLES = 8
 MANY = 60  # samples of the completeness
 TOLERANCE = 1e-5  # of the largest score
@@ -82,7 +83,8 @@ _MASKED = ["the film was not <mask> at all", "<mask>", "a dull ending while nobo
 def name_of(task, kind):
     """The class of a family's model; None where transformers has none."""
     found = TASKS[task].get(kind)
-    return found[0] if isinstance(found, tuple | list) else found
+    name = found[0] if isinstance(found, tuple | list) else found
+    return None if task == "masked_lm" and not str(name).endswith("MaskedLM") else name  # BART's writes the whole text
 
 
 def cases():
@@ -94,17 +96,17 @@ def cases():
     ]
 
 
-def tokenizer(task, encoder):
-    """A token a word, with a template around the texts of an encoder."""
+def tokenizer(task, encoder, decodes):
+    """A token a word, with a template around the texts of an encoder, and an end for those with a decoder."""
     own = every_class.tokenizer()
     if encoder:
         names = [("<s>", 1), ("</s>", 2)]
         own.backend_tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=names
         )
-    if task == "seq2seq":
+    if task == "seq2seq" or decodes:
         own.backend_tokenizer.post_processor = processors.TemplateProcessing(
-            single="$A </s>", special_tokens=[("</s>", 2)]
+            single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 2)]
         )
     return own
 
@@ -129,9 +131,7 @@ def asked(task):
 def made(task, family, name):
     """The model and its tokenizer."""
     kind = FAMILIES[family]
-    words = tokenizer(
-        task, kind in ("bert", "roberta", "deberta-v2", "distilbert", "electra", "albert", "xlnet", "modernbert")
-    )
+    words = tokenizer(task, kind in ENCODERS, kind in ("t5", "bart"))
     model = every_class.built(task, kind, name, len(words), labels=2 if task == "question_answering" else 3)
     if task == "zero_shot":
         model.config.id2label = {0: "contradiction", 1: "neutral", 2: "entailment"}
@@ -198,7 +198,7 @@ def _residual(model, words, task, text, targets, options):
         return_convergence_delta=True,
         **spans,
     )
-    one = targets if targets is None or isinstance(targets[0], str) and task == "zero_shot" else [targets[0]]
+    one = targets if targets is None or (isinstance(targets[0], str) and task == "zero_shot") else [targets[0]]
     if task in ("generation", "seq2seq"):  # the target has no group of its own
         whole = fastshap.GradientShap(
             model,
@@ -234,13 +234,21 @@ def written(rows):
                 cells.append(f"yes, {why}" if what == "equal" else what or "–")
         lines.append(f"| {family} | {' | '.join(cells)} |")
     lines += ["", *(f"{number}. {why}" for why, number in notes.items()), ""]
-    lines.append(
-        f"Run on {date.today().isoformat()} on a CPU, with transformers {versions['transformers']} and torch {versions['torch']}."
-    )
+    day, libraries = date.today().isoformat(), f"transformers {versions['transformers']} and torch {versions['torch']}"
+    lines.append(f"Run on {day} on a CPU, with {libraries}.")
     page = PAGE.read_text()
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     PAGE.write_text(f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}")
+
+
+def cell_of(task, family):
+    """What the page says."""
+    for line in PAGE.read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[0] == family and len(cells) == len(TASKS) + 1:
+            return cells[1 + [*TASKS].index(task)]
+    return ""
 
 
 def main():

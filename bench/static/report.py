@@ -26,7 +26,7 @@ import argparse
 import itertools
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -230,12 +230,15 @@ def estimates() -> list[Entry]:
     return found
 
 
-def report() -> list[Entry]:
-    """An entry for each kernel, dtype, D and kind of noise."""
+def report(sizes: Iterable[tuple[str, int]] = tuple(itertools.product(DTYPES, DIMS))) -> list[Entry]:
+    """An entry for each kernel, dtype, D and kind of noise.
+
+    Args:
+        sizes: the dtypes and D of the kernels that know a D.
+    """
     entries = []
-    for name in DTYPES:
-        for dim in DIMS:
-            entries += [*_perturb_entries(name, dim), *_plain_entries(name, dim), *_attribute_entries(name, dim)]
+    for name, dim in sizes:
+        entries += [*_perturb_entries(name, dim), *_plain_entries(name, dim), *_attribute_entries(name, dim)]
     return [*sorted(entries, key=lambda entry: entry["kernel"]), *_segment_entries(), *_moments_entries()]
 
 

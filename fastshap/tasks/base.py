@@ -125,8 +125,7 @@ class Task(Subject, ABC):
             (docs/adr/0025).
         takes_spans: whether ``span`` makes sense.
         takes_windows: whether a long text can be read in windows.
-        keeps_positions: whether outputs hold the positions of targets. They must if positions do not follow from tokens and
-            targets.
+        keeps_positions: whether outputs hold the positions of targets: if these do not follow from tokens and targets.
         takes_pairs, takes_chats: whether a text may be a pair of texts, or a conversation.
         unread: how the names of weights begin that the task does not use.
     """

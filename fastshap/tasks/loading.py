@@ -9,7 +9,7 @@ from fastshap.errors import InvalidArgumentError, UnsupportedModelError, Untrain
 from fastshap.models.default import load_default_model
 from fastshap.models.untrained import warn_of_untrained
 from fastshap.tasks.base import Task
-from fastshap.tasks.registry import all_tasks, explained_models, task_named, wanted_task
+from fastshap.tasks.registry import all_tasks, known_tasks, task_named, wanted_task
 
 
 def task_named_by(model: str | None, task: str | type[Task] | None = None) -> type[Task] | None:
@@ -66,7 +66,7 @@ def load_pair(model: str | None, task: str | type[Task] | None = None) -> tuple[
         raise InvalidArgumentError(
             f"The model {model!r} could not be loaded. {_why_not_loaded(model, error)}"
         ) from None
-    raise UnsupportedModelError(f"{model!r} holds a {_architecture(config)}; fastshap explains {explained_models()}.")
+    raise UnsupportedModelError(f"{model!r} holds a {_architecture(config)}. {known_tasks()}.")
 
 
 def _why_not_loaded(model: str, error: Exception) -> str:

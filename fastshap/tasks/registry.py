@@ -14,6 +14,7 @@ from fastshap.settings import Settings
 from fastshap.tasks.base import Shown, Task
 from fastshap.tasks.classification import ClassificationTask
 from fastshap.tasks.generation import GenerationTask
+from fastshap.tasks.masked_lm import MaskedLMTask
 from fastshap.tasks.multiple_choice import MultipleChoiceTask
 from fastshap.tasks.question_answering import QuestionAnsweringTask
 from fastshap.tasks.score import ScoreTask
@@ -35,6 +36,7 @@ _BUILT_IN: tuple[type[Task], ...] = (
     Seq2SeqTask,
     TokenClassificationTask,
     QuestionAnsweringTask,
+    MaskedLMTask,
     SimilarityTask,
     DotSimilarityTask,
     MultipleChoiceTask,
@@ -45,7 +47,6 @@ _registered: list[type[Task]] = []
 
 # What a model does, by the ending of its class name in transformers.
 _OTHERS = {
-    "ForMaskedLM": "fills in masked tokens",
     "ForNextSentencePrediction": "tells whether a sentence follows another",
     "ForPreTraining": "is made for pre-training",
 }
@@ -107,10 +108,12 @@ def has_classes(model_task: ModelTask | str) -> bool:
     return task is not None and task.targets_are_classes
 
 
-def explained_models() -> str:
-    """The models that there are tasks for."""
-    *others, last = dict.fromkeys(task.explains for task in all_tasks())
-    return ", ".join(others) + (", and " if others else "") + last
+def known_tasks() -> str:
+    """The tasks that there are, and where to read of them, for messages."""
+    names = ", ".join(task.name for task in all_tasks())
+    return (
+        f"fastshap has other tasks: {names}. docs/tasks.md says for which models, docs/adding-a-task.md how to add one"
+    )
 
 
 def task_for(
@@ -161,9 +164,7 @@ def kind_of(model: Any, named: str | type[Task] | None) -> type[Task]:
         does = "is an encoder with a decoder"
     if "text" not in makes:
         does = f"makes {' and '.join(makes)}"
-    raise UnsupportedModelError(
-        f"{name} {does}. fastshap explains {explained_models()}. docs/adding-a-task.md shows how to add a task of your own."
-    )
+    raise UnsupportedModelError(f"{name} {does}. {known_tasks()}.")
 
 
 def wanted_task(named: Any) -> type[Task]:

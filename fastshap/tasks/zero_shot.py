@@ -31,7 +31,9 @@ class ZeroShotTask(ClassificationTask):
     explains = "classifiers of pairs of texts that have a label entailment (NLI)"
     shown = Shown(targets="label", segments=("text", "hypothesis"))
     targets_are_classes = False
-    takes_pairs = takes_chats = takes_windows = False
+    takes_pairs = False
+    takes_windows = False
+    takes_chats = False
     hypothesis = "This example is {}."
 
     @classmethod

@@ -15,7 +15,7 @@ from fastshap.types.targets import Contrast
 
 KINDS = (
     "a string, a tuple of two strings (a pair), a list of messages (a conversation), token ids (a list or an integer tensor), "
-    "a mapping of tensors with input_ids as a tokenizer returns it, or an iterable of these"
+    "a mapping of tensors with input_ids as a tokenizer returns it, a mapping of text and choices, or an iterable of these"
 )
 _SEVERAL = (
     "Several strings stand where one text is expected. A pair of texts is a tuple of two strings, (first, second). Texts that "

@@ -59,8 +59,15 @@ def test_degrees_of_freedom():
     assert [degrees_of_freedom(10, rounds, "antithetic") for rounds in (2, 3, 4, 9)] == [8, 12, 3, 8]
 
 
-@pytest.mark.parametrize("strategy", ["sum", "mean"])
-@pytest.mark.parametrize("task", ["classification", "generation"])
+@pytest.mark.parametrize(
+    ("task", "strategy"),
+    [
+        ("classification", "mean"),
+        ("generation", "sum"),
+        pytest.param("classification", "sum", marks=pytest.mark.slow),
+        pytest.param("generation", "mean", marks=pytest.mark.slow),
+    ],
+)
 def test_errors_of_groups_against_the_spread_of_many_runs(bert_pair, llama_pair, strategy, task):
     """Independent samples, so the estimate is unbiased: what the tokens of a group have in common has to be in it."""
     pair, targets = (bert_pair, 1) if task == "classification" else (llama_pair, "It is dull.")

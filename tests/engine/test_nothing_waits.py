@@ -120,8 +120,15 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("task", ["classification", "generation"])
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [
+        pytest.param(task, options, id=f"{task} {options}", marks=() if usual else pytest.mark.slow)
+        for i, options in enumerate(OPTIONS)
+        for task in ("classification", "generation")
+        for usual in [i == 0 or (task == "generation") == i % 2]  # each option with one of the tasks
+    ],
+)
 def test_values_are_sent_together_and_fetched_once(on_meta, task, options):
     sent, fetched, others = on_meta(task, **options)
     assert fetched == 1

@@ -1,23 +1,30 @@
 """Few of many cases, so that every two values of two options still meet."""
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import pytest
 
 Case = Mapping[str, Any]
+Apart = Collection[tuple[str, str]]  # options of which not every two values must meet
 
 
-def pairs_of(case: Case) -> set[Any]:
-    """Two options with their values, by name."""
-    return set(itertools.combinations([(name, str(value)) for name, value in case.items()], 2))
+def pairs_of(case: Case, apart: Apart = ()) -> set[Any]:
+    """Every option with its value, and every two of them, by name."""
+    each = [(name, str(value)) for name, value in case.items()]
+    every = itertools.combinations(each, 2)
+    return {*each, *((one, other) for one, other in every if (one[0], other[0]) not in apart)}
 
 
-def covering(cases: Iterable[Case], cost: Callable[[Case], float] = lambda case: 1.0) -> list[int]:
-    """The places of cheap cases in which every two values of two options meet that meet in any case."""
+def covering(cases: Iterable[Case], cost: Callable[[Case], float] = lambda case: 1.0, apart: Apart = ()) -> list[int]:
+    """The places of cheap cases in which every value is, and every two values of two options meet that meet in any case.
+
+    Args:
+        apart: options, in the order that they have in a case, of which not every two values must meet.
+    """
     cases = list(cases)
-    pairs = [pairs_of(case) for case in cases]
+    pairs = [pairs_of(case, apart) for case in cases]
     costs = [cost(case) for case in cases]
     left, chosen = set[Any]().union(*pairs), list[int]()
     while left:
@@ -31,10 +38,12 @@ def covering(cases: Iterable[Case], cost: Callable[[Case], float] = lambda case:
     return sorted(chosen)
 
 
-def combined(cost: Callable[[Case], float] = lambda case: 1.0, **options: Mapping[str, Any]) -> pytest.MarkDecorator:
+def combined(
+    cost: Callable[[Case], float] = lambda case: 1.0, apart: Apart = (), **options: Mapping[str, Any]
+) -> pytest.MarkDecorator:
     """Parametrizes with all combinations of named values; those outside a covering selection are marked whole_matrix."""
     everything = [dict(zip(options, names, strict=True)) for names in itertools.product(*options.values())]
-    chosen = set(covering(everything, cost))
+    chosen = set(covering(everything, cost, apart))
     parameters = [
         pytest.param(
             *(options[option][name] for option, name in case.items()),

@@ -184,6 +184,7 @@ def test_texts_with_a_killed_worker_and_a_killed_driver(tmp_path, hooked, count,
     same_numbers(rows(out), rows(tmp_path / "whole"))
 
 
+@pytest.mark.slow  # without Ray, the usual run has it
 def test_sigterm_ends_a_job_with_what_it_has(tmp_path, hooked):
     path, out, tickets = write(tmp_path / "a.parquet", make_texts(400)), tmp_path / "out", Tickets(tmp_path / "tickets")
     one = ["--n-perturbations", "4", "--workers", "1", "--rows-per-batch", "8"]
@@ -410,6 +411,7 @@ def test_a_process_may_die_twice_over_its_rows_and_twice_over_each_of_them(monke
         worker(lambda key: RETRIES + 1, ledger.end)(table)
 
 
+@pytest.mark.slow  # without Ray, the usual run has it
 def test_a_model_that_fails_on_every_text_ends_the_job(tmp_path, cluster):
     path, out = write(tmp_path / "a.parquet", ["broken " + text for text in make_texts(30)]), tmp_path / "out"
     code, _, err = shell(cluster, path, out, "--n-perturbations", "4", "--workers", "1")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import fastshap
 
@@ -39,3 +39,24 @@ def test_smollm2():
     scores = dict(zip((e.strip() for e in output.elements), output.attributions[0].tolist(), strict=True))
     assert scores["France"] == max(value for value in scores.values() if value == value)
     assert output.attributions[0, 5:].isnan().all()
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_similarity_of_minilm_adds_up(both):
+    """The sum over elements is the cosine minus its mean at the baselines, within the error reported."""
+    from tools.assets import minilm_dir
+
+    model = AutoModel.from_pretrained(minilm_dir())
+    tokenizer = AutoTokenizer.from_pretrained(minilm_dir())
+    options = {"granularity_aggregation_strategy": "sum", "noise_std": 0.01, "return_convergence_delta": True}
+    explainer = fastshap.GradientShap(model, tokenizer, batch_size="auto", n_perturbations=400, **options)
+    text, other = "I forgot my password, and it is raining.", "How do I reset my login credentials?"
+    (output,) = explainer(text, other, both=both)
+    whole = [model.eval()(**tokenizer(one, return_tensors="pt")).last_hidden_state[0].mean(0) for one in (text, other)]
+    cosine = torch.nn.functional.cosine_similarity(*whole, dim=0).item()
+    total = (output.attributions.sum() + output.unassigned[0]).item()
+    baselines = cosine - total + output.convergence_delta.item()  # what the delta takes for the cosine there
+    assert baselines == pytest.approx(0.888 if both else 0.017, abs=0.005)
+    assert abs(output.convergence_delta) < 3 * output.standard_error.norm()
+    best = output.elements[output.attributions[0].argmax()]
+    assert best == "password"

@@ -23,6 +23,7 @@ from fastshap.kernels.attribute import attribute, tiles  # noqa: E402
 from fastshap.kernels.moments import moments  # noqa: E402
 from fastshap.kernels.perturb import perturb  # noqa: E402
 from fastshap.kernels.segment import STRATEGIES, segment_reduce  # noqa: E402
+from helpers import selection  # noqa: E402
 
 pytestmark = pytest.mark.compile_only
 
@@ -201,14 +202,22 @@ def _fresh_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
 
-@pytest.mark.parametrize(
-    ("kernel", "case"),
-    [
-        pytest.param(kernel, case, id=f"{kernel} {named(case)}")
-        for kernel, options in OPTIONS.items()
-        for case in covering(options)
-    ],
-)
+# Every baseline meets every D with -m slow.
+APART = [("baseline", "dim")]
+
+
+def every_two():
+    """Cases in which every two values of two options meet; those that only options of ``APART`` need are slow."""
+    for kernel, options in OPTIONS.items():
+        cases = covering(options)
+        usual = selection.covering(cases, apart=APART)
+        for place, case in enumerate(cases):
+            yield pytest.param(
+                kernel, case, id=f"{kernel} {named(case)}", marks=() if place in usual else pytest.mark.slow
+            )
+
+
+@pytest.mark.parametrize(("kernel", "case"), [*every_two()])
 def test_every_two_options_together(kernel, case):
     check(kernel, case)
 
@@ -236,7 +245,10 @@ LOCAL_PTX = """
 """
 
 
-@pytest.mark.parametrize("target", [name for name in TARGETS if name.startswith("sm_")])
+NVIDIA = [name for name in TARGETS if name.startswith("sm_")]
+
+
+@pytest.mark.parametrize("target", NVIDIA)
 def test_local_memory_is_seen_where_the_disassembler_sees_it(target, tmp_path):
     ptx, cubin = tmp_path / "spilling.ptx", tmp_path / "spilling.cubin"
     ptx.write_text(LOCAL_PTX.format(target=target))
@@ -249,9 +261,16 @@ def test_local_memory_is_seen_where_the_disassembler_sees_it(target, tmp_path):
     assert of_local_memory(binary.cubin) == found
 
 
-@pytest.mark.parametrize("target", [name for name in TARGETS if name.startswith("sm_")])
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("dim", [768, 1024, 4096])
+BOUND = [*product({"dim": (768, 1024, 4096), "dtype": ("fp32", "bf16"), "target": NVIDIA})]
+
+
+@pytest.mark.parametrize(
+    ("dim", "dtype", "target"),
+    [
+        pytest.param(*case.values(), marks=() if place in selection.covering(BOUND) else pytest.mark.slow)
+        for place, case in enumerate(BOUND)
+    ],
+)
 def test_the_bound_of_registers_makes_nothing_spill(dim, dtype, target):
     case = {"dtype": dtype, "dim": dim, "target": target, "weighted": ("sum", True), "noise": 0.1, "side": "left"}
     for options in (
@@ -391,11 +410,24 @@ SAME_COMPILER = {"factor": 1.02, "registers": 8, "bytes": 1.001}
 OTHER_COMPILER = {"factor": 1.2, "registers": 32, "bytes": 1.05}
 
 
-@pytest.fixture(scope="module")
-def entries(tmp_path_factory):
+SIZES = {
+    "every dtype and every D": [("bf16", 768), ("fp32", 4096)],
+    "all": [*itertools.product(static.DTYPES, static.DIMS)],
+}
+
+
+@pytest.fixture(scope="module", params=["every dtype and every D", pytest.param("all", marks=pytest.mark.slow)])
+def entries(request, tmp_path_factory):
+    """The report as it would be now, of some dtypes and D."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        return static.report()
+        return static.report(SIZES[request.param])
+
+
+@pytest.fixture
+def sizes(request, entries):
+    """The dtypes and D of ``entries``."""
+    return SIZES[request.node.callspec.params["entries"]]
 
 
 @pytest.fixture(scope="module")
@@ -421,10 +453,11 @@ def worse(now, before, slack):
     return [f"{key} {now[key]}, was {before[key]}" for key, limit in limits.items() if now[key] > limit]
 
 
-def test_no_kernel_is_worse_than_the_report(entries, committed):
+def test_no_kernel_is_worse_than_the_report(entries, committed, sizes):
     slack = SAME_COMPILER if committed["versions"] == versions() else OTHER_COMPILER
-    before = {identity(entry): entry for entry in committed["entries"]}
-    assert len(before) == len(committed["entries"])
+    of_sizes = [entry for entry in committed["entries"] if entry["D"] is None or (entry["dtype"], entry["D"]) in sizes]
+    before = {identity(entry): entry for entry in of_sizes}
+    assert len(before) == len(of_sizes)
     assert {identity(entry) for entry in entries} == before.keys(), (
         "write the report again: python -m bench.static --write"
     )
@@ -452,7 +485,7 @@ def test_a_worse_kernel_is_found(committed, key, change, slack):
         assert found.startswith(key)
 
 
-def test_the_targets_hold(entries):
+def test_the_targets_hold(entries, sizes):
     """Instructions an element (a set takes 7 more), bytes within 5 % of the least, nothing in local memory."""
     limits = {("perturb_kernel", False): 44, ("perturb_kernel", True): 36, ("attribute_kernel", False): 50}
     checked = set()
@@ -467,13 +500,7 @@ def test_the_targets_hold(entries):
             of_a_set = "set" in entry["variant"]
             assert entry["instructions_per_element"] <= limits[key] + 7 * of_a_set
             checked.add((*key, of_a_set, entry["dtype"], entry["D"]))
-    assert checked == {
-        (*key, of_a_set, dtype, dim)
-        for key in limits
-        for of_a_set in (False, True)
-        for dtype in static.DTYPES
-        for dim in static.DIMS
-    }
+    assert checked == {(*key, of_a_set, *size) for key in limits for of_a_set in (False, True) for size in sizes}
 
 
 def test_one_text_of_many_rows_fills_the_device():
@@ -484,12 +511,12 @@ def test_one_text_of_many_rows_fills_the_device():
             assert entry["upper"] <= 60 if entry["splits"] > 1 else entry["lower"] > 500
 
 
-def test_far_below_the_plain_kernel(entries):
+def test_far_below_the_plain_kernel(entries, sizes):
     """Less than half its instructions and bytes, draw for draw."""
     independent = [entry for entry in entries if entry["noise"] == "independent" and not entry["ptx"]]
     ours = {(e["dtype"], e["D"]): e for e in independent if e["kernel"] == "perturb_kernel" and not e["variant"]}
     plain = {(e["dtype"], e["D"]): e for e in independent if e["kernel"] == "plain_kernel"}
-    assert ours.keys() == plain.keys() == set(itertools.product(static.DTYPES, static.DIMS))
+    assert ours.keys() == plain.keys() == {*sizes}
     for key, entry in ours.items():
         assert entry["instructions_per_element"] < 0.5 * plain[key]["instructions_per_element"]
         assert entry["bytes_per_element"] < 0.6 * plain[key]["bytes_per_element"]

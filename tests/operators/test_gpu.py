@@ -833,22 +833,31 @@ def test_without_a_device_they_are_all_collected_and_fail_and_say_why():
     )
 
 
-def test_a_rehearsal_in_the_interpreter():
-    """One case of each test that can do without a device."""
-    few = [
-        "test_perturb[interpreter-([5, 3, 1], [4, 2, 3], 7)-{'held': True}-torch.bfloat16]",
+# One case of each test that can do without a device: a representative of each kernel and a whole
+# explanation, and the others, which take as long.
+REHEARSED = {
+    "short": [
         "test_attribute[interpreter-([5, 3, 1], [4, 2, 3], 7)-{'side': 'left'}-torch.float32]",
-        "test_views_with_strides[interpreter-torch.float16]",
         "test_segment_reduce[interpreter-signed_max-torch.float32]",
         "test_moments[interpreter-5-True]",
         "test_words_equal_torch_bitwise",
         "test_box_muller_against_float64[interpreter-portable]",
         "test_normals_equal_torchs[interpreter-portable-37]",
+        "test_explanations_equal_those_on_the_cpu[interpreter-generation-SUM]",
+    ],
+    "long": [
+        "test_perturb[interpreter-([5, 3, 1], [4, 2, 3], 7)-{'held': True}-torch.bfloat16]",
+        "test_views_with_strides[interpreter-torch.float16]",
         "test_operators_repeat_bitwise[interpreter-torch.bfloat16]",
         "test_company_does_not_show[interpreter-torch.float32-left]",
-        "test_explanations_equal_those_on_the_cpu[interpreter-generation-SUM]",
         "test_shows_in_profiles_under_its_name[interpreter-moments]",
-    ]
+    ],
+}
+
+
+@pytest.mark.parametrize("which", ["short", pytest.param("long", marks=pytest.mark.slow)])
+def test_a_rehearsal_in_the_interpreter(which):
+    few = REHEARSED[which]
     done = pytest_alone("-m", "gpu", *(f"{__file__}::{name}" for name in few), TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(few)} passed" in done.stdout

@@ -62,7 +62,9 @@ def elements(case):
     return 100 + dim * sum(many * each for many, each in zip(tokens, rows, strict=True))
 
 
-SELECTED = covering(MATRIX, elements)
+# Every shape meets every dtype and side. What else there is meets each other, and every shape with -m slow.
+APART = [("shape", option) for option in MATRIX[0] if option not in ("shape", "dtype", "side")]
+SELECTED = covering(MATRIX, elements, APART)
 
 
 def named(values):
@@ -126,8 +128,8 @@ def interpreted(marked):
 
 
 def test_the_interpreter_suite():
-    """Of the large products, a selection in which every two values of two options meet."""
-    assert interpreted("interpret and not whole_matrix") >= 220
+    """Of the large products, a selection in which most two values of two options meet, and every value is there."""
+    assert interpreted("interpret and not whole_matrix") >= 180
 
 
 @pytest.mark.slow
@@ -136,12 +138,14 @@ def test_the_whole_interpreter_suite():
 
 
 def test_the_selection_covers_the_matrix():
-    """Every shape with every dtype, side and so on, as far as they meet in the matrix at all."""
+    """Every shape with every dtype and side, and every two other options, as far as they meet in the matrix at all."""
     selected = [MATRIX[place] for place in SELECTED]
-    for one, other in itertools.combinations(MATRIX[0], 2):
+    for one, other in set(itertools.combinations(MATRIX[0], 2)).difference(APART):
         whole = {(str(case[one]), str(case[other])) for case in MATRIX}
         assert {(str(case[one]), str(case[other])) for case in selected} == whole, (one, other)
-    assert len(selected) < len(MATRIX) / 2
+    assert len(selected) < len(MATRIX) / 3
+    for option in MATRIX[0]:
+        assert {str(case[option]) for case in selected} == {str(case[option]) for case in MATRIX}
 
 
 @pytest.fixture(autouse=True)
@@ -225,7 +229,7 @@ SHARED = {
 
 
 @pytest.mark.interpret
-@combined(case=SHARED, weighted=named(REDUCTIONS[:3:2]))
+@combined(case=SHARED, weighted=named(REDUCTIONS[:3:2]), apart=[("case", "weighted")])
 def test_scores_do_not_depend_on_who_shares_the_rows(case, weighted, shared_by, poisoned):
     """Bitwise, however many programs share the rows: fewer than there are pairs, as many, more."""
     tokens, rows, dim, how = case
@@ -241,7 +245,13 @@ def test_scores_do_not_depend_on_who_shares_the_rows(case, weighted, shared_by, 
 
 
 @pytest.mark.interpret
-@combined(case=SHARED)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=name, marks=() if name in ("one text, pairs", "a set") else pytest.mark.whole_matrix)
+        for name, case in SHARED.items()
+    ],
+)
 def test_points_do_not_depend_on_who_shares_the_rows(case, shared_by, poisoned):
     tokens, rows, dim, how = case
     x, rows = make(tokens, rows, dim, **how)
@@ -275,7 +285,7 @@ VIEWS = {
 
 
 @pytest.mark.interpret
-@combined(dim=named([7, 12]), view=VIEWS, dtype=named(DTYPES))
+@combined(dim=named([7, 12]), view=VIEWS, dtype=named(DTYPES), apart=[("view", "dtype")])
 def test_views(view, dim, dtype, poisoned):
     x, rows = make([2, 1], [1, 2], dim, padding=1, dtype=dtype, baseline="(L, D)")
     rows = dataclasses.replace(rows, baseline=view(rows.baseline))
@@ -291,7 +301,12 @@ def test_views(view, dim, dtype, poisoned):
 @pytest.mark.interpret
 @pytest.mark.parametrize(
     ("dim", "dtype", "baseline"),
-    [*((7, dtype, "(L, D)") for dtype in DTYPES), (100, torch.float32, "(L, D)"), (12, torch.bfloat16, "(k, L, D)")],
+    [
+        (7, torch.bfloat16, "(L, D)"),
+        *(pytest.param(7, dtype, "(L, D)", marks=pytest.mark.whole_matrix) for dtype in DTYPES[:2]),
+        (100, torch.float32, "(L, D)"),
+        (12, torch.bfloat16, "(k, L, D)"),
+    ],
     ids=str,
 )
 def test_repeats_and_neighbours_do_not_show(dim, dtype, baseline):
@@ -402,7 +417,12 @@ LAYOUTS = {
 
 @divides_by_zero
 @pytest.mark.interpret
-@combined(targets=named([1, 3]), layout=LAYOUTS, strategy=named(["sum", "mean", *EXACT_STRATEGIES]))
+@combined(
+    targets=named([1, 3]),
+    layout=LAYOUTS,
+    strategy=named(["sum", "mean", *EXACT_STRATEGIES]),
+    apart=[("layout", "strategy")],
+)
 def test_segment_reduce(targets, layout, strategy, poisoned):
     values, members, offsets = ragged(targets, 50)
     out = check_segment_reduce(layout(values), members, offsets, strategy)

@@ -1,6 +1,7 @@
 """Each row of the pages for newcomers from other libraries, checked by running both libraries."""
 
 import copy
+import functools
 import re
 import warnings
 from pathlib import Path
@@ -269,10 +270,10 @@ def i_strings(pair, monkeypatch):
 def i_pairs(pair, monkeypatch):
     assert len(theirs(pair)([("good", "bad")])) == 2
     assert len(GradientShap(*pair)(("good", "bad"))) == 2
-    with pytest.raises(fastshap.InvalidTypeError, match="pair"):
-        GradientShap(*pair)([("good", "bad")])
-    (output,) = GradientShap(*pair)(pair[1]("good", "bad"))
+    (output,) = GradientShap(*pair)([("good", "bad")])
     assert output.elements == ["good", "bad"]
+    assert output.segments == [0, 1]
+    assert torch.equal(output.attributions, GradientShap(*pair)(pair[1]("good", "bad"))[0].attributions)
 
 
 def i_encodings(pair, monkeypatch):
@@ -508,8 +509,14 @@ def shap_runs(pair, local_smoothing=0, **options):
     return explainer.shap_values(x, **({"nsamples": 2000, "rseed": 0} | options))
 
 
+@functools.cache
+def many_of_shap(model, tokenizer):
+    """Its 2,000 samples without noise, which several tests compare with."""
+    return shap_runs((model, tokenizer))
+
+
 def s_explainer(pair, monkeypatch):
-    alike(ours(pair).attributions[0], torch.tensor(shap_runs(pair)[0, :, :, 0].sum(-1)))
+    alike(ours(pair).attributions[0], torch.tensor(many_of_shap(*pair)[0, :, :, 0].sum(-1)))
     background = torch.cat([embedded(pair, "film is not art"), embedded(pair, "it is so so")])  # of the same length
     explainer = shap.GradientExplainer(Embedded(pair[0]), background)
     values = explainer.shap_values(embedded(pair), nsamples=4000, rseed=0)
@@ -519,7 +526,7 @@ def s_explainer(pair, monkeypatch):
 
 
 def s_values(pair, monkeypatch):
-    values = shap_runs(pair)
+    values = many_of_shap(*pair)
     assert values.shape == (1, 6, 128, 2)
     both = GradientShap(*pair, granularity="all_tokens", noise_std=0.0, n_perturbations=100)("not good at all", "all")[
         0
@@ -539,7 +546,7 @@ def s_samples(pair, monkeypatch):
 
 
 def s_smoothing(pair, monkeypatch):
-    alike(ours(pair).attributions[0], torch.tensor(shap_runs(pair)[0, :, :, 0].sum(-1)))
+    alike(ours(pair).attributions[0], torch.tensor(many_of_shap(*pair)[0, :, :, 0].sum(-1)))
     smoothed = shap_runs(pair, local_smoothing=0.3)[0, :, :, 0].sum(-1)
     mine = ours(pair, noise_std=0.3, n_perturbations=800).attributions[0]
     assert (mine - torch.tensor(smoothed)).abs().max() > 0.02 * mine.abs().max()
@@ -590,7 +597,7 @@ INTERPRETO = {
     "sentences and parts of sentences": i_groups,
     "generation: later tokens are NaN": i_later_tokens,
     "a string or a list of strings": i_strings,
-    "a tuple in the list becomes texts of their own": i_pairs,
+    "a tuple of two strings in the list becomes texts of their own": i_pairs,
     "a `BatchEncoding` of one row": i_encodings,
     "one int as the target of one text": i_one_int,
     "a list or tensor of targets": i_lists,

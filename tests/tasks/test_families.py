@@ -1,0 +1,50 @@
+"""Families of models with every task: alone, in batches, padded and without shortcuts the same, and adding up."""
+
+import families
+import pytest
+
+CASES = families.cases()
+# One of each task and of most families; the others take minutes.
+SAMPLE = {
+    ("classification", "BERT"),
+    ("pairs", "RoBERTa"),
+    ("zero_shot", "DeBERTa-v2"),
+    ("token_classification", "Llama"),
+    ("question_answering", "XLNet"),
+    ("masked_lm", "ModernBERT"),
+    ("multiple_choice", "ALBERT"),
+    ("similarity", "Qwen3"),
+    ("generation", "Mamba"),
+    ("seq2seq", "BART"),
+}
+
+
+def of(wanted):
+    return [pytest.param(*case, id="-".join(case[:2])) for case in CASES if (case[:2] in SAMPLE) == wanted]
+
+
+def check(task, family, name):
+    what, why, trace = families.verdict(task, family, name)
+    assert what != "wrong", f"{why}\n{trace}"
+    assert families.cell_of(task, family).startswith("yes" if what == "equal" else "refused"), why
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("task", "family", "name"), of(True))
+def test_a_sample(task, family, name):
+    check(task, family, name)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("task", "family", "name"), of(False))
+def test_all_others(task, family, name):
+    check(task, family, name)
+
+
+def test_the_page_holds_each_and_nothing_wrong():
+    assert len(of(True)) == len(SAMPLE)
+    for family in families.FAMILIES:
+        for task in families.TASKS:
+            there = (task, family) in {case[:2] for case in CASES}
+            assert families.cell_of(task, family).startswith(("yes", "refused") if there else "–")
