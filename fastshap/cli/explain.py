@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from fastshap.cli import run as cli_jobs
-from fastshap.cli.options import for_model, of_settings, with_background, with_options
+from fastshap.cli.options import contrasts, for_model, of_settings, with_background, with_options
 from fastshap.output.visible import printable
 from fastshap.version import __version__
 
@@ -84,6 +84,10 @@ def explain(
             "continuation; by default the model writes it."
         ),
     ] = None,
+    contrast: Annotated[
+        str | None,
+        typer.Option(help="Why the --target rather than this one: explain the difference of their scores."),
+    ] = None,
     max_new_tokens: Annotated[
         int | None,
         typer.Option(help="The most tokens a language model writes if there is no --target.  [default: 20]"),
@@ -146,10 +150,13 @@ def explain(
             _fail(f"--pair is for a model that reads pairs of texts; {explainer.task.model_name} reads one text.")
         if max_new_tokens is not None and (target or not explainer.task.writes_targets):
             _fail("--max-new-tokens is for a language model that writes its own target; leave out --target.")
+        if contrast is not None and (len(target or []) != 1 or not explainer.task.takes_contrasts):
+            _fail("--contrast is for a classifier or a language model, and stands beside one --target.")
         options = None if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
-        outputs = explainer.iter_explain(
-            wanted_texts, explainer.task.spelled_targets(target, len(wanted_texts)), generation_kwargs=options
-        )
+        targets = explainer.task.spelled_targets(target, len(wanted_texts))
+        if contrast is not None:
+            targets = contrasts(targets, explainer.task.spelled_targets([contrast], len(wanted_texts)))
+        outputs = explainer.iter_explain(wanted_texts, targets, generation_kwargs=options)
     except FastshapError as error:
         _fail(str(error))
     failed = False

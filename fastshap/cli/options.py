@@ -73,8 +73,18 @@ def for_model(settings: Mapping[str, Any], model: str | None, task: str | None) 
 
     if settings["inference_mode"] is not None:
         return dict(settings)
+    if settings["span"] or settings["score"] is not None:  # which say what is explained
+        return dict(settings) | {"inference_mode": DEFAULTS["inference_mode"]}
     kind = task_named_by(model, task)
     return dict(settings) | {"inference_mode": DEFAULTS["inference_mode"] if kind is None else kind.steadiest_mode}
+
+
+def contrasts(targets: Iterable[Any], others: Iterable[Any]) -> list[Any]:
+    """What :meth:`fastshap.tasks.Task.spelled_targets` gave for one word, beside what it gave for another."""
+    from fastshap.types.targets import Contrast
+
+    words = ([one[0] if isinstance(one, list) else one for one in each] for each in (targets, others))
+    return [Contrast(*pair) for pair in zip(*words, strict=True)]
 
 
 def with_options(

@@ -205,8 +205,8 @@ class Settings:
     score: Callable[[Any, Any], Tensor] | None = parameter(
         None,
         check=lambda value, name: score_of(value),
-        option=None,
-        help="What is explained, where that is no logit of a class or token: a function.",
+        option=str,
+        help="Another name for the score: logit, probability or log_probability, as suits the task.",
         doc='"logit", "probability" and "log_probability" choose the ``inference_mode`` that suits the task. A callable '
         "(outputs, inputs) -> (R, t) makes scores of the model's output and keyword arguments, without targets.",
         schema={"type": ["string", "null"], "pattern": "^callable:.*$"},

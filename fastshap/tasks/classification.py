@@ -59,7 +59,7 @@ class ClassificationTask(Task):
     targets_are_classes = True
     takes_pairs = True
     takes_chats = True
-    takes_windows = True
+    takes_windows = takes_contrasts = True
     shown = Shown(sequences="windows")
     _cut: Cut | None = None  # until the model has been looked at
 

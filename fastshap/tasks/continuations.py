@@ -33,6 +33,8 @@ class Continued(NamedTuple):
 class Continuing(Task):
     """What tasks share whose targets follow the text."""
 
+    takes_contrasts = True
+
     def tokenised(self, sources: Sequence[Any], targets: Sequence[Any] | None, options: Mapping[str, Any]) -> Any:
         targets = [None] * len(sources) if targets is None else targets
         both = [(target.target, target.other) if isinstance(target, Contrast) else (target,) for target in targets]

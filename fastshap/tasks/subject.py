@@ -33,6 +33,7 @@ class Subject:
 
     takes_pairs: ClassVar[bool] = False  # whether a text may be a pair of texts
     takes_chats: ClassVar[bool] = False  # whether it may be a conversation
+    takes_contrasts: ClassVar[bool] = False  # whether a target may be a contrast of two
     writes_targets: ClassVar[bool] = False
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

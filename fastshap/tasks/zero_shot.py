@@ -33,7 +33,7 @@ class ZeroShotTask(ClassificationTask):
     targets_are_classes = False
     takes_pairs = False
     takes_windows = False
-    takes_chats = False
+    takes_chats = takes_contrasts = False
     hypothesis = "This example is {}."
 
     @classmethod

@@ -18,6 +18,13 @@ CONFIGURATIONS = {
 }
 
 
+def with_slow_ones(names, *quick):
+    """Cases of a test: all but the quick ones are slow."""
+    import pytest
+
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
+
+
 def tiny(family, head, tokenizer, **configuration):
     """A model with large weights, so that it is far from linear. ``head``: the end of its class's name, ForMaskedLM say."""
     import transformers

@@ -9,7 +9,7 @@ import fastshap
 from fastshap import Contrast, GradientShap
 from fastshap.tasks.heads import placed_logits, target_logits
 from helpers.checks import assert_equal, assert_same
-from helpers.families import CONFIGURATIONS, tiny
+from helpers.families import CONFIGURATIONS, tiny, with_slow_ones
 from helpers.gradients import by_a_loop, by_captum, close
 
 N = 6
@@ -54,7 +54,7 @@ def test_the_predicted_token_at_every_mask(pair, mode, monkeypatch):
                     close(row, by_captum(model, output, score, monkeypatch))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", with_slow_ones(FAMILIES, "Bert", "ModernBert"))
 def test_alone_and_in_company(default_pair, family):
     pair = tiny(family, "ForMaskedLM", default_pair[1]), default_pair[1]
     options = {"n_perturbations": 4, "return_convergence_delta": True}

@@ -6,7 +6,7 @@ import torch
 import fastshap
 from fastshap import Contrast, GradientShap
 from helpers.checks import assert_equal, assert_same
-from helpers.families import CONFIGURATIONS, tiny
+from helpers.families import CONFIGURATIONS, tiny, with_slow_ones
 from helpers.gradients import by_a_loop, by_captum, close
 from helpers.texts import SENTENCES
 
@@ -82,7 +82,7 @@ def test_an_answer_has_thirty_tokens_at_most_and_no_negative_length(pair):
     assert task.predicted(encoded, logits)[0].places == [first + 1, first + 30]
 
 
-@pytest.mark.parametrize("family", CONFIGURATIONS)
+@pytest.mark.parametrize("family", with_slow_ones(CONFIGURATIONS, "Bert", "XLNet", "GPT2"))
 def test_alone_and_in_company(default_pair, family):
     head = "ForQuestionAnsweringSimple" if family == "XLNet" else "ForQuestionAnswering"
     pair = tiny(family, head, default_pair[1]), default_pair[1]

@@ -7,7 +7,7 @@ from transformers import pipeline
 import fastshap
 from fastshap import Contrast, GradientShap
 from helpers.checks import assert_equal, assert_same
-from helpers.families import CONFIGURATIONS, tiny
+from helpers.families import CONFIGURATIONS, tiny, with_slow_ones
 from helpers.gradients import by_a_loop, by_captum, close
 from helpers.texts import SENTENCES
 
@@ -68,7 +68,7 @@ def test_an_entity_is_the_mean_of_its_words(pair, monkeypatch):
                 close(row, by_captum(model, output, score, monkeypatch))
 
 
-@pytest.mark.parametrize("family", CONFIGURATIONS)
+@pytest.mark.parametrize("family", with_slow_ones(CONFIGURATIONS, "Bert", "XLNet", "GPT2"))
 def test_alone_and_in_company(default_pair, family):
     model, tokenizer = model_of(family, default_pair[1]), default_pair[1]
     options = {"n_perturbations": 4, "inference_mode": "softmax", "return_convergence_delta": True}
