@@ -463,3 +463,36 @@ def test_exit_codes(tmp_path, llama_pair):
 
 def test_version():
     assert CliRunner().invoke(app, ["--version"]).output == f"fastshap {fastshap.__version__}\n"
+
+
+def test_a_contrast_and_a_span(llama_pair, tmp_path):
+    output = fastshap.AttributionOutput.from_json(
+        run("--json", "--target", "Positive", "--contrast", "negative", "fine").stdout
+    )
+    assert output.target_names == ["positive rather than negative"]
+    for part in llama_pair:
+        part.save_pretrained(tmp_path)
+    model = ("--json", "--model", str(tmp_path), "--target", "not good")
+    output = fastshap.AttributionOutput.from_json(run(*model, "--span", "the film was").stdout)
+    assert output.target_names == ["not good"]
+    assert output.inference_mode is fastshap.InferenceModes.LOG_SOFTMAX
+    output = fastshap.AttributionOutput.from_json(run(*model, "--contrast", "dull", "the film was").stdout)
+    assert output.target_names == ["not good rather than dull"]
+    assert output.inference_mode is fastshap.InferenceModes.SOFTMAX  # what the shell explains of language models
+    output = fastshap.AttributionOutput.from_json(run(*model, "--score", "log_probability", "the film was").stdout)
+    assert output.inference_mode is fastshap.InferenceModes.LOG_SOFTMAX
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--contrast", "negative"], "stands beside one --target"),
+        (["--target", "all", "--contrast", "negative"], "number or a label|no label 'all'|classes are"),
+        (["--target", "positive", "--contrast", "positive"], "with itself"),
+        (["--span"], "span is for language models"),
+        (["--score", "surprise"], "must be one of 'logit'"),
+        (["--long-text", "cut"], "must be one of 'truncate'"),
+    ],
+)
+def test_questions_without_sense(arguments, message):
+    assert re.search(message, run(*arguments, "fine", code=2).stderr)

@@ -28,7 +28,7 @@ def centred(logits):
 MODES = {"logits": lambda x: x, "softmax": lambda x: x.softmax(-1), "log_softmax": lambda x: x.log_softmax(-1)}
 
 
-@pytest.mark.parametrize("mode", [*MODES, centred], ids=str)
+@pytest.mark.parametrize("mode", [*MODES, centred], ids=[*MODES, "centred"])
 def test_an_answer_is_the_sum_of_its_ends(pair, mode, monkeypatch):
     """Against plain loops of each text alone, with noise and without, and captum; texts of other lengths share calls."""
     model = pair[0]
