@@ -487,7 +487,7 @@ def test_a_contrast_and_a_span(llama_pair, tmp_path):
     ("arguments", "message"),
     [
         (["--contrast", "negative"], "stands beside one --target"),
-        (["--target", "all", "--contrast", "negative"], "number or a label|no label 'all'|classes are"),
+        (["--target", "all", "--target", "negative", "--contrast", "negative"], "stands beside one --target"),
         (["--target", "positive", "--contrast", "positive"], "with itself"),
         (["--span"], "span is for language models"),
         (["--score", "surprise"], "must be one of 'logit'"),
