@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from fastshap.tasks.base import NO_PREDICTION, Predict, Prediction, Prepared, Shown, Task
-from fastshap.tasks.registry import has_classes, named_score, register, shown, task_for, task_named, task_of_class
+from fastshap.tasks.registry import (
+    has_classes,
+    named_score,
+    register,
+    shown,
+    task_for,
+    task_named,
+    task_of_class,
+    usual_task,
+)
 from fastshap.tasks.subject import takes, unwrapped
 from fastshap.text.encode import Encoded
 from fastshap.text.groups import Scope
@@ -26,4 +35,5 @@ __all__ = [
     "task_named",
     "task_of_class",
     "unwrapped",
+    "usual_task",
 ]

@@ -91,6 +91,11 @@ def task_named(name: str) -> type[Task] | None:
     return next((task for task in all_tasks() if task.name == name), None)
 
 
+def usual_task(architecture: str) -> str | None:
+    """The name of the task that a model's class goes with, if it is one by its name."""
+    return next((task.name for task in all_tasks() if task.is_named(architecture)), None)
+
+
 def task_of_class(name: str) -> str:
     """The built-in task of a model class in earlier versions, which told tasks by the ending of the class name."""
     return (ClassificationTask if name.endswith(ClassificationTask.class_endings) else GenerationTask).name

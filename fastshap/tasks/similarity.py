@@ -289,7 +289,7 @@ def _read(own: list[Any], others: list[Any], given: list[Any] | None) -> _Read |
             return InvalidArgumentError(
                 "The two texts of a pair are compared with each other, so a pair takes no target; leave it out, or pass None."
             )
-        return _Read(joined(own, [[0], [1]]), own[0], [], ["each other"])
+        return _Read(joined(own, [[0], [1]]), own[0], [], ["similarity"])
     if given is None:
         return InvalidArgumentError(
             "There is nothing to compare the text with. Pass another text, or its embedding, as its target. To explain both "

@@ -14,7 +14,10 @@ from fastshap.models.provenance import Provenance
 from fastshap.output.record import Record
 from fastshap.output.render.markup import marked
 from fastshap.output.visible import printable
+from fastshap.tasks import usual_task
+from fastshap.types import name_of_task
 from fastshap.types.baselines import BaselineSet
+from fastshap.types.grouping import OwnGroups
 
 _COMBINATIONS = 20  # that a page lists
 
@@ -59,6 +62,9 @@ def _call(record: Record) -> str:
     used = record.settings.changes()
     remarks = {name: _remark(value) for name, value in used.items()}
     arguments = [f"{name}={name if remarks[name] else _literal(value)}" for name, value in used.items()]
+    task = name_of_task(record.model_task)
+    if record.provenance.model_class and task not in ("score", usual_task(record.provenance.model_class)):
+        arguments.append(f"task={json.dumps(task)}")
     if record.convergence_delta is not None:
         arguments.append("return_convergence_delta=True")
     lines = [f"fastshap.GradientShap({', '.join(['model', 'tokenizer', *arguments])})"]
@@ -68,6 +74,8 @@ def _call(record: Record) -> str:
 def _literal(value: Any) -> str:
     if isinstance(value, Enum):
         return json.dumps(value.name.lower())
+    if isinstance(value, OwnGroups):
+        return repr([*value.given]) if isinstance(value.given, tuple) else ""
     return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
@@ -79,6 +87,9 @@ def _remark(value: Any) -> str:
     if isinstance(value, Tensor):
         digest = hashlib.sha256(value.detach().cpu().double().numpy().tobytes()).hexdigest()
         return f"a tensor of shape {tuple(value.shape)}, SHA-256 in float64 {digest[:16]}"
+    if isinstance(value, OwnGroups):
+        given: Any = value.given
+        return "" if isinstance(given, tuple) else printable(f"your own {getattr(given, '__name__', given)}")
     if callable(value) and not isinstance(value, Enum):
         return printable(f"your own {getattr(value, '__name__', type(value).__name__)}")  # on one line: it is a comment
     return ""
