@@ -67,7 +67,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
     The eleven positional parameters are interpreto's. ``settings`` holds the parameters that decide numbers.
 
     Args:
-        model: a ``*ForSequenceClassification`` or a causal language model that takes ``inputs_embeds``, or a transformers
+        model: a model that takes ``inputs_embeds``, of one of the tasks in docs/tasks.md, or a transformers
             pipeline of one. fastshap runs it in evaluation mode and leaves it as it was.
         tokenizer: its tokenizer; a pipeline brings its own.
         batch_size: the most rows (perturbed copies) in one model call. "auto" takes what is fastest on a CPU, and what the
