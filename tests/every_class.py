@@ -35,13 +35,13 @@ TOLERANCE = 1e-4  # of a text's largest score
 
 HEAD = """# Models
 
-This page lists every class of text classifiers and causal language models. [Tasks](tasks.md) has the others. fastshap decides by
-what a model does, not by its name. Before the first explanation it runs the model at a few points of its own. It takes a shortcut
-(padding, calls without a mask, a shorter last layer, fewer logits) only if logits and gradients stay as they are. It refuses a
-model that it cannot explain correctly.
+This page lists every class of text classifiers and causal language models. [Tasks](tasks.md) has the others. fastshap decides
+by what a model does, not by its name. Before the first explanation it runs the model at a few points of its own. It takes a
+shortcut (padding, calls without a mask, a shorter last layer, fewer logits) only if logits and gradients stay as they are. It
+refuses a model that it cannot explain correctly.
 
-fastshap accepts a model as a causal language model if it continues a text: the model generates, takes `inputs_embeds`, gives a row
-of logits for each token, and no logits depend on later tokens. fastshap refuses
+fastshap accepts a model as a causal language model if it continues a text: the model generates, takes `inputs_embeds`, gives a
+row of logits for each token, and no logits depend on later tokens. fastshap refuses
 
 - classifiers that are an encoder with a decoder, if they take no `inputs_embeds`;
 - models that look tokens up by their ids in further tables, one for each layer (Gemma 3n, the small ones of Gemma 4), because

@@ -21,6 +21,7 @@ from fastshap.jobs.stopping import stoppable
 from fastshap.jobs.store import FORMAT, Store, in_use
 from fastshap.jobs.summary import JobSummary
 from fastshap.jobs.texts import text_hash, texts_in
+from fastshap.settings import Settings
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -150,7 +151,8 @@ def _refuse(root: Store, same: dict[str, Any], resume: bool, overwrite: bool) ->
         raise JobError(_in_the_way(root, manifest, replacing is not None))
     then = manifest["identity"]
     unknown = {name: same["model"][name] for name in _LATER if name not in then["model"]}
-    if differing := differences(then | {"model": then["model"] | unknown}, same):
+    settings = Settings().to_plain() | then["settings"]  # an older job had the defaults of what it did not know
+    if differing := differences(then | {"model": then["model"] | unknown, "settings": settings}, same):
         raise JobError(
             f"{root.location} was begun with another model or other settings: {'; '.join(differing)}. Rows of both would stand "
             "side by side: resume with the same, name another output, or --overwrite this one."

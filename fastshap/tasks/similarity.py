@@ -31,7 +31,7 @@ from fastshap.tasks.sequences import joined, of_each
 from fastshap.tasks.tokens import unknown
 from fastshap.tasks.trial import Judge, Ran, ToLogits
 from fastshap.text.encode import EXTRA, Encoded
-from fastshap.text.inputs import Pair, sources
+from fastshap.text.inputs import Pair, Refused, sources
 from fastshap.types import InferenceModes
 
 # What outputs keep of the texts that a text is compared with: their tokens side by side, and where each begins and ends.
@@ -169,7 +169,8 @@ class SimilarityTask(Task):
                     "both=True explains a text and its target, which must be a text too, one for each text; got "
                     f"{type(other).__name__}."
                 )
-            yield Pair(text, other) if isinstance(text, str) else text
+            paired = Pair(text, other) if isinstance(text, str) else text
+            yield Refused(paired) if isinstance(paired, FastshapError) else paired
         if not self.serves_all(targets) and next(others, None) is not None:
             raise InvalidArgumentError("There are more targets than texts; give one for each text.")
 

@@ -62,6 +62,12 @@ class Chat(NamedTuple):
         return [{"role": role, "content": content} for role, content in self.messages]
 
 
+class Refused(NamedTuple):
+    """An entry that an earlier look found wrong."""
+
+    error: FastshapError
+
+
 Source = str | Pair | Choices | Chat | Tokens
 
 
@@ -117,8 +123,10 @@ def _entry(entry: Any) -> Iterator[Any]:
     try:
         if _is_chat(entry):
             yield _chat_of(entry)
-        elif isinstance(entry, str | Pair | Choices | Tokens | FastshapError):
+        elif isinstance(entry, str | Pair | Choices | Tokens):
             yield entry
+        elif isinstance(entry, Refused):
+            yield entry.error
         elif isinstance(entry, tuple) and len(entry) == 2 and all(isinstance(part, str) for part in entry):
             yield Pair(*entry)
         elif isinstance(entry, Mapping):

@@ -157,6 +157,7 @@ def test_every_parameter_is_an_option(default_pair):
         "backend": "torch",
         "task": "classification",
         "threshold": 0.25,
+        "long_text": "error",
     }
     elsewhere = {"model", "tokenizer", "return_convergence_delta", "score", "span"}  # a function; for language models
     assert set(signature) - set(options) == elsewhere

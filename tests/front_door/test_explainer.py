@@ -39,7 +39,7 @@ def test_documented_defaults():
         *("model", "tokenizer", "batch_size", "granularity", "granularity_aggregation_strategy", "device"),
         *("inference_mode", "input_x_gradient", "n_perturbations", "baseline", "noise_std"),
         *("reduction", "sampling", "path_density", "seed", "rtol", "max_perturbations", "perturb_special_tokens"),
-        *("return_convergence_delta", "on_error", "backend"),
+        *("score", "span", "threshold", "long_text", "task", "return_convergence_delta", "on_error", "backend"),
     ]
     assert defaults == {
         "tokenizer": None,  # a pipeline brings one
@@ -58,8 +58,13 @@ def test_documented_defaults():
         "seed": 0,
         "rtol": None,
         "max_perturbations": None,
-        "return_convergence_delta": False,
         "perturb_special_tokens": True,
+        "score": None,
+        "span": False,
+        "threshold": 0.5,
+        "long_text": "truncate",
+        "task": None,
+        "return_convergence_delta": False,
         "on_error": "raise",
         "backend": "auto",
     }
@@ -178,7 +183,7 @@ def test_unsupported_models(default_pair):
     tiny = BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     with pytest.raises(
         fastshap.UnsupportedModelError,
-        match=r"BertForNextSentencePrediction tells whether.*\*ForSequenceClassification",
+        match=r"BertForNextSentencePrediction tells whether.*other tasks: classification",
     ):
         GradientShap(BertForNextSentencePrediction(tiny), tokenizer)
 

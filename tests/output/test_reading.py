@@ -153,7 +153,7 @@ def test_damaged_parquet_says_so(tmp_path):
         list(fastshap.read_parquet(tmp_path / "none"))
     rows = pyarrow.parquet.read_table(DATA / "kinds-1.parquet").to_pylist()
     for name, value, message in (
-        ("target_names", None, "target_names and elements must be lists"),
+        ("target_names", None, "target_names, targets and elements must be lists"),
         ("attributions", [1.0], "attributions must hold"),
         ("settings", "{", "settings is no JSON"),
         ("settings", "[" * 10**5, "settings is no JSON"),

@@ -16,7 +16,7 @@ from fastshap.settings import DEFAULTS, PARAMETERS, Settings
 ROOT = Path(fastshap.__file__).parents[1]
 FIELD = """    warmth: float = parameter(
         0.5,
-        check=finite,
+        check=checks.finite,
         option=float,
         help="How warm it is.",
         doc="how warm it is, in degrees.",
