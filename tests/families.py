@@ -185,14 +185,14 @@ def verdict(task, family, name):
 
 
 def _residual(model, words, task, text, targets, options):
-    """How far a text's scores are from adding up, in standard errors of their sum: one group, and nothing else moves."""
+    """How far a text's scores are from adding up, in standard errors of their sum: a group a part, and nothing else moves."""
     spans = options | ({"span": True} if task in ("generation", "seq2seq") else {})
     whole = fastshap.GradientShap(
         model,
         words,
         "auto",
         n_perturbations=MANY,
-        granularity=lambda text: [(0, len(text))],
+        granularity=lambda text: [match.span() for match in re.finditer(".+", text)],  # each part
         granularity_aggregation_strategy="sum",
         perturb_special_tokens=False,
         return_convergence_delta=True,

@@ -150,8 +150,10 @@ def explain(
             _fail(f"--pair is for a model that reads pairs of texts; {explainer.task.model_name} reads one text.")
         if max_new_tokens is not None and (target or not explainer.task.writes_targets):
             _fail("--max-new-tokens is for a language model that writes its own target; leave out --target.")
-        if contrast is not None and (len(target or []) != 1 or not explainer.task.takes_contrasts):
-            _fail("--contrast is for a classifier or a language model, and stands beside one --target.")
+        if contrast is not None and not explainer.task.takes_contrasts:
+            _fail("--contrast is for a classifier or a language model.")
+        if contrast is not None and (len(target or []) != 1 or "all" in (*(target or []), contrast)):
+            _fail("--contrast stands beside one --target, neither of which is 'all'.")
         options = None if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
         targets = explainer.task.spelled_targets(target, len(wanted_texts))
         if contrast is not None:

@@ -162,11 +162,6 @@ class Task(Subject, ABC):
         """That of the settings."""
         return self.settings.inference_mode
 
-    @property
-    def seed(self) -> int:
-        """That of the settings."""
-        return self.settings.seed
-
     # Which models
 
     @classmethod
@@ -370,6 +365,10 @@ class Task(Subject, ABC):
         if self._refreshed_for != self.state():
             self.find_shortcuts()
             self._refreshed_for = self.state()
+
+    def background(self, text: str) -> Encoded | FastshapError:
+        """A text of a :class:`fastshap.BaselineSet`."""
+        return self.encode([text], max_length=self.max_length())[0]
 
     def encode(self, sources: Sequence[Any], **options: Any) -> list[Encoded | FastshapError]:
         """See :func:`fastshap.tasks.tokens.encode_for`."""

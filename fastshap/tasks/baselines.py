@@ -167,7 +167,8 @@ def _of_its_dtype(baseline: Any, task: Task) -> Any:
 
 def _tokens(text: str, place: int, task: Task) -> list[int]:
     """A background text's ids, as those of a text to explain."""
-    for encoded in task.readable(task.tokenised([text], None, {})):
+    encoded = task.background(text)
+    if isinstance(encoded, Encoded):
         return encoded.input_ids
     raise InvalidArgumentError(
         f"Text {place} of the BaselineSet, {text[:40]!r}, has no token that the model can take; leave it out."

@@ -37,7 +37,10 @@ class Continuing(Task):
 
     def tokenised(self, sources: Sequence[Any], targets: Sequence[Any] | None, options: Mapping[str, Any]) -> Any:
         targets = [None] * len(sources) if targets is None else targets
-        both = [(target.target, target.other) if isinstance(target, Contrast) else (target,) for target in targets]
+        both = [
+            (_one(target.target), _one(target.other)) if isinstance(target, Contrast) else (target,)
+            for target in targets
+        ]
         pairs = [(source, one) for source, some in zip(sources, both, strict=True) for one in some if one is not None]
         each = iter(self.with_targets([source for source, _ in pairs], [one for _, one in pairs]))
         read = {i: [next(each) for _ in some] for i, some in enumerate(both) if some != (None,)}
@@ -58,7 +61,7 @@ class Continuing(Task):
         found, asked, options = tokenised
         new = []
         for _, prompt in asked.values():
-            new.append(written(self, prompt, options, self.seed, self.written_before(prompt)))
+            new.append(written(self, prompt, options, self.settings.seed, self.written_before(prompt)))
             generated()
         endings = self.encode(new, max_length=None)
         for (i, (source, prompt)), ending in zip(asked.items(), endings, strict=True):
@@ -94,18 +97,23 @@ class Continuing(Task):
         """The first tokens in which two targets differ, behind what they have in common."""
         ours, theirs = one.ending.input_ids, other.ending.input_ids
         same = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
-        if same is None or one.prompt.input_ids != other.prompt.input_ids:
+        if same is None:
             return InvalidArgumentError(
                 f"{one.ending.text!r} and {other.ending.text!r} have no token in which they differ, as one begins with the "
                 "other; contrast texts that part ways."
             )
-        encoded, first = self.row(one.prompt, beginning(one.ending, same + 1))
+        prompt = min(one.prompt, other.prompt, key=len)  # of a long input, cut to leave room for either target
+        encoded, first = self.row(prompt, beginning(one.ending, same + 1))
         pair = torch.tensor([ours[same], theirs[same]], device="cpu")
         names = [contrasted(one.ending.text.strip(), other.ending.text.strip())]
         place = torch.tensor([first + same - 1] * 2, device="cpu")
         return sums_of(
             Prepared(encoded, pair, names, scope=Scope(place, joined=torch.tensor([[1.0, -1.0]], device="cpu")))
         )
+
+    def background(self, text: str) -> Encoded | FastshapError:
+        """As an input that leaves room for a token to follow."""
+        return self.with_room([text], self.prompts([text]), {})[0]
 
     def written_before(self, prompt: Any) -> int:
         """How many tokens of what the model writes are no target: the input's."""
@@ -293,6 +301,12 @@ def sums_of(prepared: Prepared) -> Prepared:
     last = positions.expand_as(joined).where(joined != 0, -1).amax(1, keepdim=True)
     hidden = torch.arange(len(prepared.encoded), device="cpu") > last
     return dataclasses.replace(prepared, scope=Scope(positions, hidden, joined=joined))
+
+
+def _one(target: Any) -> Any:
+    """A side of a contrast, as :func:`sources` gives it."""
+    found = [*sources([target])]
+    return found[0] if len(found) == 1 else InvalidTypeError("Each side of a contrast is one text, or its token ids.")
 
 
 def _stripped(prompt: str) -> str:

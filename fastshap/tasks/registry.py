@@ -128,7 +128,11 @@ def task_for(
     named: str | type[Task] | None = None,
 ) -> Task:
     """The task of a model: the one that is ``named``, or by the model's class name, or by what it does."""
-    kind = kind_of(model, ScoreTask if named is None and settings.score is not None else named)
+    if settings.score is not None and named not in (None, ScoreTask.name, ScoreTask):
+        raise InvalidArgumentError(
+            f"A score of your own is explained whatever the task is; leave out task={getattr(named, 'name', named)!r}."
+        )
+    kind = kind_of(model, ScoreTask if settings.score is not None else named)
     own: Any = unwrapped(model)
     warn_of_untrained(own, kind.read_of(newly_initialised(own)))
     return kind(model, tokenizer, settings)

@@ -20,7 +20,7 @@ class ScoreTask(Task):
     name = "score"
     class_endings = ()
     explains = "models of any kind, with score=callable"
-    takes_pairs = True
+    takes_pairs = takes_chats = True
 
     @classmethod
     def fits(cls, model: Any) -> bool:
@@ -36,11 +36,16 @@ class ScoreTask(Task):
         if self.settings.score is None:
             raise InvalidArgumentError('task="score" needs score=, a callable (outputs, inputs) -> (R, t).')
 
+    def found(self, what: Any, find: Callable[[], Any]) -> Any:
+        """What hangs on the score is not remembered for explainers of another one."""
+        return find() if what in ("embeddings", "layout") else super().found(what, find)
+
     def logits_of(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
         """(R, t)."""
         score: Any = self.settings.score
-        scores = score(model(**inputs), inputs)
-        rows = len(inputs["inputs_embeds"] if "inputs_embeds" in inputs else inputs["input_ids"])
+        given = inputs["inputs_embeds"] if "inputs_embeds" in inputs else inputs["input_ids"]
+        mask = torch.ones(given.shape[:2], dtype=torch.int64, device=given.device)  # where the model needs none
+        scores, rows = score(model(**inputs), {"attention_mask": mask, **inputs}), len(given)
         if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != rows or not scores.is_floating_point():
             shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise InvalidArgumentError(

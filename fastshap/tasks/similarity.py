@@ -159,9 +159,7 @@ class SimilarityTask(Task):
         texts = sources(model_inputs)
         for count, text in enumerate(texts):
             if (other := next(others, None)) is None:
-                raise InvalidArgumentError(
-                    f"There are only {counted(count, 'target')} for more texts; give one for each text."
-                )
+                raise InvalidArgumentError(f"{there_are(count, 'target')} for more texts; give one for each text.")
             if isinstance(other, list | tuple) and len(other) == 1:
                 (other,) = other
             if not isinstance(other, str):
@@ -169,8 +167,12 @@ class SimilarityTask(Task):
                     "both=True explains a text and its target, which must be a text too, one for each text; got "
                     f"{type(other).__name__}."
                 )
-            paired = Pair(text, other) if isinstance(text, str) else text
-            yield Refused(paired) if isinstance(paired, FastshapError) else paired
+            if isinstance(text, FastshapError):
+                yield Refused(text)
+            elif isinstance(text, str):
+                yield Pair(text, other)
+            else:
+                yield Refused(InvalidTypeError("both=True makes a pair of a text and its target, both strings."))
         if not self.serves_all(targets) and next(others, None) is not None:
             raise InvalidArgumentError("There are more targets than texts; give one for each text.")
 

@@ -29,7 +29,7 @@ def encode_for(
         for source in sources
     ]
     checked = [
-        encode_chat(subject.tokenizer, one, subject.writes_targets) if isinstance(one, Chat) else one for one in checked
+        _conversation(subject, one, options.get("max_length")) if isinstance(one, Chat) else one for one in checked
     ]
     known, foreign = _known(subject), {name for name in EXTRA if not takes(subject.model, name)}
     return [
@@ -48,6 +48,16 @@ def refused_if_cut(subject: Subject, encoded: Encoded) -> FastshapError | None:
     return InvalidArgumentError(
         f"The text has more tokens than the {subject.max_length()} that the model takes; shorten or split it, or use "
         "long_text='truncate'."
+    )
+
+
+def _conversation(subject: Subject, chat: Chat, limit: int | None) -> Encoded | FastshapError:
+    """A conversation that the model can take: what would be left of one that is cut is for the user to say."""
+    encoded = encode_chat(subject.tokenizer, chat, subject.writes_targets)
+    if isinstance(encoded, FastshapError) or limit is None or len(encoded) <= limit:
+        return encoded
+    return InvalidArgumentError(
+        f"The conversation has {len(encoded)} tokens and the model takes {limit}; leave out or shorten messages."
     )
 
 

@@ -47,9 +47,13 @@ class ZeroShotTask(ClassificationTask):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        if self.hypothesis.format("label") == self.hypothesis:
+        try:
+            filled = self.hypothesis.format("label") != self.hypothesis
+        except (IndexError, KeyError, ValueError):
+            filled = False
+        if not filled:
             raise InvalidArgumentError(
-                f"The hypothesis {self.hypothesis!r} has no place for a label; write {{}} there."
+                f"The hypothesis {self.hypothesis!r} needs one place for a label; write {{}} there."
             )
 
     def _weighed(self, pairs: Tensor, transformed: Callable[[Tensor], Tensor]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import TYPE_CHECKING, Any
 
 from fastshap.errors import FastshapError, InvalidArgumentError
@@ -11,6 +12,9 @@ from fastshap.text.inputs import Chat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# Characters of a private area, which no template holds.
+_MARK, _MARKS = "\ue000{}\ue001", re.compile("\ue000[0-9]+\ue001")
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, chat: Chat, answers: bool) -> Encoded | FastshapError:
@@ -23,14 +27,15 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, chat: Chat, answers: bool) -
         return InvalidArgumentError(
             "The tokenizer has no chat template, so it cannot read a conversation; pass the text that the model expects."
         )
-    try:
-        text: Any = tokenizer.apply_chat_template(chat.as_mappings, tokenize=False, add_generation_prompt=answers)
-    except Exception as error:  # templates raise what they like: roles that must alternate, say
-        return InvalidArgumentError(f"The tokenizer's chat template refuses the conversation: {error}")
+    text = _rendered(tokenizer, chat.as_mappings, answers)
+    if isinstance(text, FastshapError):
+        return text
     (encoded,) = encode(tokenizer, [text], max_length=None, add_special_tokens=False)
     if isinstance(encoded, FastshapError):
         return encoded
-    spans = _contents(text, chat)
+    marked = [{**one, "content": _MARK.format(number)} for number, one in enumerate(chat.as_mappings)]
+    skeleton = _rendered(tokenizer, marked, answers)
+    spans = None if isinstance(skeleton, FastshapError) else _contents(text, skeleton, chat)
     if spans is None:
         return encoded  # the template changes what messages say
     said = [_message(first_visible(text, span), span[1], spans) for span in encoded.offsets]
@@ -47,17 +52,33 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, chat: Chat, answers: bool) -
     )
 
 
-def _contents(text: str, chat: Chat) -> list[tuple[int, int]] | None:
-    """Where the template puts what each message says; None if that is not to be found."""
-    found, at = [], 0
-    for _, content in chat.messages:
-        bare = content.strip()
-        start = text.find(bare, at)
-        if start < 0:
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], answers: bool) -> str | FastshapError:
+    try:
+        text: Any = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answers)
+    except Exception as error:  # templates raise what they like: roles that must alternate, say
+        return InvalidArgumentError(f"The tokenizer's chat template refuses the conversation: {error}")
+    return str(text)
+
+
+def _contents(text: str, skeleton: str, chat: Chat) -> list[tuple[int, int]] | None:
+    """Where the template puts what each message says; None if it does not put it there as it is, once and in order.
+
+    Args:
+        skeleton: the template filled in with a mark for each message.
+    """
+    around = _MARKS.split(skeleton)
+    if _MARKS.findall(skeleton) != [_MARK.format(number) for number in range(len(chat.messages))]:
+        return None
+    if not text.startswith(around[0]):
+        return None
+    found, at = [], len(around[0])
+    for (_, content), behind in zip(chat.messages, around[1:], strict=True):
+        said = next((one for one in (content, content.strip()) if text.startswith(one + behind, at)), None)
+        if said is None:
             return None
-        at = start + len(bare)
-        found.append((start, at))
-    return found
+        found.append((at, at + len(said)))
+        at += len(said) + len(behind)
+    return found if at == len(text) else None
 
 
 def _message(start: int, end: int, spans: list[tuple[int, int]]) -> int | None:

@@ -195,7 +195,7 @@ def _one_or_two(text: str | Pair) -> Sequence[str]:
 def _encode_ids(tokenizer: PreTrainedTokenizerBase, source: Tokens) -> Encoded | FastshapError:
     if min(source.ids) < 0:
         return InvalidArgumentError(f"Token ids are zero or more; got {min(source.ids)}.")
-    named = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    named = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id, tokenizer.mask_token_id}  # which stand in texts
     special = source.special or [token in named for token in source.ids]
     types = source.types or [0] * len(source.ids)
     extra = {name: types for name in EXTRA if name in tokenizer.model_input_names}

@@ -88,6 +88,10 @@ class Grouping:
         self.backend = backend
         self.scope = scope
         self.members = given[0] if given else members_of(encoded, granularity)
+        if not given and scope.own is not None and isinstance(granularity, OwnGroups):
+            # Each token of the target is explained, also where no group holds it.
+            held = {token for member in self.members for token in member}
+            self.members = sorted([*self.members, *([token] for token in scope.own if token not in held)])
         if given:
             self.elements = given[1]
         self.joined = scope.joined if scope.joined is not None else self._as_sums() if joins else None

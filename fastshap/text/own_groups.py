@@ -29,6 +29,9 @@ def keys_of(encoded: Encoded, groups: OwnGroups) -> list[int | None]:
         first = first_visible(encoded.text, span)
         number = bisect.bisect_right(starts, first) - 1
         keys.append(number if not special and number >= 0 and first < ends[number] else None)
+    for number, its in enumerate(spans):
+        if len({bisect.bisect_right(encoded.parts, i) for i, key in enumerate(keys) if key == number}) > 1:
+            raise InvalidArgumentError(f"The group {its} reaches into two parts of the text; make it two groups.")
     if len(lost := {*range(len(spans))} - {*keys}):
         raise InvalidArgumentError(
             f"No token begins in the group {spans[min(lost)]}, {encoded.text[slice(*spans[min(lost)])]!r}: make it larger."

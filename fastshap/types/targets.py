@@ -31,7 +31,13 @@ class Contrast:
     def __post_init__(self) -> None:
         if isinstance(self.target, Contrast) or isinstance(self.other, Contrast):
             raise InvalidArgumentError("A contrast is of two targets, neither of which is a contrast.")
-        if type(self.target) is type(self.other) and bool(self.target == self.other):
+        if self.target is None or self.other is None:
+            raise InvalidArgumentError("A contrast names both of its targets; neither may be None.")
+        try:
+            same = type(self.target) is type(self.other) and bool(self.target == self.other)
+        except (RuntimeError, ValueError):  # arrays of numbers
+            same = [*self.target] == [*self.other]
+        if same:
             raise InvalidArgumentError(
                 f"A contrast of {self.target!r} with itself is zero everywhere; name two targets that differ."
             )

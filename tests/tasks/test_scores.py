@@ -264,3 +264,54 @@ def test_values_have_no_probability(bert_pair):
     assert GradientShap(model, tokenizer, n_perturbations=2)("fine")[0].probability is None
     with pytest.raises(fastshap.InvalidArgumentError, match="threshold must be from 0 to 1"):
         GradientShap(model, tokenizer, threshold=2)
+
+
+def test_each_score_is_tried_by_itself(llama_pair):
+    """What was found with one function says nothing of the next."""
+
+    def mean(outputs, inputs):
+        mask = inputs["attention_mask"][..., None]
+        return ((outputs.logits * mask).sum(1) / mask.sum(1))[:, :2]
+
+    def plain_mean(outputs, inputs):
+        return outputs.logits.mean(1)[:, :2]
+
+    for score in (lambda outputs, inputs: outputs.logits[:, -1, :2], plain_mean, mean):
+        explainer = GradientShap(*llama_pair, "auto", n_perturbations=4, score=score)
+        for text, output in zip(SENTENCES, explainer(SENTENCES), strict=True):
+            close(explainer(text)[0].attributions, output.attributions)
+
+
+def test_rows_that_mix_are_refused_whatever_was_tried_before(default_pair):
+    GradientShap(*default_pair, score=lambda outputs, inputs: outputs.logits[:, :1])("fine")
+    mixing = GradientShap(*default_pair, score=lambda outputs, inputs: outputs.logits[:, :1] * outputs.logits.mean())
+    with pytest.raises(fastshap.UnsupportedModelError, match="rows mix"):
+        mixing("fine")
+
+
+def test_a_score_beside_a_task(default_pair):
+    with pytest.raises(fastshap.InvalidArgumentError, match="leave out task='classification'"):
+        GradientShap(*default_pair, task="classification", score=first_minus_last)
+    with pytest.raises(fastshap.InvalidArgumentError, match="leave out task='classification'"):
+        GradientShap(*default_pair, task="classification")("fine", score=first_minus_last)
+
+
+def test_contrasts_of_token_ids_and_behind_long_inputs(llama_pair):
+    explainer = GradientShap(*llama_pair, n_perturbations=2)
+    (output,) = explainer([[5, 6, 7]], Contrast([8, 9], [8, 10]))
+    assert output.targets.tolist() == [9, 10]
+    with pytest.warns(fastshap.TruncationWarning):
+        (output,) = explainer("the film " * 400, Contrast("good at all", "dull"))
+    assert output.truncated
+    first, second = GradientShap(*llama_pair, n_perturbations=2, on_error="record")(
+        [PROMPT, PROMPT], [Contrast("good", [[1], [2]]), "dull"]
+    )
+    assert "must be a string or token ids; got list" in first.error
+    assert second.error is None
+    for sides in ((None, "good"), ("good", None)):
+        with pytest.raises(fastshap.InvalidArgumentError, match="neither may be None"):
+            Contrast(*sides)
+    for made in (torch.tensor, list):
+        with pytest.raises(fastshap.InvalidArgumentError, match="with itself"):
+            Contrast(made([1, 2]), made([1, 2]))
+        Contrast(made([1, 2]), made([1, 3]))

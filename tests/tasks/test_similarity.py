@@ -150,7 +150,7 @@ def test_both_is_another_word_for_pairs(pair):
         (None, "another text or its embedding"),
         (torch.ones(36), "must be a text too"),
         ([["a", "b"], "c"], "must be a text too"),
-        (["a"], "only 1 target for more texts"),
+        (["a"], "There is 1 target for more texts"),
         (["a", "b", "c"], "more targets than texts"),
     ],
 )

@@ -142,7 +142,7 @@ def test_another_hypothesis(pair):
     class WithoutPlace(Ours):
         hypothesis = "It is."
 
-    with pytest.raises(fastshap.InvalidArgumentError, match="has no place for a label"):
+    with pytest.raises(fastshap.InvalidArgumentError, match="needs one place for a label"):
         explain(pair, TEXTS[0], LABELS, task=WithoutPlace)
 
 

@@ -196,3 +196,50 @@ def test_long_texts_can_be_refused(bert_pair, llama_pair):
     ):
         with pytest.raises(fastshap.FastshapError, match=message):
             call()
+
+
+def test_what_messages_say_is_told_from_what_the_template_says(llama_pair):
+    """Also where the template holds the same words."""
+    tokenizer = copy.deepcopy(llama_pair[1])
+    tokenizer.chat_template = (
+        "system: You are a good film by Alibaba.\n"
+        + "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+    )
+    explainer = GradientShap(llama_pair[0], tokenizer, n_perturbations=2)
+    for said in (["A"], ["a good film", "a", "user"], ["assistant", "film"]):
+        chat = [{"role": "user", "content": content} for content in said]
+        (output,) = explainer(chat, ["dull"])
+        words = [element.strip() for element, segment in zip(output.elements, output.segments, strict=True)]
+        assert words == [*" ".join(said).split(), "dull"]
+        assert output.segments[-1] == len(said)
+        first = output.text.index("user:")
+        assert all(start > first for start, _ in output.element_spans)
+
+
+def test_a_conversation_that_is_too_long(bert_pair):
+    tokenizer = copy.deepcopy(bert_pair[1])
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    long, short = [{"role": "user", "content": "the film " * 300}], CHAT
+    first, second = GradientShap(bert_pair[0], tokenizer, n_perturbations=2, on_error="record")([long, short])
+    assert "the model takes 128; leave out or shorten messages" in first.error
+    assert second.error is None
+
+
+def test_groups_of_an_input_alone(llama_pair):
+    """Each token of the target is explained by itself; a group does not reach into another part."""
+    explainer = GradientShap(*llama_pair, n_perturbations=4)
+    (output,) = explainer("the film was", ["not good"], granularity=[(0, 8)])
+    assert output.elements[0] == "the film"
+    assert len(output.target_names) == len(output.targets) == len(output.elements) - 1
+    assert output.attributions[:, 0].isfinite().all()
+    with pytest.raises(fastshap.InvalidArgumentError, match="two parts"):
+        explainer("the film was", ["not good"], granularity=[(4, 16)])
+
+
+def test_a_mask_is_no_special_token(default_pair):
+    """Of a text and of its ids."""
+    tokenizer = default_pair[1]
+    explainer = GradientShap(*default_pair, n_perturbations=2, perturb_special_tokens=False)
+    text = "a [MASK] film"
+    close(explainer(text)[0].attributions, explainer(tokenizer(text)["input_ids"])[0].attributions)
+    assert explainer(tokenizer(text)["input_ids"])[0].elements == ["a", "[MASK]", "film"]
