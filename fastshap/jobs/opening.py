@@ -151,7 +151,9 @@ def _refuse(root: Store, same: dict[str, Any], resume: bool, overwrite: bool) ->
         raise JobError(_in_the_way(root, manifest, replacing is not None))
     then = manifest["identity"]
     unknown = {name: same["model"][name] for name in _LATER if name not in then["model"]}
-    settings = Settings().to_plain() | then["settings"]  # an older job had the defaults of what it did not know
+    settings = then["settings"]
+    if isinstance(settings, dict):  # an older job had the defaults of what it did not know
+        settings = Settings().to_plain() | settings
     if differing := differences(then | {"model": then["model"] | unknown, "settings": settings}, same):
         raise JobError(
             f"{root.location} was begun with another model or other settings: {'; '.join(differing)}. Rows of both would stand "
