@@ -75,7 +75,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         device: where to run. The model moves there once, now; None leaves it where it is. "auto" takes all GPUs of this
             machine, or the CPU if there is none. A list names the devices to use: the model moves to the first, and
             copies on the others share the work.
-        task: the task's name, where the model's class leaves a choice: "zero_shot", say. docs/tasks.md lists them.
+        task: the task's name, such as "zero_shot", where the model's class leaves a choice. docs/tasks.md lists them.
         {settings}
         return_convergence_delta: also report how far the scores are from adding up. It costs n + 1 forward rows per text.
         on_error: "raise", or "record": a text that cannot be explained gets an output with ``error`` set, and the others

@@ -27,7 +27,7 @@ def rows_of(
     A text that is too long beside the longest of its others is cut to fit.
 
     Args:
-        called: what the others are: "choice", say.
+        called: what the others are, such as "choice".
     """
     pairs: list[Any] = [Pair(text, other) for text, some in zip(texts, others, strict=True) for other in some]
     encoded = iter(task.encode(pairs, own_pairs=True, max_length=None))

@@ -3,6 +3,8 @@
 import families
 import pytest
 
+import fastshap
+
 CASES = families.cases()
 # One of each task and of most families; the others take minutes.
 SAMPLE = {
@@ -48,3 +50,24 @@ def test_the_page_holds_each_and_nothing_wrong():
         for task in families.TASKS:
             there = (task, family) in {case[:2] for case in CASES}
             assert families.cell_of(task, family).startswith(("yes", "refused") if there else "–")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("task", ["zero_shot", "multiple_choice", "question_answering", "similarity", "masked_lm"])
+def test_background_texts_serve_every_task(task):
+    """They are texts by themselves, whatever form the task's own texts have."""
+    model, words = families.made(task, "BERT", families.name_of(task, "bert"))
+    texts, targets, options = families.asked(task)
+    background = fastshap.BaselineSet(["the film was dull", "superb"])
+    explainer = fastshap.GradientShap(model, words, "auto", n_perturbations=4, baseline=background, **options)
+    outputs = explainer(texts, targets)
+    assert all(output.attributions.isfinite().all() for output in outputs)
+    alone = explainer(texts[:1], targets if targets is None or task == "zero_shot" else targets[:1])
+    assert families.apart(alone, outputs[:1]) < 1e-5
+
+
+@pytest.mark.parametrize("hypothesis", ["It is.", "{} {}", "{label}"])
+def test_a_hypothesis_has_one_place(hypothesis):
+    kind = type("Other", (fastshap.tasks.task_named("zero_shot"),), {"hypothesis": hypothesis})
+    with pytest.raises(fastshap.InvalidArgumentError, match="needs one place for a label"):
+        fastshap.GradientShap(*families.made("zero_shot", "BERT", "BertForSequenceClassification"), task=kind)

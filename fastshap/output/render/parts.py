@@ -1,4 +1,4 @@
-"""The parts of a text that are shown apart: two texts of a pair, say."""
+"""The parts of a text that are shown apart: for example the two texts of a pair."""
 
 from __future__ import annotations
 

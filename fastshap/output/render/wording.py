@@ -57,7 +57,7 @@ def remainders(record: Record, t: int, form: str) -> Iterator[str]:
 
 
 def sequences(record: Record) -> str | None:
-    """How many windows, say, the model read, where there were several."""
+    """How many windows the model read, where there were several."""
     name = shown(record.model_task).sequences
     mask = record.model_inputs_to_explain.get(SEQUENCES) if name else None
     return None if mask is None else f"mean of {mask.shape[2]} {name}"
