@@ -340,7 +340,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
     @property
     def _execution(self) -> Execution:
         its, baseline = self.settings, baselines.in_numbers(self.settings.baseline, self.task)
-        return Execution(its, self._layout, self._backend, self._budget, baseline, variances=self._variances)
+        how = {"with_ids": self.task.reads_twice(), "variances": self._variances}
+        return Execution(its, self._layout, self._backend, self._budget, baseline, **how)
 
     def _try_model(self, texts: Iterator[Encoded]) -> None:
         """Whether the model can be explained at all, and how rows may share a call: until something is known of it.

@@ -12,10 +12,15 @@ from torch import Tensor
 
 from fastshap.errors import FastshapError, UnsupportedModelError
 from fastshap.tasks.subject import Subject
+from fastshap.tasks.trial import near
 from fastshap.text.encode import Encoded
 
 _TEXTS = 3  # at most, on which ids and embeddings are compared, if the model fails on those before
 _RANDOM = 8  # tokens of the text by chance, the last that is tried
+_IF_READ_TWICE = (
+    "A classifier that is an encoder with a decoder reads texts that end with its end-of-text token, which the tokenizer has to "
+    "add. Without a head, load the encoder alone, such as T5EncoderModel."
+)
 _TABLES = ("hidden_size_per_layer_input", "ple_layer_ids")  # tell of embeddings per layer, in the names of transformers
 
 
@@ -33,13 +38,13 @@ def same_from_ids(subject: Subject, texts: Iterable[Encoded]) -> bool:
             with told(subject, "does not run on input_ids"):
                 right = subject.raw_logits(input_ids=ids, **inputs)
             with told(subject, "does not run on inputs_embeds", by_ids(subject)):
-                x = subject.model.get_input_embeddings()(ids)
-                if not isinstance(x, Tensor):
+                embedded = subject.embedded(ids)
+                if not isinstance(x := embedded["inputs_embeds"], Tensor):
                     raise UnsupportedModelError(
                         f"The input embeddings of {subject.model_name} give a {type(x).__name__}, and not one vector for each "
                         "token."
                     )
-                ours = subject.raw_logits(inputs_embeds=x.clone(), **inputs)
+                ours = subject.raw_logits(**embedded | {"inputs_embeds": x.clone()}, **inputs)
         except UnsupportedModelError as error:
             failed = failed or error
             continue
@@ -88,8 +93,8 @@ def told(subject: Subject, what: str, known: str | None = None) -> Iterator[None
     except Exception as error:
         first = str(error).strip().split("\n")[0]
         message = f"{subject.model_name} cannot be explained, since it {what}: {type(error).__name__}: {first}"
-        if getattr(subject.model.config, "is_encoder_decoder", False):
-            message = f"{message.rstrip('.')}. Use a classifier that is an encoder or a decoder alone."
+        if subject.reads_twice():
+            message = f"{message.rstrip('.')}. {_IF_READ_TWICE}"
         raise UnsupportedModelError(known or message) from error
 
 
@@ -106,8 +111,8 @@ def reading_padding(subject: Subject) -> Callable[[Encoded], bool]:
 def _differs_from_ids(subject: Subject, encoded: Encoded) -> bool:
     ids, inputs = subject.alone(encoded)
     try:
-        x = subject.model.get_input_embeddings()(ids)
-        ours, theirs = subject.raw_logits(inputs_embeds=x, **inputs), subject.raw_logits(input_ids=ids, **inputs)
+        ours = subject.raw_logits(**subject.embedded(ids), **inputs)
+        theirs = subject.raw_logits(input_ids=ids, **inputs)
         return not theirs.isnan().any() and not near(ours, theirs)
     except torch.OutOfMemoryError:
         raise
@@ -132,13 +137,3 @@ def _random_text(subject: Subject) -> list[Encoded]:
             extra=zeros,
         )
     ]
-
-
-def near(ours: Tensor, theirs: Tensor) -> bool:
-    """The same logits but for rounding, as a share of the largest. NaN agrees with nothing, infinity with itself."""
-    if ours.shape != theirs.shape:
-        return False
-    tolerance = max(1e-5, 4 * torch.finfo(ours.dtype).eps)
-    ours, theirs = ours.float(), theirs.float()
-    largest = theirs.abs().where(theirs.isfinite(), 0).max()
-    return bool(((ours == theirs) | ((ours - theirs).abs() <= tolerance * largest)).all())
