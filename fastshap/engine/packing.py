@@ -83,8 +83,8 @@ class Execution:
     """How calls are made: by the settings, which decide the numbers, and by what decides none.
 
     ``baseline`` is that of the settings, in numbers. ``with_text``: there is one text, and each call has the text itself as a
-    last row, which gets no score. ``with_ids``: calls have input_ids beside the embeddings. ``variances``: a list to which each text adds how its scores vary along the path
-    (fastshap.engine.learned).
+    last row, which gets no score. ``with_ids``: calls have input_ids beside the embeddings. ``variances``: a list to which each
+    text adds how its scores vary along the path (fastshap.engine.learned).
     """
 
     settings: Settings

@@ -10,17 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastshap.errors import FastshapError, UnsupportedModelError
+from fastshap.errors import FastshapError, InvalidArgumentError, UnsupportedModelError
 from fastshap.tasks.subject import Subject
 from fastshap.tasks.trial import near
 from fastshap.text.encode import Encoded
 
 _TEXTS = 3  # at most, on which ids and embeddings are compared, if the model fails on those before
 _RANDOM = 8  # tokens of the text by chance, the last that is tried
-_IF_READ_TWICE = (
-    "A classifier that is an encoder with a decoder reads texts that end with its end-of-text token, which the tokenizer has to "
-    "add. Without a head, load the encoder alone, such as T5EncoderModel."
-)
+_FROM_IDS = "does not run on input_ids"
+# What else there is to do if that is wrong with an encoder with a decoder.
+_ADVICE = {
+    _FROM_IDS: "Its texts have to end with its end-of-text token, which the tokenizer adds. Of a model without a head, load "
+    "the encoder alone, such as T5EncoderModel."
+}
+_OTHER_MODEL = "Use a model that is an encoder or a decoder alone."
 _TABLES = ("hidden_size_per_layer_input", "ple_layer_ids")  # tell of embeddings per layer, in the names of transformers
 
 
@@ -35,7 +38,7 @@ def same_from_ids(subject: Subject, texts: Iterable[Encoded]) -> bool:
     for encoded in itertools.chain(itertools.islice(texts, _TEXTS), _random_text(subject)):
         ids, inputs = subject.alone(encoded)
         try:
-            with told(subject, "does not run on input_ids"):
+            with told(subject, _FROM_IDS):
                 right = subject.raw_logits(input_ids=ids, **inputs)
             with told(subject, "does not run on inputs_embeds", by_ids(subject)):
                 embedded = subject.embedded(ids)
@@ -93,18 +96,35 @@ def told(subject: Subject, what: str, known: str | None = None) -> Iterator[None
     except Exception as error:
         first = str(error).strip().split("\n")[0]
         message = f"{subject.model_name} cannot be explained, since it {what}: {type(error).__name__}: {first}"
-        if subject.reads_twice():
-            message = f"{message.rstrip('.')}. {_IF_READ_TWICE}"
+        if getattr(subject.model.config, "is_encoder_decoder", False):
+            message = f"{message.rstrip('.')}. {_ADVICE.get(what, _OTHER_MODEL)}"
         raise UnsupportedModelError(known or message) from error
 
 
-def reading_padding(subject: Subject) -> Callable[[Encoded], bool]:
-    """Tells whether a text with the model's own padding token means something else as ids than as embeddings.
+def misread_by(subject: Subject) -> Callable[[Encoded], FastshapError | None]:
+    """What is wrong with a text of which a classifier finds the place to read at by the ids.
 
-    A decoder that classifies the last token before the padding does so by the ids.
+    A decoder that classifies the last token before the padding may find another one if the text holds the model's padding
+    token. An encoder with a decoder looks for the end of the text.
     """
-    pad: Any = getattr(subject.model.config.get_text_config(), "pad_token_id", None)
-    return lambda encoded: pad is not None and pad in encoded.input_ids and _differs_from_ids(subject, encoded)
+    config = subject.model.config
+    pad: Any = getattr(config.get_text_config(), "pad_token_id", None)
+    end: Any = config.eos_token_id if subject.reads_twice() else None
+
+    def misread(encoded: Encoded) -> FastshapError | None:
+        if isinstance(end, int) and end not in encoded.input_ids:
+            return InvalidArgumentError(
+                f"{subject.model_name} reads a text at its last end-of-text token (id {end}), and this text has none. Have the "
+                "tokenizer add it, or end token ids with it."
+            )
+        if pad is not None and pad in encoded.input_ids and _differs_from_ids(subject, encoded):
+            return UnsupportedModelError(
+                "The text holds the model's padding token: the model computes something else from its ids, where it takes the "
+                "token for padding, than from inputs_embeds. Give the model a padding token of its own, or leave the token out."
+            )
+        return None
+
+    return misread
 
 
 @torch.no_grad()

@@ -71,8 +71,8 @@ class Subject:
 
         Args:
             model: the model, a view of it, or a copy on another device.
-            inputs: input_ids or inputs_embeds (R, L, D), attention_mask (R, L) where there is padding, and further ones; both of
-                the first where the model :meth:`reads_twice`.
+            inputs: input_ids or inputs_embeds (R, L, D), or both where the model :meth:`reads_twice`; attention_mask (R, L)
+                where there is padding, and further ones.
         """
         logits: Tensor = self.outputs_of(model, inputs).logits
         return logits

@@ -314,7 +314,7 @@ def test_models_that_cannot_be_explained_say_so(default_pair, byte_tokenizer):
     with pytest.raises(fastshap.UnsupportedModelError, match="not causal"):
         GradientShap(encoder, tokenizer)("not good", "at all")
     config = T5Config(vocab_size=len(tokenizer), d_model=12, d_kv=6, d_ff=12, num_layers=1, num_heads=2, num_labels=2)
-    with pytest.raises(fastshap.UnsupportedModelError, match="does not run on input_ids"):
+    with pytest.raises(fastshap.InvalidArgumentError, match=r"end-of-text token .* this text has none"):
         GradientShap(T5ForSequenceClassification(config), tokenizer)("not good", 1)
     config = GPT2Config(vocab_size=len(byte_tokenizer), n_positions=64, n_embd=24, n_layer=1, n_head=2)
     config.pad_token_id = byte_tokenizer.pad_token_id

@@ -38,17 +38,26 @@ def reading(model, z, ids):
             handle.remove()
 
 
-def by_a_loop(model, ids, score, n, seed, noise_std):
-    """(L,) expected gradients of ``score``, which makes a number of the model's output for one text's ids (L,)."""
+def by_a_loop(model, output, score):
+    """(L,) expected gradients of a number that ``score`` makes of what the model gives, for one text alone.
+
+    Args:
+        score: gets a function that runs the model at some of the text's tokens, by default all.
+    """
+    ids = output.model_inputs_to_explain["input_ids"][0]
     x = model.get_input_embeddings()(ids).detach()
-    its = draw_samples(seed, ids.tolist(), n, "antithetic")
+    its = draw_samples(output.seed, ids.tolist(), output.settings.n_perturbations, "antithetic")
     streams, places = torch.tensor([its.stream] * len(ids)), torch.arange(len(ids))
     total = torch.zeros(len(ids))
     for alpha, draw, sign in zip(its.alphas, its.draws, its.signs, strict=True):
-        b = noise_std * float(sign) * normals(streams, torch.full((len(ids),), int(draw)), places, x.shape[1])
+        b = output.noise_std * float(sign) * normals(streams, torch.full((len(ids),), int(draw)), places, x.shape[1])
         z = ((1 - float(alpha)) * x + float(alpha) * b).requires_grad_()
-        with reading(model, z, ids[None]):
-            outputs = model(input_ids=ids[None], attention_mask=torch.ones_like(ids[None]))
-        (gradient,) = torch.autograd.grad(score(outputs), z)
-        total += ((x - b) * gradient).sum(1) / n
+
+        def run(some=slice(None), z=z):
+            own = ids[some][None]
+            with reading(model, z[some], own):
+                return model(input_ids=own, attention_mask=torch.ones_like(own))
+
+        (gradient,) = torch.autograd.grad(score(run), z)
+        total += ((x - b) * gradient).sum(1) / len(its.alphas)
     return total

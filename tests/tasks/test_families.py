@@ -18,6 +18,7 @@ SAMPLE = {
     ("similarity", "Qwen3"),
     ("generation", "Mamba"),
     ("seq2seq", "BART"),
+    ("pairs", "T5"),
 }
 
 
