@@ -340,7 +340,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
     @property
     def _execution(self) -> Execution:
         its, baseline = self.settings, baselines.in_numbers(self.settings.baseline, self.task)
-        how = {"with_ids": self.task.reads_twice(), "variances": self._variances}
+        how: dict[str, Any] = {"with_ids": self.task.reads_twice(), "variances": self._variances}
         return Execution(its, self._layout, self._backend, self._budget, baseline, **how)
 
     def _try_model(self, texts: Iterator[Encoded]) -> None:
