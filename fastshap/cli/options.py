@@ -73,7 +73,9 @@ def for_model(settings: Mapping[str, Any], model: str | None, task: str | None) 
 
     if settings["inference_mode"] is not None:
         return dict(settings)
-    if settings["span"] or settings["score"] is not None:  # which say what is explained
+    if settings["score"] is not None:  # which says what is explained
+        return {name: value for name, value in settings.items() if name != "inference_mode"}
+    if settings["span"]:
         return dict(settings) | {"inference_mode": DEFAULTS["inference_mode"]}
     kind = task_named_by(model, task)
     return dict(settings) | {"inference_mode": DEFAULTS["inference_mode"] if kind is None else kind.steadiest_mode}

@@ -138,13 +138,11 @@ class Task(Subject, ABC):
     targets_are_classes: ClassVar[bool] = False
     steadiest_mode: ClassVar[str] = "logits"
     takes_spans: ClassVar[bool] = False
-    takes_windows: ClassVar[bool] = False
     keeps_positions: ClassVar[bool] = True
     unread: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Settings) -> None:
-        super().__init__(model, tokenizer)
-        self.settings = settings
+        super().__init__(model, tokenizer, settings)
         self._refreshed_for: Any = None  # the model's state then
         if settings.span and not self.takes_spans:
             raise InvalidArgumentError(

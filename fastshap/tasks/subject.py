@@ -18,6 +18,7 @@ from fastshap.errors import UnsupportedModelError
 from fastshap.models.provenance import version_of
 from fastshap.models.replicas import hooks_of
 from fastshap.models.tree import modules_of
+from fastshap.settings import Settings
 from fastshap.tasks.first_token import configuration, structure_of
 from fastshap.tasks.trial import Judge, Ran, ToLogits, remembered
 from fastshap.tasks.twice_read import outputs_of, start_of
@@ -30,16 +31,18 @@ _Found = TypeVar("_Found")
 
 
 class Subject:
-    """A model with its tokenizer, as a task runs it."""
+    """A model with its tokenizer and the settings, as a task runs it."""
 
     takes_pairs: ClassVar[bool] = False  # whether a text may be a pair of texts
     takes_chats: ClassVar[bool] = False  # whether it may be a conversation
     takes_contrasts: ClassVar[bool] = False  # whether a target may be a contrast of two
+    takes_windows: ClassVar[bool] = False  # whether a long text can be read in windows
     writes_targets: ClassVar[bool] = False
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Settings) -> None:
         self._model = self._running = model
         self.tokenizer = tokenizer
+        self.settings = settings
         self.in_place = False  # until the model has been tried
         self._at_work = False
         self._state: tuple[Any, Any] | None = None  # of the model, while explanations are at work

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from fastshap.errors import InvalidArgumentError, InvalidTypeError
 from fastshap.tasks.base import Prepared, Shown
+from fastshap.tasks.classes import is_number
 from fastshap.tasks.places import PlacesTask, Target, or_contrast
 from fastshap.text.encode import Encoded
 from fastshap.text.groups import members_of, span
@@ -124,10 +126,11 @@ def _parts(label: str) -> tuple[str, str]:
 
 def _words_at(encoded: Encoded, where: Any) -> list[list[int]]:
     """The words at a place, each as its tokens; a token's place names that token alone."""
-    if isinstance(where, int) and not isinstance(where, bool):
-        if not 0 <= where < len(encoded):
-            raise InvalidArgumentError(f"The text has {len(encoded)} tokens, counted from 0, and none at {where}.")
-        return [[where]]
+    if is_number(where):
+        place = operator.index(where)
+        if not 0 <= place < len(encoded):
+            raise InvalidArgumentError(f"The text has {len(encoded)} tokens, counted from 0, and none at {place}.")
+        return [[place]]
     if not isinstance(where, str | tuple):
         raise InvalidTypeError(
             "Targets of a text are None (the predicted entities) or a list. In it stands a string of the text, the characters "

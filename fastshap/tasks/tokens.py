@@ -42,8 +42,7 @@ def encode_for(
 
 def refused_if_cut(subject: Subject, encoded: Encoded) -> FastshapError | None:
     """What is wrong with a text that was cut, if none may be."""
-    settings: Any = getattr(subject, "settings", None)
-    if not encoded.truncated or settings is None or settings.long_text != "error":
+    if not encoded.truncated or subject.settings.long_text != "error":
         return None
     return InvalidArgumentError(
         f"The text has more tokens than the {subject.max_length()} that the model takes; shorten or split it, or use "
@@ -103,7 +102,7 @@ def _alone(subject: Subject, source: Any, own_pairs: bool) -> Any:
 def _fit(subject: Subject, source: Tokens) -> Tokens | FastshapError:
     """Token ids that the model can take as they are."""
     limit = subject.max_length()
-    in_windows = getattr(subject, "takes_windows", False) and subject.settings.long_text == "window"  # type: ignore[attr-defined]
+    in_windows = subject.takes_windows and subject.settings.long_text == "window"
     if limit is not None and len(source.ids) > limit and not in_windows:
         return InvalidArgumentError(
             f"The text has {len(source.ids)} tokens and the model takes {limit}. Pass the string, which is cut to fit, or "

@@ -492,6 +492,7 @@ def test_a_contrast_and_a_span(llama_pair, tmp_path):
         (["--target", "positive", "--contrast", "positive"], "with itself"),
         (["--span"], "span is for language models"),
         (["--score", "surprise"], "must be one of 'logit'"),
+        (["--score", "probability", "--inference-mode", "logits"], "say different ones; leave out either"),
         (["--long-text", "cut"], "must be one of 'truncate'"),
     ],
 )
