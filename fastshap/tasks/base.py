@@ -126,7 +126,7 @@ class Task(Subject, ABC):
         takes_spans: whether ``span`` makes sense.
         takes_windows: whether a long text can be read in windows.
         keeps_positions: whether outputs hold the positions of targets: if these do not follow from tokens and targets.
-        takes_pairs, takes_chats: whether a text may be a pair of texts, or a conversation.
+        takes_pairs, takes_words, takes_chats: whether a text may be a pair, words already split, or a conversation.
         unread: how the names of weights begin that the task does not use.
     """
 

@@ -31,9 +31,8 @@ class ZeroShotTask(ClassificationTask):
     explains = "classifiers of pairs of texts that have a label entailment (NLI)"
     shown = Shown(targets="label", segments=("text", "hypothesis"))
     targets_are_classes = False
-    takes_pairs = False
-    takes_windows = False
-    takes_chats = takes_contrasts = False
+    takes_pairs = takes_words = takes_chats = False
+    takes_windows = takes_contrasts = False
     hypothesis = "This example is {}."
 
     @classmethod
