@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from fastshap.cli import run as cli_jobs
-from fastshap.cli.options import contrasts, for_model, of_settings, with_background, with_options
+from fastshap.cli.options import for_model, in_words, of_settings, with_background, with_options
 from fastshap.output.visible import printable
 from fastshap.version import __version__
 
@@ -131,6 +131,7 @@ def explain(
     from fastshap.errors import FastshapError, NoiseWarning, TruncationWarning
     from fastshap.explainer import GradientShap
     from fastshap.tasks.loading import load_pair
+    from fastshap.tasks.spelled import spelled_targets
 
     logging.disable_progress_bar()
     try:
@@ -150,14 +151,8 @@ def explain(
             _fail(f"--pair is for a model that reads pairs of texts; {explainer.task.model_name} reads one text.")
         if max_new_tokens is not None and (target or not explainer.task.writes_targets):
             _fail("--max-new-tokens is for a language model that writes its own target; leave out --target.")
-        if contrast is not None and not explainer.task.takes_contrasts:
-            _fail("--contrast is for a classifier or a language model.")
-        if contrast is not None and (len(target or []) != 1 or "all" in (*(target or []), contrast)):
-            _fail("--contrast stands beside one --target, neither of which is 'all'.")
         options = None if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
-        targets = explainer.task.spelled_targets(target, len(wanted_texts))
-        if contrast is not None:
-            targets = contrasts(targets, explainer.task.spelled_targets([contrast], len(wanted_texts)))
+        targets = spelled_targets(explainer.task, in_words(target, contrast), len(wanted_texts))
         outputs = explainer.iter_explain(wanted_texts, targets, generation_kwargs=options)
     except FastshapError as error:
         _fail(str(error))

@@ -56,7 +56,8 @@ def explain_files(
         overwrite: explain everything again. An earlier output stays until the new one is complete, and is then removed.
         redo_changed: with ``resume``, explain rows again if their text changed, instead of refusing.
         progress: show how far it is, on standard error.
-        settings: ``targets``, ``generation_kwargs`` and parameters of :class:`fastshap.GradientShap`.
+        settings: ``targets`` and ``generation_kwargs`` as for :class:`fastshap.BatchExplainer`, and parameters of
+            :class:`fastshap.GradientShap`.
 
     Raises:
         JobError: the output or the input is not fit to begin or to end; the message says what to do.

@@ -60,7 +60,8 @@ def run(
         progress: show on standard error how far the job is.
         address, workers, cpus_per_worker, gpus_per_worker, rows_per_batch: for the Ray cluster and its workers; see
             :func:`fastshap.integrations.ray.explain_dataset`.
-        settings: ``targets``, ``generation_kwargs`` and parameters of :class:`fastshap.GradientShap`.
+        settings: ``targets`` and ``generation_kwargs`` as for :class:`fastshap.BatchExplainer`, and parameters of
+            :class:`fastshap.GradientShap`.
 
     Raises:
         JobError: because of the output, the input or the cluster, the job cannot begin or cannot end. The message says what to

@@ -28,7 +28,9 @@ from fastshap.models.provenance import Provenance, provenance_of
 from fastshap.output.output import AttributionOutput
 from fastshap.output.plain import encodable
 from fastshap.tasks.loading import load_pair
+from fastshap.tasks.spelled import spelled_targets
 from fastshap.text.inputs import Pair
+from fastshap.types.targets import Contrast
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -61,7 +63,7 @@ class BatchExplainer:
         text_column: the column that holds the texts.
         pair_column: for a model that reads pairs of texts: the column of the second texts.
         targets: None (the predicted class, or what the model generates), a class number, a label or "all", a list of
-            these, or the text that follows, for a language model; the same for every row.
+            these, or the text that follows, for a language model; or a :class:`Contrast` of two. The same for every row.
         generation_kwargs: for ``model.generate``, where a language model is given no targets.
         keep: the batch's columns that come back too; None is all of them.
         settings: parameters of :class:`GradientShap`. ``batch_size`` and ``device`` are "auto" unless given.
@@ -82,14 +84,15 @@ class BatchExplainer:
         *,
         text_column: str = "text",
         pair_column: str | None = None,
-        targets: str | int | Sequence[str | int] | None = None,
+        targets: str | int | Contrast | Sequence[str | int] | None = None,
         generation_kwargs: Mapping[str, Any] | None = None,
         keep: Sequence[str] | None = None,
         **settings: Any,
     ) -> None:
         self.model = None if model is None else os.fspath(model)
         self.text_column, self.pair_column = text_column, pair_column
-        self.targets = [targets] if isinstance(targets, str | int) else None if targets is None else list(targets)
+        one = [targets] if isinstance(targets, str | int) else targets
+        self.targets = one if one is None or isinstance(one, Contrast) else list(one)
         self.generation_kwargs = None if generation_kwargs is None else dict(generation_kwargs)
         self.keep = None if keep is None else tuple(keep)
         known = set(inspect.signature(GradientShap).parameters) - set(_OURS)
@@ -117,7 +120,7 @@ class BatchExplainer:
                 raise InvalidArgumentError(
                     f"pair_column is for a model that reads pairs of texts; {explainer.task.model_name} reads one text."
                 )
-            explainer.task.spelled_targets(self.targets, 1)
+            spelled_targets(explainer.task, self.targets, 1)
             if self.targets is None:
                 explainer.task.check_options(self.generation_kwargs)
             elif self.generation_kwargs:
@@ -218,7 +221,7 @@ class BatchExplainer:
 
     def _call(self, count: int) -> dict[str, Any]:
         """What ``count`` texts are explained with."""
-        targets = self.explainer.task.spelled_targets(self.targets, count)
+        targets = spelled_targets(self.explainer.task, self.targets, count)
         return {"targets": targets, "generation_kwargs": self.generation_kwargs, "progress": False}
 
 

@@ -72,7 +72,8 @@ def explain_dataset(
         cpus_per_worker: CPUs that each holds, also one that has a GPU; it computes with so many threads.
         gpus_per_worker: GPUs of each; by default 1 where the cluster has GPUs.
         rows_per_batch: texts that a worker takes at a time: what is computed again when it dies.
-        settings: ``targets``, ``generation_kwargs`` and parameters of :class:`fastshap.GradientShap`.
+        settings: ``targets`` and ``generation_kwargs`` as for :class:`fastshap.BatchExplainer`, and parameters of
+            :class:`fastshap.GradientShap`.
 
     Raises:
         JobError: the output, the input or the cluster is not fit to begin or to end; the message says what to do.
