@@ -41,6 +41,9 @@ def run(
     pair_column: Annotated[
         str | None, typer.Option(help="For a model that reads pairs of texts: the column of the second texts.")
     ] = None,
+    choices_column: Annotated[
+        str | None, typer.Option(help="For a model that chooses among texts: the column of the lists of choices.")
+    ] = None,
     id_column: Annotated[str, typer.Option(help="The column of ids: whole numbers or strings, all different.")] = "id",
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep what an earlier run wrote, and explain the missing rows.")

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from fastshap.errors import JobError, NoiseWarning, warn
 from fastshap.extras import needed
+from fastshap.jobs.columns import Columns
 from fastshap.jobs.digests import with_digests
 from fastshap.jobs.ids import Known, Sorted, keys, missing, short_hashes
 from fastshap.jobs.inputs import InputRows
 from fastshap.jobs.progress import JobProgress
-from fastshap.jobs.reading import Columns
 from fastshap.jobs.recorded import MOST_FAILED, all_failed, count_failed
 from fastshap.jobs.store import FORMAT, Store, with_about
 from fastshap.jobs.summary import JobSummary
