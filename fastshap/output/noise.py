@@ -1,4 +1,4 @@
-"""What is said where scores are mostly noise, or zero, and what would help: measured on one text, not guessed (docs/adr/0021)."""
+"""What is said where scores are mostly noise, or zero, and what helps: measured on one text, not guessed (docs/adr/0021)."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -59,9 +59,9 @@ def _encoded(
         options |= {"truncation": True, "max_length": max_length}
     with settings_kept(tokenizer, None):
         rows = tokenizer([[*source.words] for source in sources], **options)
-    marker = scheme(tokenizer)
+    marker, added = scheme(tokenizer), tokenizer.get_added_vocab()
     return [
-        _run_together(source, encoding, marker)
+        _run_together(source, encoding, marker, added)
         or _of_no_token(source, encoding)
         or _one(source, encoding, {name: rows[name][i] for name in EXTRA if name in rows})
         for i, (source, encoding) in enumerate(zip(sources, rows.encodings, strict=True))
@@ -81,16 +81,20 @@ def _one(source: Words, encoding: Any, extra: dict[str, list[int]]) -> Encoded:
     return Encoded(source.text, encoding.ids, special, offsets, encoding.tokens, words, cut, extra=extra, split=True)
 
 
-def _run_together(source: Words, encoding: Any, marker: str | None) -> FastshapError | None:
-    """Where the vocabulary marks the beginnings of words, and none of these words begins with the mark."""
+def _run_together(source: Words, encoding: Any, marker: str | None, added: Collection[str]) -> FastshapError | None:
+    """Where the vocabulary marks the beginnings of words, and none behind the first begins with the mark.
+
+    Args:
+        added: tokens that are never marked, such as that of a mask.
+    """
     begins = dict(reversed([*zip(encoding.word_ids, encoding.tokens, strict=True)]))
-    later = [token for word, token in begins.items() if word]
+    later = [token for word, token in begins.items() if word and token not in added]
     if marker not in BEGINS or not later or any(token.startswith(marker) for token in later):
         return None
     return InvalidArgumentError(
         f"The tokenizer puts no space before words: it reads {''.join(source.words[:2])[:40]!r}. Load it with "
-        "add_prefix_space=True, or join the words by spaces and pass the text. If the model was trained on such tokens, pass "
-        "tokenizer(words, is_split_into_words=True)."
+        "add_prefix_space=True (RoBERTa's and GPT-2's take that), or join the words by spaces and pass the text. If the model "
+        "was trained on such tokens, pass tokenizer(words, is_split_into_words=True)."
     )
 
 

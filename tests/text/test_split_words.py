@@ -174,6 +174,8 @@ def test_tokenizers_without_a_space_before_words(bert_pair):
     (output,) = GradientShap(model, spaced, "auto", n_perturbations=2)(Words(WORDS))
     assert output.elements == WORDS
     assert output.text == " ".join(WORDS)
+    special = ["film", "<|end|>"]  # which never has a space in it
+    assert GradientShap(model, spaced, "auto", n_perturbations=2)(Words(special))[0].elements == special
 
 
 def test_tasks_that_read_a_text(llama_pair, default_pair):
