@@ -141,6 +141,20 @@ def test_token_classification(tagger):
     assert text.model_inputs_to_explain["target_positions"][0].tolist() == [3]
 
 
+def test_predicted_entities_are_runs_of_words(tagger):
+    """A word has the label of its first token."""
+    model, tokenizer = tagger
+    words = WORDS + OTHER + WORDS[::-1]
+    (output,) = GradientShap(*tagger, "auto", n_perturbations=2)(Words(words))
+    encoding = tokenizer(words, is_split_into_words=True, return_tensors="pt")
+    with torch.no_grad():
+        labels = model(**encoding).logits[0].argmax(-1).tolist()
+    first = [encoding.word_ids().index(number) for number in range(len(words))]
+    inside = [word for word, place in zip(words, first, strict=True) if labels[place]]
+    assert " ".join(name.split(": ")[1] for name in output.target_names) == " ".join(inside)
+    assert output.model_inputs_to_explain["target_positions"][0].tolist() == [place for place in first if labels[place]]
+
+
 def test_masks_and_scores_of_ones_own(default_pair):
     tokenizer = default_pair[1]
     model = tiny("Bert", "ForMaskedLM", tokenizer)
