@@ -125,6 +125,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
             span: bool | Sequence[tuple[int, int]] = False,
             threshold: float = 0.5,
             long_text: str = "truncate",
+            hypothesis_template: str = "This example is {}.",
             task: str | type[Task] | None = None,
             return_convergence_delta: bool = False,
             on_error: str = "raise",

@@ -57,8 +57,7 @@ class ClassificationTask(Task):
     auto_class = "AutoModelForSequenceClassification"
     explains = "models that classify texts (*ForSequenceClassification)"
     targets_are_classes = True
-    takes_pairs = True
-    takes_chats = True
+    takes_pairs = takes_words = takes_chats = True
     takes_windows = takes_contrasts = True
     shown = Shown(sequences="windows")
     _cut: Cut | None = None  # until the model has been looked at

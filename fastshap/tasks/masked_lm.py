@@ -37,6 +37,7 @@ class MaskedLMTask(PlacesTask):
     auto_class = "AutoModelForMaskedLM"
     explains = "models that fill in masked tokens (*ForMaskedLM)"
     shown = Shown(targets="filled in")
+    takes_words = True
     _proven: tuple[Way, ...] = ()  # ways that give what the full logits hold
     _tried_head: Any = None  # what the output layer was then
 

@@ -31,6 +31,7 @@ class MultipleChoiceTask(Task):
     auto_class = "AutoModelForMultipleChoice"
     explains = "models that choose among texts (*ForMultipleChoice)"
     shown = Shown(targets="choice", segments=("text", "choice"))
+    takes_choices = True
 
     def logits_of(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
         """(R, 1): of each pair. The model takes several pairs for each row, and gets one."""

@@ -20,7 +20,7 @@ class ScoreTask(Task):
     name = "score"
     class_endings = ()
     explains = "models of any kind, with score=callable"
-    takes_pairs = takes_chats = True
+    takes_pairs = takes_words = takes_chats = True
 
     @classmethod
     def fits(cls, model: Any) -> bool:

@@ -34,7 +34,9 @@ class Subject:
     """A model with its tokenizer and the settings, as a task runs it."""
 
     takes_pairs: ClassVar[bool] = False  # whether a text may be a pair of texts
+    takes_words: ClassVar[bool] = False  # whether it may be words that are already split
     takes_chats: ClassVar[bool] = False  # whether it may be a conversation
+    takes_choices: ClassVar[bool] = False  # whether it is a text with choices
     takes_contrasts: ClassVar[bool] = False  # whether a target may be a contrast of two
     takes_windows: ClassVar[bool] = False  # whether a long text can be read in windows
     writes_targets: ClassVar[bool] = False

@@ -39,7 +39,8 @@ def test_documented_defaults():
         *("model", "tokenizer", "batch_size", "granularity", "granularity_aggregation_strategy", "device"),
         *("inference_mode", "input_x_gradient", "n_perturbations", "baseline", "noise_std"),
         *("reduction", "sampling", "path_density", "seed", "rtol", "max_perturbations", "perturb_special_tokens"),
-        *("score", "span", "threshold", "long_text", "task", "return_convergence_delta", "on_error", "backend"),
+        *("score", "span", "threshold", "long_text", "hypothesis_template", "task"),
+        *("return_convergence_delta", "on_error", "backend"),
     ]
     assert defaults == {
         "tokenizer": None,  # a pipeline brings one
@@ -63,6 +64,7 @@ def test_documented_defaults():
         "span": False,
         "threshold": 0.5,
         "long_text": "truncate",
+        "hypothesis_template": "This example is {}.",
         "task": None,
         "return_convergence_delta": False,
         "on_error": "raise",

@@ -342,3 +342,15 @@ def test_contrasts_of_token_ids_and_behind_long_inputs(llama_pair):
         with pytest.raises(fastshap.InvalidArgumentError, match="with itself"):
             Contrast(made([1, 2]), made([1, 2]))
         Contrast(made([1, 2]), made([1, 3]))
+
+
+def test_a_score_without_slope_is_told(bert_pair):
+    def sign(outputs, inputs):
+        return outputs.logits[:, :1].sign()
+
+    explainer = GradientShap(*bert_pair, "auto", n_perturbations=4, score=sign)
+    with pytest.warns(fastshap.NoiseWarning, match="All scores are zero") as told:
+        explainer(["A fine film", "not good"])
+    assert len(told) == 1
+    with pytest.warns(fastshap.NoiseWarning, match="All scores are zero"):
+        list(explainer.iter_explain(["A fine film", "not good", "dull"]))
