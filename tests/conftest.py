@@ -34,6 +34,7 @@ QUICK = {
     "front_door": {"explainer"},
     "guarantees": {"golden", "view"},
     "jobs": {"job_inputs"},
+    "metrics": {"measures"},
     "models": {"adjoint", "default_model"},
     "operators": {"operators", "philox"},
     "output": {"looking", "summary"},

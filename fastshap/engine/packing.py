@@ -42,6 +42,7 @@ class Item(NamedTuple):
         Sequence[int]
     ] = ()  # S lists of tokens' places, where the model reads these and not the text itself
     vectors: Tensor | None = None  # (T, E) float32: what each target is, where that is no number
+    moved: Tensor | None = None  # (L, D) float32: what is added to the text's embeddings
 
     @classmethod
     def of(
@@ -144,6 +145,7 @@ class Batch:
     rows: Rows
     call: Call
     weights: Tensor | None  # (R,) of the samples, where they are not all 1
+    moved: Tensor | None  # (M, D) packed, as for items
 
 
 def plan(
@@ -316,6 +318,8 @@ def _lay_out(
         arrays["joined"] = joined.repeat(counts, 0)
     if not execution.settings.perturb_special_tokens:
         arrays["held"] = _side_by_side([text.special for text in texts], np.bool_)
+    if texts[0].moved is not None:
+        arrays["moved"] = np.concatenate([text.moved.numpy() for text in texts])  # type: ignore[union-attr]
     weights = np.concatenate([sample.weights[part] for sample, part in drawn])
     if (weights != 1).any():
         arrays["weights"] = weights
@@ -391,4 +395,4 @@ def _batch(
     widths = tuple(max(map(len, some)) for some in zip(*texts, strict=True))
     further = {name: given.get(name) for name in ("joined", "sequences", "vectors")}
     call = Call(inputs, given["targets"], at=at, kept=kept, padding_side=side, widths=widths, apart=apart, **further)
-    return Batch(pieces, given["input_ids"], rows, call, given.get("weights"))
+    return Batch(pieces, given["input_ids"], rows, call, given.get("weights"), given.get("moved"))

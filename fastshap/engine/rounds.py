@@ -132,12 +132,22 @@ class Rounds:
 
 
 def at_texts(
-    models: Sequence[nn.Module], items: Sequence[Item], forward: Forward, execution: Execution
+    models: Sequence[nn.Module],
+    items: Sequence[Item],
+    forward: Forward,
+    execution: Execution,
+    baseline: float | Tensor | None = None,
 ) -> list[Tensor]:
-    """What ``forward`` gives for the texts themselves, one row each, on the CPU."""
-    here = Samples((0, 0, 0), np.zeros(1, np.float32), np.zeros(1, np.int64), *np.ones((2, 1), np.float32))
-    plain = dataclasses.replace(execution.settings, noise_std=0.0, baseline=0.0)
-    execution = dataclasses.replace(execution, settings=plain, baseline=0.0)
+    """What ``forward`` gives for the texts themselves, one row each, on the CPU.
+
+    Args:
+        baseline: what lies in the place of each token that its item does not call special; None: the token itself.
+    """
+    replaces = baseline is not None
+    there = np.full(1, replaces, np.float32)
+    here = Samples((0, 0, 0), there, np.zeros(1, np.int64), *np.ones((2, 1), np.float32))
+    plain = dataclasses.replace(execution.settings, noise_std=0.0, baseline=0.0, perturb_special_tokens=not replaces)
+    execution = dataclasses.replace(execution, settings=plain, baseline=0.0 if baseline is None else baseline)
     values = evaluate(models, items, [here] * len(items), forward, execution)
     return [value[0] for value in values]
 

@@ -321,6 +321,8 @@ def backward_only_once(model: nn.Module) -> bool:
 def _points(model: Any, batch: Batch, execution: Execution) -> tuple[Tensor, Tensor]:
     """The embeddings x (M, D) and the perturbed points z (R, L, D)."""
     x = model.get_input_embeddings()(batch.input_ids)
+    if batch.moved is not None:
+        x = x + batch.moved.to(x.dtype)
     return x, ops.perturb(x, batch.rows, backend=execution.backend)
 
 

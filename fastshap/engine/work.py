@@ -109,11 +109,13 @@ class Work:
         found = dict(zip(different, self.at_texts(items, forward), strict=True))
         return [found[key] for key in keys]
 
-    def at_texts(self, items: Sequence[Item], forward: Forward) -> list[Tensor | FastshapError]:
-        """What ``forward`` gives for the texts themselves, one row each, on the CPU."""
+    def at_texts(
+        self, items: Sequence[Item], forward: Forward, baseline: float | Tensor | None = None
+    ) -> list[Tensor | FastshapError]:
+        """What ``forward`` gives for the texts themselves, one row each, on the CPU. ``baseline``: see :func:`at_texts`."""
 
         def values(some: Sequence[Item], alone: bool) -> list[Tensor]:
-            return at_texts([self.model] if alone else self.models, some, forward, self.execution)
+            return at_texts([self.model] if alone else self.models, some, forward, self.execution, baseline)
 
         return self._isolated(items, values)
 

@@ -129,6 +129,7 @@ class Task(Subject, ABC):
         takes_hypotheses: whether labels are put into ``hypothesis_template``.
         keeps_positions: whether outputs hold the positions of targets: if these do not follow from tokens and targets.
         takes_pairs, takes_words, takes_chats: whether a text may be a pair, words already split, or a conversation.
+        measurable: whether :mod:`fastshap.metrics` may leave elements of a text out: its targets stay what they are then.
         unread: how the names of weights begin that the task does not use.
     """
 
@@ -142,6 +143,7 @@ class Task(Subject, ABC):
     takes_spans: ClassVar[bool] = False
     takes_hypotheses: ClassVar[bool] = False
     keeps_positions: ClassVar[bool] = True
+    measurable: ClassVar[bool] = False
     unread: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Settings) -> None:

@@ -56,7 +56,7 @@ class ClassificationTask(Task):
     class_endings = ("ForSequenceClassification",)
     auto_class = "AutoModelForSequenceClassification"
     explains = "models that classify texts (*ForSequenceClassification)"
-    targets_are_classes = True
+    targets_are_classes = measurable = True
     takes_pairs = takes_words = takes_chats = True
     takes_windows = takes_contrasts = True
     shown = Shown(sequences="windows")

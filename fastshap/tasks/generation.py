@@ -38,6 +38,7 @@ class GenerationTask(Continuing):
     takes_chats = True
     steadiest_mode = "softmax"
     keeps_positions = False  # the targets are a text's last tokens
+    measurable = True
     _way: Way = staticmethod(full_logits)  # until the model has been tried
     _tried_head: Any = None  # what the output layer was then
 

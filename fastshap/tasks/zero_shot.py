@@ -26,7 +26,7 @@ class ZeroShotTask(ClassificationTask):
     name = "zero_shot"
     explains = "classifiers of pairs of texts that have a label entailment (NLI)"
     shown = Shown(targets="label", segments=("text", "hypothesis"))
-    targets_are_classes = False
+    targets_are_classes = measurable = False
     takes_pairs = takes_words = takes_chats = False
     takes_windows = takes_contrasts = False
     takes_hypotheses = True
