@@ -26,6 +26,7 @@ class _Side(NamedTuple):
     elements: list[str]
     scores: np.ndarray  # (t, G)
     targets: list[str] | None
+    hides: bool = False  # NaN at the end of a row is what a causal target cannot see
 
 
 def rank_correlation(outputs: Any, others: Any) -> MetricResult:
@@ -114,7 +115,8 @@ def _side(entry: Any) -> _Side | Skip:
         return _Side(its.text, [*its.words], its.scores, None)
     if entry.error is not None:
         return Skip(NOT_EXPLAINED)
-    return _Side(entry.text, entry.elements, entry.attributions.double().numpy(), entry.target_names)
+    scores = entry.attributions.double().numpy()
+    return _Side(entry.text, entry.elements, scores, entry.target_names, hides=entry.classes is None)
 
 
 def _between(ours: Sequence[_Side | Skip], theirs: Sequence[_Side | Skip], how: _Compare, **named: Any) -> MetricResult:
@@ -140,12 +142,15 @@ def _of_two(a: _Side | Skip, b: _Side | Skip, how: _Compare) -> float:
     named = a.targets is not None and b.targets is not None and a.targets != b.targets
     if named or a.scores.shape != b.scores.shape or [*map(str.strip, a.elements)] != [*map(str.strip, b.elements)]:
         raise Skip(DIFFERENT)
-    return float(np.mean([_of_target(x, y, how) for x, y in zip(a.scores, b.scores, strict=True)]))
+    return float(
+        np.mean([_of_target(*rows, how, a.hides and b.hides) for rows in zip(a.scores, b.scores, strict=True)])
+    )
 
 
-def _of_target(x: np.ndarray, y: np.ndarray, how: _Compare) -> float:
-    seen = ~(np.isnan(x) & np.isnan(y))
-    x, y = x[seen], y[seen]
+def _of_target(x: np.ndarray, y: np.ndarray, how: _Compare, hides: bool) -> float:
+    if hides:
+        seen = 1 + max(np.flatnonzero(~(np.isnan(x) & np.isnan(y))), default=-1)
+        x, y = x[:seen], y[:seen]
     if len(x) < 2:
         raise Skip(TOO_FEW)
     if not (np.isfinite(x).all() and np.isfinite(y).all()):

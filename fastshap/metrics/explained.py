@@ -141,7 +141,7 @@ def scored(entry: Any) -> Scored:
             f"{type(entry).__name__}."
         )
     its = Scored(*entry)
-    values = its.scores.detach().cpu() if isinstance(its.scores, torch.Tensor) else its.scores
+    values = its.scores.detach().double().cpu().numpy() if isinstance(its.scores, torch.Tensor) else its.scores
     try:
         scores = np.array(values, np.float64)
     except (TypeError, ValueError):

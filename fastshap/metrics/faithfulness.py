@@ -198,7 +198,11 @@ class Faithfulness:
                 try:
                     found[name] = [explained(one, self._explainer) for one in of_seeds(outputs)]
                 except (InvalidArgumentError, InvalidTypeError) as error:
-                    raise type(error)(f"{name}: {error}" if name else str(error)) from None
+                    if not name:
+                        raise
+                    named = type(error)(f"{name}: {error}")
+                    named.text_index = error.text_index
+                    raise named from None
         lengths = {name: {len(of_seed) for of_seed in seeds} for name, seeds in found.items()}
         if len(set.union(*lengths.values())) > 1:
             said = ", ".join(
