@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 NOT_EXPLAINED = "not explained: its output has an error"
 TOO_FEW = "fewer than two elements"
 NOT_FINITE = "a score of an element is NaN or infinite"
+TOO_LONG = "too long for the model, so that words are lost"
 _PIECES = "Ġ▁"  # what marks the beginning of a word in tokens
 
 
@@ -91,6 +92,10 @@ class Explained:
     def is_sum(self, target: int) -> bool:
         """Whether a target's score is no difference of several."""
         return self.item.joined is None or bool((self.item.joined[target] >= 0).all())
+
+    def weight(self, target: int) -> float:
+        """What a target's score is divided by to be a mean of several; 1 for one score, and for a difference."""
+        return float(self.item.joined[target].sum()) if self.item.joined is not None and self.is_sum(target) else 1.0
 
     def alike(self, other: Explained) -> bool:
         """Whether the two can be compared: the same text, targets and elements."""
@@ -212,11 +217,12 @@ def _of_output(output: Record, explainer: GradientShap) -> Explained:
     if (problem := unknown(task, output.model_inputs_to_explain["input_ids"][0].tolist())) is not None:
         raise problem
     prepared = task.again(*saved_in(output))
-    mean = GranularityAggregationStrategy.MEAN
+    its = output.granularity_aggregation_strategy
+    linear = GranularityAggregationStrategy.SUM, GranularityAggregationStrategy.MEAN
     groups = Grouping(
         prepared.encoded,
         output.granularity,
-        mean,
+        its if its in linear else GranularityAggregationStrategy.MEAN,
         joins=True,
         given=(output.element_tokens, output.elements),
         scope=prepared.scope,
@@ -243,7 +249,13 @@ def _of_plain(its: Scored, prepared: Prepared | FastshapError, explainer: Gradie
         raise Skip(f"refused: {prepared}")
     encoded, own, joined = prepared.encoded, prepared.scope.own, prepared.scope.joined
     text = its.text if isinstance(its.text, str) else encoded.text
-    members = members_of(encoded, OwnGroups(located(text, its.words))) if its.words else []
+    spans = located(text, its.words)
+    if encoded.truncated:
+        raise Skip(TOO_LONG)
+    try:
+        members = members_of(encoded, OwnGroups(spans)) if spans else []
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f"The words do not match the model's tokens. {error}") from None
     targets = len(prepared.targets) if joined is None else len(joined)
     if own is not None and len(its.scores) == 1:
         joined = torch.full((1, targets), 1 / targets, device="cpu")

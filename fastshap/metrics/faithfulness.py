@@ -55,8 +55,8 @@ class Faithfulness:
         replacement: what stands in the place of a replaced element. "delete": nothing, its tokens are left out. "mask", "pad":
             the mask or padding token for each of its tokens. A number, a tensor (D,), "mean", or a token's name: a baseline
             embedding, as for :class:`fastshap.GradientShap`.
-        score: f, the target's "probability", "logit" or "log_probability". Of a target of several tokens it is their mean, of
-            a contrast the difference.
+        score: f, the target's "probability", "logit" or "log_probability". Of a target of several tokens (a word, a span) it is
+            their mean, of a contrast the difference.
         batch_size, device: as for :class:`fastshap.GradientShap`.
 
     Raises:

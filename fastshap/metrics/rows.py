@@ -65,7 +65,7 @@ class Rows:
                 if problem is not None:
                     found[i] = problem
                 else:
-                    answers[i] = np.array([one[jobs[i].target] for one in values])  # type: ignore[index]
+                    answers[i] = np.array([one[jobs[i].target] for one in values]) / _weight(jobs[i])  # type: ignore[index]
         return [found[i] for i in range(len(jobs))]
 
     def _rows(self, job: Job, masks: np.ndarray) -> list[tuple[_Row, np.ndarray]]:
@@ -102,6 +102,10 @@ def working(explainer: GradientShap) -> Iterator[None]:
     with explainer._desk.at_work() as model, explainer.task.running_on(model):
         explainer._replicas.begin()
         yield
+
+
+def _weight(job: Job) -> float:
+    return 1.0 if job.measure.of_explained_score else job.explained.weight(job.target)
 
 
 def _target(job: Job, memos: dict[tuple[Any, ...], dict[Any, Any]]) -> Target:

@@ -331,6 +331,59 @@ def test_next_tokens(llama_pair):
         judge.evaluate([plain[0][:3]], metrics.Comprehensiveness())
 
 
+def test_a_span_counts_by_its_mean(llama_pair):
+    outputs = fastshap.GradientShap(*llama_pair, 50, granularity="token", span=True)(["The film is"], [" superb. Go"])
+    whole = fastshap.GradientShap(*llama_pair, 50, granularity="token")(["The film is"], [" superb. Go"])
+    (one,) = outputs
+    count = len(one.targets)
+    rows = [(one.text[:11], ["The", "film", "is"], [3.0, 2.0, 1.0], one.text[11:])]
+    judge, measure = metrics.Faithfulness(*llama_pair), metrics.Comprehensiveness(k=99)
+    judge_masked = metrics.Faithfulness(*llama_pair, replacement=0.0)
+    assert count > 2
+    assert judge_masked.evaluate(outputs, measure).mean == pytest.approx(
+        judge_masked.evaluate(rows, measure).mean, abs=1e-7
+    )
+    assert judge_masked.evaluate(whole, measure).mean == pytest.approx(
+        judge_masked.evaluate(rows, measure).mean, abs=1e-7
+    )
+    assert judge.evaluate(outputs, metrics.LogOdds(k=1)).count == 1
+
+
+@pytest.mark.parametrize("replacement", ["delete", "mask"])
+def test_a_long_text_that_is_read_in_windows(bert_pair, replacement):
+    model, tokenizer = bert_pair
+    (output,) = fastshap.GradientShap(model, tokenizer, 50, long_text="window")(" ".join(TEXTS * 5), 1)
+    places = output.model_inputs_to_explain["sequences_mask"][0].T.bool()
+    assert len(places) > 1
+    judge, measure = metrics.Faithfulness(model, tokenizer, replacement=replacement), metrics.Comprehensiveness(k=2)
+    ids, top = output.model_inputs_to_explain["input_ids"][0].clone(), output.attributions[0].topk(2).indices.tolist()
+    gone = torch.zeros(len(ids), dtype=torch.bool)
+    gone[[token for element in top for token in output.element_tokens[element]]] = True
+    p = []
+    for replaced in (False, True):
+        rows = ids.masked_fill(gone & replaced, tokenizer.mask_token_id)
+        kept = [window & ~(gone & (replaced and replacement == "delete")) for window in places]
+        with torch.no_grad():
+            each = [model(input_ids=rows[one][None]).logits.softmax(1)[0, 1] for one in kept]
+        p.append(float(torch.stack(each).mean()))
+    assert judge.evaluate([output], measure).mean == pytest.approx(p[0] - p[1], abs=1e-5)
+
+
+def test_a_token_is_its_embedding(default_pair, explained):
+    measure = metrics.Comprehensiveness(metrics.AOPC_GRID)
+    found = [
+        metrics.Faithfulness(*default_pair, replacement=one).evaluate(explained, measure) for one in ("mask", "[MASK]")
+    ]
+    assert found[0].per_text == pytest.approx(found[1].per_text, abs=1e-6)
+
+
+def test_a_text_too_long_for_the_model(bert_pair):
+    text = " ".join(TEXTS * 5)
+    rows = [(one, one.split(), list(range(len(one.split()))), 1) for one in (text, *TEXTS)]
+    result = metrics.Faithfulness(*bert_pair).evaluate(rows, metrics.Comprehensiveness())
+    assert result.skipped == {"too long for the model, so that words are lost": 1}
+
+
 def test_what_has_no_value_is_skipped_and_counted(default_pair):
     explainer = fastshap.GradientShap(*default_pair, 50, on_error="record")
     outputs = explainer([*TEXTS, "ok", " "])
@@ -410,6 +463,7 @@ def test_what_cannot_be_measured_is_refused(default_pair, bert_pair, llama_pair)
         (lambda: judge.evaluate([("a text", ["a", "text"], [1.0])], measure), "2 words and 1 scores"),
         (lambda: judge.evaluate([("a text", ["a", "text"], [[1.0, 2.0]] * 2)], measure), "2 rows"),
         (lambda: judge.evaluate(["a text"], measure), "An entry is"),
+        (lambda: judge.evaluate([("film", ["f", "ilm"], [1.0, 2.0])], measure), "model's tokens"),
         (lambda: judge.evaluate([outputs, outputs[0]], measure), "for each seed"),
         (lambda: judge.compare({"a": outputs}, [0.2]), "A measure is"),
         (lambda: metrics.Faithfulness(*llama_pair).evaluate(outputs, measure), "explains a classification"),
