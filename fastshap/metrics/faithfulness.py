@@ -143,31 +143,15 @@ class Faithfulness:
             for start in range(0, count, _WINDOW):
                 window = range(start, min(start + _WINDOW, count))
                 shown.begin(len(window))
-                self._add_window(found, values, [i for i in window if unfit[i] is None])
+                self._add_window(found, values, [i for i in window if unfit[i] is None], shown)
                 shown.end()
-        left = [i for i in range(count) if unfit[i] is None]
-        sizes = [_size(found, i) for i in left]
+        sizes = [_size(found, i) for i in range(count) if unfit[i] is None]
         results: dict[tuple[str, str], MetricResult] = {}
         for measure in chosen:
-            of_measure = {name: values[name, measure] for name in found}
-            reasons = _shared([of_seed for seeds in of_measure.values() for of_seed in seeds])
-            for name, seeds in of_measure.items():
-                own = [[reason or one for reason, one in zip(reasons, of_seed, strict=True)] for of_seed in seeds]
-                means, seed_error = over_seeds(own)
-                known = dict(zip(left, means, strict=True))
-                notes = Counter(
-                    note
-                    for size, reason in zip(sizes, reasons, strict=True)
-                    if reason is None and (note := measure.note(size)) is not None
-                )
-                results[name, str(measure)] = gathered(
-                    [known.get(i, unfit[i] or "") for i in range(count)],
-                    name=str(measure),
-                    higher_is_better=measure.higher_is_better,
-                    notes=dict(notes),
-                    seed_standard_error=seed_error,
-                )
-        return FaithfulnessTable(results, {"replacement": str(self.replacement), "score": self._score})
+            own = _results({name: values[name, measure] for name in found}, unfit, sizes, measure)
+            results |= {(name, str(measure)): result for name, result in own.items()}
+        places = {(name, str(measure)): results[name, str(measure)] for name in found for measure in chosen}
+        return FaithfulnessTable(places, {"replacement": str(self.replacement), "score": self._score})
 
     def _explainer_of(self, mode: Any) -> GradientShap:
         if mode not in self._explainers:
@@ -186,8 +170,11 @@ class Faithfulness:
                 raise InvalidTypeError(f"A measure is metrics.Comprehensiveness(k=0.2), say; got {one!r}.")
             if one.wants_probabilities and not sure:
                 raise InvalidArgumentError(f"{one} is of probabilities; leave out score={self._score!r}.")
-        if not chosen:
-            raise InvalidArgumentError("The list of measures is empty.")
+        labels = [*map(str, chosen)]
+        if not chosen or len(set(labels)) < len(labels):
+            raise InvalidArgumentError(
+                f"measures holds one measure or more, each of another name; got {', '.join(labels) or 'none'}."
+            )
         return chosen
 
     def _found(self, methods: Mapping[str, Outputs]) -> dict[str, list[list[Found]]]:
@@ -218,6 +205,7 @@ class Faithfulness:
         found: Mapping[str, list[list[Found]]],
         values: dict[tuple[str, Measure], list[list[float | str]]],
         places: Sequence[int],
+        shown: Progress,
     ) -> None:
         """Adds the values of these texts to the methods', measures' and seeds' lists."""
         usual, jobs, of = self._explainer.settings.inference_mode, [], []
@@ -228,7 +216,8 @@ class Faithfulness:
                     mode = (one.mode or InferenceModes.LOGITS) if measure.of_explained_score else usual
                     jobs += [Job(one, target, measure, mode) for target in range(len(one.scores))]
                     of.append((into, len(one.scores)))
-        each = iter(self._rows.values(jobs))
+        share = len(places) / max(1, len(jobs))
+        each = iter(self._rows.values(jobs, lambda ended: shown.add(ended * share)))
         for into, targets in of:
             own = [next(each) for _ in range(targets)]
             into.append(next((one for one in own if isinstance(one, str)), None) or float(np.mean(own)))  # type: ignore[arg-type]
@@ -253,6 +242,31 @@ def _unfit(entries: Sequence[Found]) -> str | None:
     if skips:
         return skips[0]
     return None if all(one.alike(good[0]) for one in good) else DIFFERENT
+
+
+def _results(
+    of_methods: Mapping[str, Sequence[Sequence[float | str]]],
+    unfit: Sequence[str | None],
+    sizes: Sequence[int],
+    measure: Measure,
+) -> dict[str, MetricResult]:
+    """Each method's result, from its values for each seed and each text that is not unfit, of G elements each."""
+    reasons = _shared([of_seed for seeds in of_methods.values() for of_seed in seeds])
+    good = [size for size, reason in zip(sizes, reasons, strict=True) if reason is None]
+    notes = Counter(note for size in good if (note := measure.note(size)) is not None)
+    results = {}
+    for name, seeds in of_methods.items():
+        own = [[reason or one for reason, one in zip(reasons, of_seed, strict=True)] for of_seed in seeds]
+        means, seed_error = over_seeds(own)
+        known = iter(means)
+        results[name] = gathered(
+            [next(known) if one is None else one for one in unfit],
+            name=str(measure),
+            higher_is_better=measure.higher_is_better,
+            notes=dict(notes),
+            seed_standard_error=seed_error,
+        )
+    return results
 
 
 def _shared(lists: Sequence[Sequence[float | str]]) -> list[str | None]:

@@ -165,7 +165,9 @@ class Deletion(Measure):
         return first_of(ranked(scores), [int(most * i / (points - 1) + 1e-9) for i in range(points)])
 
     def __str__(self) -> str:
-        return type(self).__name__.lower()
+        share = f" up to {_spelt(self.share)}" if self.share < 1 else ""
+        steps = f" in {self.n_perturbations} steps" if self.n_perturbations != Deletion.n_perturbations else ""
+        return f"{type(self).__name__.lower()}{share}{steps}"
 
 
 @dataclass(frozen=True)

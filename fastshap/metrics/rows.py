@@ -40,8 +40,12 @@ class Rows:
         self._explainer_of = explainer_of
         self._replacement = replacement
 
-    def values(self, jobs: Sequence[Job]) -> list[float | str]:
-        """Each job's value, or why it has none. What is the same for several jobs is found once."""
+    def values(self, jobs: Sequence[Job], report: Callable[[int], None]) -> list[float | str]:
+        """Each job's value, or why it has none. What is the same for several jobs is found once.
+
+        Args:
+            report: told of so many more jobs that have ended.
+        """
         found: dict[int, float | str] = {}
         memos: dict[tuple[Any, ...], dict[Any, Any]] = {}
         known: dict[_Row, np.ndarray | str] = {}
@@ -49,6 +53,7 @@ class Rows:
         answers: dict[int, np.ndarray | None] = dict.fromkeys(steps)
         while answers:
             asked: dict[int, np.ndarray] = {}
+            before = len(found)
             for i, answer in answers.items():
                 try:
                     asked[i] = next(steps[i]) if answer is None else steps[i].send(answer)
@@ -66,6 +71,7 @@ class Rows:
                     found[i] = problem
                 else:
                     answers[i] = np.array([one[jobs[i].target] for one in values]) / _weight(jobs[i])  # type: ignore[index]
+            report(len(found) - before)
         return [found[i] for i in range(len(jobs))]
 
     def _rows(self, job: Job, masks: np.ndarray) -> list[tuple[_Row, np.ndarray]]:

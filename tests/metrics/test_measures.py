@@ -466,6 +466,11 @@ def test_what_cannot_be_measured_is_refused(default_pair, bert_pair, llama_pair)
         (lambda: judge.evaluate([("film", ["f", "ilm"], [1.0, 2.0])], measure), "model's tokens"),
         (lambda: judge.evaluate([outputs, outputs[0]], measure), "for each seed"),
         (lambda: judge.compare({"a": outputs}, [0.2]), "A measure is"),
+        (
+            lambda: judge.compare({"a": outputs}, [metrics.NormalizedAOPC(beam=b) for b in (1, 2)]),
+            "each of another name",
+        ),
+        (lambda: judge.compare({"a": outputs}, measure), "into a list"),
         (lambda: metrics.Faithfulness(*llama_pair).evaluate(outputs, measure), "explains a classification"),
         (lambda: metrics.Faithfulness(*llama_pair, replacement="mask"), "no mask token"),
         (lambda: metrics.Faithfulness(*default_pair, replacement="[NOTHING]"), "no token"),
@@ -525,6 +530,16 @@ def test_a_table_compares_the_same_texts(default_pair):
         table["ours", "x"]
     with pytest.raises(fastshap.InvalidArgumentError, match="same texts"):
         table["ours", table.measures[0]] - metrics.MetricResult("", (1.0,))
+
+
+def test_progress_is_told(default_pair, explained):
+    told = []
+    judge = metrics.Faithfulness(*default_pair)
+    judge.compare({"ours": explained}, ALL, progress=lambda done, total: told.append((done, total)))
+    assert told[-1] == (3, 3)
+    assert told == sorted(told)
+    assert len(told) > 2
+    assert str(metrics.Deletion(10, 0.5)) == "deletion up to 50 % in 10 steps"
 
 
 def test_seeds_have_a_standard_error_of_their_own(bert_pair):
