@@ -50,6 +50,17 @@ class Reader:
         if not isinstance(one, dict):
             raise _wrong("", f"An instance is a string or an object; got {short(given)}.")
         one = {**(shared or {}), **one}
+        self.check(one)
+        text = self._text(one)
+        target = self._target(one)
+        return Asked(text, target, self._options(one, target), tuple(_strings([text, target])))
+
+    def check(self, one: Mapping[str, Any]) -> None:
+        """Nothing, if all are fields of an instance, and hold what they may hold.
+
+        Raises:
+            ProblemError: one does not.
+        """
         for name, value in one.items():
             if (rule := self._rules.get(name)) is None:
                 raise _wrong(_step(name), f"There is no field {short(name)}; there are {', '.join(self.fields)}.")
@@ -58,9 +69,6 @@ class Reader:
                 empty = isinstance(value, str) and not value.strip()
                 what = "is empty or only white space" if empty else problem.what
                 raise _wrong(where, f"{where.lstrip('.')} {what}.")
-        text = self._text(one)
-        target = self._target(one)
-        return Asked(text, target, self._options(one, target), tuple(_strings([text, target])))
 
     def is_long(self, asked: Asked) -> bool:
         """Whether it may have too many tokens. A token is a byte at least, so most texts need not be tokenised to be sure."""

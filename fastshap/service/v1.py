@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from io import StringIO
 from typing import Any
 
@@ -15,11 +14,10 @@ from fastshap.output.output import AttributionOutput
 from fastshap.output.render.page import write_page
 from fastshap.output.render.style import page_policy
 from fastshap.service import answers, work
-from fastshap.service.bodies import json_body
 from fastshap.service.gate import CONTEXT
 from fastshap.service.instances import Reader
 from fastshap.service.problems import ProblemError
-from fastshap.service.requests import format_of, seconds_of
+from fastshap.service.requests import format_of
 from fastshap.service.service import Service
 
 _PLACE = "instances"
@@ -57,19 +55,15 @@ class V1:
         """``POST /v1/models/NAME:predict``."""
         format_of(request.scope, ())
         found = await self._outputs(request, self.service.predicting)
-        return as_json({"predictions": [_entry(one, answers.prediction) for one in found]})
+        return as_json({"predictions": [entry(one, answers.prediction) for one in found]})
 
     async def _outputs(self, request: Request, reader: Reader) -> list[work.Found]:
         service, scope = self.service, request.scope
-        seconds = seconds_of(scope, service.limits)
-        began = time.perf_counter()
-        body = await json_body(scope["headers"], request.receive, service.limits)
-        took = time.perf_counter() - began
-        service.metrics.seconds("read", took)
+        body, seconds = await work.received(service, request)
         instances = instances_of(body, service.limits.max_instances)
         scope[CONTEXT].about["instances"] = len(instances)
         asked = work.read(reader, instances, _PLACE)
-        return await work.outputs(service, reader, asked, _PLACE, request.receive, max(0.001, seconds - took))
+        return await work.outputs(service, reader, asked, _PLACE, request.receive, seconds)
 
 
 def instances_of(body: Any, most: int) -> list[Any]:
@@ -97,11 +91,12 @@ def as_json(value: Any, status: int = 200) -> Response:
 
 
 def _answer(found: list[work.Found], form: Any) -> Response:
-    predictions = [_entry(one, answers.prediction) for one in found]
-    return as_json({"predictions": predictions, "explanations": [_entry(one, form) for one in found]})
+    predictions = [entry(one, answers.prediction) for one in found]
+    return as_json({"predictions": predictions, "explanations": [entry(one, form) for one in found]})
 
 
-def _entry(one: work.Found, form: Any) -> Any:
+def entry(one: work.Found, form: Any) -> Any:
+    """What is answered of an output, made by ``form``; or what is wrong with the instance."""
     return one.plain() if isinstance(one, ProblemError) else form(one)
 
 

@@ -6,17 +6,36 @@ import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastshap.errors import ClosedError, DeadlineExceededError, FastshapError, OverloadedError
 from fastshap.output.output import AttributionOutput
-from fastshap.service.bodies import GoneError, Receive
+from fastshap.service.bodies import GoneError, Receive, json_body
 from fastshap.service.instances import Asked, Reader
 from fastshap.service.problems import ProblemError, of_all, problem_of
+from fastshap.service.requests import seconds_of
 from fastshap.service.service import Service
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
 
 _LATE = "The time for this request was up before this was explained."
 Found = AttributionOutput | ProblemError
+
+
+async def received(service: Service, request: Request) -> tuple[Any, float]:
+    """A request's body as JSON, and the seconds that are left for its answer.
+
+    Raises:
+        ProblemError: there is no such body, or no such time.
+        GoneError: the client left.
+    """
+    seconds = seconds_of(request.scope, service.limits)
+    began = time.perf_counter()
+    body = await json_body(request.scope["headers"], request.receive, service.limits)
+    took = time.perf_counter() - began
+    service.metrics.seconds("read", took)
+    return body, max(0.001, seconds - took)
 
 
 def read(
@@ -28,7 +47,7 @@ def read(
         try:
             found.append(reader.asked(one, shared))
         except ProblemError as problem:
-            found.append(_placed(problem, f"{place}[{i}]"))
+            found.append(placed(problem, f"{place}[{i}]"))
     return found
 
 
@@ -70,7 +89,7 @@ async def _short(one: Asked | ProblemError, reader: Reader, place: str) -> Asked
         try:
             await asyncio.to_thread(reader.check_length, one)
         except ProblemError as problem:
-            return _placed(problem, place)
+            return placed(problem, place)
     return one
 
 
@@ -132,6 +151,7 @@ def _result(one: Future[AttributionOutput] | ProblemError, late: bool, place: st
     return problem
 
 
-def _placed(problem: ProblemError, place: str) -> ProblemError:
+def placed(problem: ProblemError, place: str) -> ProblemError:
+    """The problem, with where in the request its part stands."""
     problem.field = place + (problem.field or "")
     return problem
