@@ -64,6 +64,16 @@ def serve(
             help=f"A file whose content requests have to bring as a bearer token; {TOKEN} may hold it instead."
         ),
     ] = None,
+    audit: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file to append a line of JSON to for each explanation: time, request id, settings, fingerprints, scores."
+        ),
+    ] = None,
+    audit_texts: Annotated[
+        bool,
+        typer.Option("--audit-texts", help="With --audit: also the texts, so that fastshap reproduce needs no more."),
+    ] = False,
     threads: Annotated[
         int | None,
         typer.Option(
@@ -86,15 +96,21 @@ def serve(
     from transformers.utils import logging
 
     from fastshap.errors import FastshapError, NoiseWarning, TruncationWarning
+    from fastshap.service.audit import Audit
     from fastshap.service.server import bound_socket
     from fastshap.service.server import serve as run
+    from fastshap.service.service import Service
 
     logging.disable_progress_bar()
     try:
         limits = Limits(**{one.name: settings.pop(one.name) for one in dataclasses.fields(Limits)})
         token = _token(token_file)
+        if audit_texts and audit is None:
+            _fail("--audit-texts is for an audit log; add --audit.", 2)
         listening = bound_socket(host, port)
-        service = _service(settings, model, task, threads, return_convergence_delta, name, limits, token)
+        log = None if audit is None else Audit(audit, audit_texts)
+        explainer = _explainer(settings, model, task, threads, return_convergence_delta)
+        service = Service(explainer, name=name, limits=limits, token=token, audit=log)
     except FastshapError as error:
         _fail(str(error), 2)
     where = f"[{host}]" if ":" in host else host
@@ -113,33 +129,24 @@ def serve(
             _fail(f"the model could not be tried: {error}", 1)
 
 
-def _service(
-    settings: dict[str, Any],
-    model: str | None,
-    task: str | None,
-    threads: int | None,
-    with_delta: bool,
-    name: str | None,
-    limits: Limits,
-    token: str | None,
+def _explainer(
+    settings: dict[str, Any], model: str | None, task: str | None, threads: int | None, with_delta: bool
 ) -> Any:
     import torch
 
     from fastshap.explainer import GradientShap
-    from fastshap.service.service import Service
     from fastshap.tasks.loading import load_pair
 
     torch.set_num_threads(1 if threads is None else threads)
     settings = for_model(with_background(settings), model, task)
     size = settings.pop("batch_size")
-    explainer = GradientShap(
+    return GradientShap(
         *load_pair(model, task),
         batch_size=int(size) if size.isdecimal() else size,
         return_convergence_delta=with_delta and settings["reduction"] == "sum" and settings["input_x_gradient"],
         task=task,
         **settings,
     )
-    return Service(explainer, name=name, limits=limits, token=token)
 
 
 def _token(file: Path | None) -> str | None:

@@ -30,7 +30,10 @@ def properties(task: Task, limits: Limits, explaining: bool = True) -> dict[str,
         said = "What may follow the text: of these the model chooses."
         found["choices"] = _list_of(_TEXT, limits.max_targets) | {"description": said}
     if task.takes_chats and getattr(task.tokenizer, "chat_template", None):
-        message = {"type": "object", "properties": {"role": {"type": "string"}, "content": {"type": "string"}}}
+        message: dict[str, Any] = {
+            "type": "object",
+            "properties": {"role": {"type": "string"}, "content": {"type": "string"}},
+        }
         message |= {"required": ["role", "content"], "additionalProperties": False}
         said = "A conversation, in the place of text."
         found["messages"] = _list_of(message, limits.max_targets) | {"description": said}

@@ -136,7 +136,7 @@ class Gate:
         if works:
             self.service.metrics.seconds("request", seconds)
         if works or status >= 400:
-            about = {"request_id": context.request_id, "operation": operation, "status": status}
+            about: dict[str, Any] = {"request_id": context.request_id, "operation": operation, "status": status}
             self.service.log.event("request", milliseconds=round(1000 * seconds, 1), **about, **context.about)
 
 

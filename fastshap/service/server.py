@@ -168,4 +168,4 @@ def _tell(service: Service) -> None:
     def show(message: Any, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
         service.log.event("warning", "warning", category=category.__name__, where=f"{filename}:{lineno}")
 
-    warnings.showwarning = show
+    warnings.showwarning = show  # type: ignore[assignment]

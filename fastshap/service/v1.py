@@ -42,8 +42,7 @@ class V1:
         """``POST /v1/models/NAME:explain``."""
         form = format_of(request.scope)
         found = await self._outputs(request, self.service.explaining)
-        if self.service.audit is not None:
-            self.service.audit.add(found, request.scope[CONTEXT].request_id, self.service.name)
+        await work.written_down(self.service, found, request.scope[CONTEXT].request_id)
         if form == "html":
             page = await asyncio.to_thread(_page, found, self.service)
             return Response(page, media_type="text/html", headers={"content-security-policy": page_policy()})

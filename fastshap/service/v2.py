@@ -74,11 +74,10 @@ class V2:
             raise work.placed(problem, f"parameters.{OPTIONS}") from None
         read = work.read(service.explaining, asked.instances, _PLACE, asked.shared)
         found = await work.outputs(service, service.explaining, read, _PLACE, request.receive, seconds)
-        if service.audit is not None:
-            service.audit.add(found, scope[CONTEXT].request_id, service.name)
+        await work.written_down(service, found, scope[CONTEXT].request_id)
         make: Callable[[Any], Any] = AttributionOutput.to_dict if form == "full" else answers.explanation
         data = [json.dumps(entry(one, make), allow_nan=False) for one in found]
-        output = {"name": "explanation", "datatype": "BYTES", "shape": [len(data)], "data": data}
+        output: dict[str, Any] = {"name": "explanation", "datatype": "BYTES", "shape": [len(data)], "data": data}
         output["parameters"] = {"content_type": "str"}
         return as_json({"model_name": service.name, "id": asked.id or scope[CONTEXT].request_id, "outputs": [output]})
 

@@ -83,6 +83,12 @@ async def outputs(
     return found
 
 
+async def written_down(service: Service, found: Sequence[Found], request_id: str) -> None:
+    """Writes the audit log, where there is one. If that fails, so does the request: there is no answer that it lacks."""
+    if service.audit is not None:
+        await asyncio.to_thread(service.audit.add, found, request_id, service.name)
+
+
 async def _short(one: Asked | ProblemError, reader: Reader, place: str) -> Asked | ProblemError:
     """The instance, or what is wrong where it has too many tokens."""
     if isinstance(one, Asked) and reader.is_long(one):
@@ -127,8 +133,9 @@ async def _until_done(futures: list[Future[AttributionOutput]], receive: Receive
     done = asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
     gone = asyncio.ensure_future(left())
     try:
+        both: set[asyncio.Future[Any]] = {done, gone}
         ended, _ = await asyncio.wait(
-            {done, gone}, timeout=max(0.0, until - time.monotonic()), return_when=asyncio.FIRST_COMPLETED
+            both, timeout=max(0.0, until - time.monotonic()), return_when=asyncio.FIRST_COMPLETED
         )
     finally:
         gone.cancel()
