@@ -149,7 +149,7 @@ def _infer(service: Service) -> dict[str, Any]:
         }
     )
     body["properties"] |= {
-        "id": {"type": ["string", "null"]},
+        **{name: {"type": ["string", "null"]} for name in ("id", "model_name", "model_version")},
         "parameters": {"type": ["object", "null"], "properties": {OPTIONS: options}},
         "outputs": {"type": ["array", "null"], "items": named},
     }
@@ -203,7 +203,10 @@ def _ready(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def _page() -> dict[str, Any]:
-    return _get("A page to try the model.", {"text/html": {"schema": _STRING}})
+    alive = _json(_object(status={"const": "alive"}))
+    return _get(
+        "A page for browsers, and for others that the service runs.", {"text/html": {"schema": _STRING}} | alive
+    )
 
 
 def _format(formats: tuple[str, ...], said: str) -> dict[str, Any]:

@@ -38,7 +38,9 @@ class Page:
         self._html = Template(_read("page.html")).substitute(shown)
 
     async def html(self, request: Request) -> Response:
-        """``GET /``."""
+        """``GET /``: the page for a browser. KServe's clients ask here whether the service runs."""
+        if "text/html" not in request.headers.get("accept", ""):
+            return Response('{"status": "alive"}', media_type="application/json")
         return Response(self._html, media_type="text/html", headers={"content-security-policy": _POLICY})
 
     async def css(self, request: Request) -> Response:

@@ -19,7 +19,14 @@ from fastshap.service.v1 import as_json, entry
 from fastshap.version import __version__
 
 OPTIONS = "explain_parameters"
-_OWN = ("id", "parameters", "inputs", "outputs")
+_OWN = (
+    "id",
+    "parameters",
+    "inputs",
+    "outputs",
+    "model_name",
+    "model_version",
+)  # the last two, as KServe's client sends
 _PLACE = "inputs[0].data"
 
 
@@ -93,9 +100,9 @@ def inference(body: Any, most: int) -> Inference:
     for name in body:
         if name not in _OWN:
             raise _wrong(name[:40], f"There is no field {name[:40]!r}; there are {', '.join(_OWN)}.")
-    own = body.get("id")
-    if own is not None and not isinstance(own, str):
-        raise _wrong("id", "id must be a string.")
+    for name in ("id", "model_name", "model_version"):
+        if not isinstance(body.get(name), str | None):
+            raise _wrong(name, f"{name} must be a string.")
     texts, pairs = _inputs(body.get("inputs"))
     if len(texts) > most:
         message = f"There are {len(texts)} texts and the service takes {most} at a time; send fewer."
@@ -103,7 +110,7 @@ def inference(body: Any, most: int) -> Inference:
     _check_outputs(body.get("outputs"))
     together = zip(texts, pairs, strict=True) if pairs else ()
     instances = [{"text": text, "pair": pair} for text, pair in together] or [{"text": one} for one in texts]
-    return Inference(own, instances, _shared(body.get("parameters")))
+    return Inference(body.get("id"), instances, _shared(body.get("parameters")))
 
 
 def _inputs(given: Any) -> tuple[list[Any], list[Any]]:
