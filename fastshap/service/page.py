@@ -33,7 +33,7 @@ class Page:
             "name": plain(service.name),
             "pair": _PAIR if "pair" in service.explaining.fields else "",
             "token": _TOKEN if closed else "",
-            "known": "" if closed else "".join(f'<option value="{plain(one)}">' for one in _targets(service)),
+            "known": "" if closed else "".join(f'<option value="{plain(one)}"></option>' for one in _targets(service)),
         }
         self._html = Template(_read("page.html")).substitute(shown)
 
