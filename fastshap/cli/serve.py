@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import os
@@ -102,16 +103,18 @@ def serve(
     from fastshap.service.service import Service
 
     logging.disable_progress_bar()
+    opened = contextlib.ExitStack()
     try:
         limits = Limits(**{one.name: settings.pop(one.name) for one in dataclasses.fields(Limits)})
         token = _token(token_file)
         if audit_texts and audit is None:
             _fail("--audit-texts is for an audit log; add --audit.", 2)
-        listening = bound_socket(host, port)
-        log = None if audit is None else Audit(audit, audit_texts)
+        listening = opened.enter_context(bound_socket(host, port))
+        log = None if audit is None else opened.enter_context(contextlib.closing(Audit(audit, audit_texts)))
         explainer = _explainer(settings, model, task, threads, return_convergence_delta)
         service = Service(explainer, name=name, limits=limits, token=token, audit=log)
     except FastshapError as error:
+        opened.close()
         _fail(str(error), 2)
     where = f"[{host}]" if ":" in host else host
     address = f"http://{where}:{listening.getsockname()[1]}"
@@ -120,7 +123,7 @@ def serve(
         service.log.event("listening", url=address, name=service.name)
         typer.echo(f"fastshap: {service.name} at {address}")
 
-    with warnings.catch_warnings():
+    with opened, warnings.catch_warnings():
         for kind in (NoiseWarning, TruncationWarning):  # answers say so themselves
             warnings.simplefilter("ignore", kind)
         try:

@@ -23,6 +23,7 @@ _REASONS = {
     "504": "The time for the request was up.",
 }
 _STRING, _FLAG = {"type": "string"}, {"type": "boolean"}
+_TEXT = "A gorgeous, witty film."
 _MAYBE = {"type": ["number", "null"]}
 _NAMES = {"type": "array", "items": _STRING}
 _VECTOR = {"type": "array", "items": _MAYBE}
@@ -121,12 +122,15 @@ def _explain(service: Service) -> dict[str, Any]:
     body = _instances(service, "Instance")
     said = "summary: scores of words. full: the versioned JSON that fastshap.reproduce takes. html: a page."
     html = {"text/html": {"schema": _STRING}}
-    return _post("Explains each instance.", body, _json(answer) | html, _format(FORMATS, said))
+    return _post("Explains each instance.", body, _example(service), _json(answer) | html, _format(FORMATS, said))
 
 
 def _predict(service: Service) -> dict[str, Any]:
     body = _instances(service, "InstanceToPredict")
-    return _post("What the model predicts for each instance.", body, _json(_object(predictions=_each("Prediction"))))
+    example = _example(service)
+    return _post(
+        "What the model predicts for each instance.", body, example, _json(_object(predictions=_each("Prediction")))
+    )
 
 
 def _infer(service: Service) -> dict[str, Any]:
@@ -157,12 +161,18 @@ def _infer(service: Service) -> dict[str, Any]:
     output["properties"]["parameters"] = {"type": "object"}
     answer = _object(model_name=_STRING, id=_STRING, outputs={"type": "array", "items": output})
     said = "What each JSON string holds."
-    return _post("Explains each text of the inputs.", body, _json(answer), _format(("summary", "full"), said))
+    example = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [_TEXT]}]}
+    return _post("Explains each text of the inputs.", body, example, _json(answer), _format(("summary", "full"), said))
 
 
 def _instances(service: Service, name: str) -> dict[str, Any]:
     most = service.limits.max_instances
     return _object(instances={"type": "array", "items": _ref(name), "minItems": 1, "maxItems": most})
+
+
+def _example(service: Service) -> dict[str, Any]:
+    choices = {"text": _TEXT, "choices": [_TEXT, "Dull."]}
+    return {"instances": [choices if "choices" in service.explaining.fields else _TEXT]}
 
 
 def _metadata() -> dict[str, Any]:
@@ -171,7 +181,7 @@ def _metadata() -> dict[str, Any]:
     return _object(name=_STRING, versions=_NAMES, platform=_STRING, inputs=tensors, outputs=tensors)
 
 
-def _post(said: str, body: Any, answer: Any, *parameters: Any) -> dict[str, Any]:
+def _post(said: str, body: Any, example: Any, answer: Any, *parameters: Any) -> dict[str, Any]:
     wait = {"type": "number", "exclusiveMinimum": 0}
     own = {
         "name": "x-request-id",
@@ -183,7 +193,7 @@ def _post(said: str, body: Any, answer: Any, *parameters: Any) -> dict[str, Any]
     return {
         "summary": said,
         "parameters": [*parameters, {"name": TIMEOUT, "in": "header", "schema": wait}, own],
-        "requestBody": {"required": True, "content": _json(body)},
+        "requestBody": {"required": True, "content": {"application/json": {"schema": body, "example": example}}},
         "responses": responses | {status: _problem(status) for status in _REASONS if status != "401"},
     }
 

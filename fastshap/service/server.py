@@ -30,12 +30,15 @@ def bound_socket(host: str, port: int) -> socket.socket:
     Raises:
         InvalidArgumentError: the address cannot be had; the message says what would work.
     """
+    found: socket.socket | None = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         found = socket.socket(family, kind, protocol)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
     except OSError as error:
+        if found is not None:
+            found.close()
         if error.errno == errno.EADDRINUSE:
             what = f"port {port} is taken; choose another with --port, or 0 for any that is free"
         elif error.errno == errno.EACCES:

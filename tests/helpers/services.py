@@ -103,7 +103,8 @@ class Process:
             text=True,
         )
         self.lines = []
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
         found = re.search(r"http://127\.0\.0\.1:(\d+)$", self.process.stdout.readline().strip())
         assert found, "".join(self.lines)
         self.address, self.port = found[0], int(found[1])
@@ -123,7 +124,9 @@ class Process:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+        self._reader.join()
         self.process.stdout.close()
+        self.process.stderr.close()
 
     def stop(self, how=signal.SIGTERM, seconds=30):
         """Its exit code."""

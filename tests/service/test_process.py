@@ -7,13 +7,14 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from helpers.services import COMMAND, Process, wait_until
+from fastshap.cli import app
+from helpers.services import Process, wait_until
 
 pytestmark = pytest.mark.serve
 
@@ -146,80 +147,68 @@ def test_clients_that_leave_do_not_hold_the_others_up(service):
     assert b"fastshap_active_requests 0.0" in _metrics(service)
 
 
-def _metrics(service):
+def _metrics(service, **headers):
     connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
     with contextlib.closing(connection):
-        connection.request("GET", "/metrics")
+        connection.request("GET", "/metrics", headers=headers)
         return connection.getresponse().read()
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_what_was_accepted_is_answered_before_it_stops(how):
-    body = {"instances": [{"text": f"a gorgeous film number {i}", "n_perturbations": 200} for i in range(12)]}
-    with Process("--grace", "60") as process, concurrent.futures.ThreadPoolExecutor(4) as pool:
-        waiting = [pool.submit(post, process, body, timeout=60) for _ in range(2)]
-        wait_until(lambda: b"fastshap_active_requests 2.0" in _metrics(process))
-        process.process.send_signal(how)
+def test_what_was_accepted_is_answered_before_it_stops(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    body = {"instances": [{"text": f"a gorgeous film number {i}", "n_perturbations": 60} for i in range(5)]}
+    options = ("--grace", "60", "--audit", str(path), "--audit-texts", "--name", "mine")
+    address, headers = "/v1/models/mine:explain", {"Authorization": "Bearer secret"}
+    with Process(*options, FASTSHAP_TOKEN="secret") as process, concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert post(process, body, address)[0] == 401
+        waiting = [pool.submit(post, process, body, address, timeout=60, **headers) for _ in range(2)]
+        wait_until(lambda: b"fastshap_active_requests 2.0" in _metrics(process, **headers))
+        process.process.send_signal(signal.SIGTERM)
         with contextlib.suppress(ConnectionError):  # it may have been quick
             wait_until(lambda: status_of(process, "/v2/health/ready") == 503, 5)
-            assert post(process, {"instances": ["a"]})[0] == 503
+            assert post(process, {"instances": ["a"]}, address, **headers)[0] == 503
         assert [one.result()[0] for one in waiting] == [200, 200]
         assert process.process.wait(30) == 0
+        assert "secret" not in "".join(process.lines)
+    done = CliRunner().invoke(app, ["reproduce", str(path), "--sample", "3"])
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[-1] == "3 of 3 the same."
 
 
 def test_what_takes_longer_than_the_grace_is_given_up():
-    body = {"instances": [{"text": "a gorgeous film " * 60, "n_perturbations": 1000}] * 20}
+    body = {"instances": [{"text": "a gorgeous film " * 20, "n_perturbations": 200}] * 40}
     with Process("--grace", "0.3") as process, concurrent.futures.ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(post, process, body)
         wait_until(lambda: b"fastshap_active_requests 1.0" in _metrics(process))
-        process.process.send_signal(signal.SIGTERM)
+        process.process.send_signal(signal.SIGINT)
         status, answer = waiting.result()
         assert status == 503
         assert json.loads(answer)["type"] == "ClosedError"
         assert process.process.wait(30) == 0
 
 
-def test_a_token_from_the_environment_and_an_audit_log(tmp_path):
-    path = tmp_path / "audit.jsonl"
-    with Process("--audit", str(path), "--audit-texts", "--name", "mine", FASTSHAP_TOKEN="secret") as process:
-        body = {"instances": ["A gorgeous, witty film.", {"text": "Dull.", "targets": "all"}, ""]}
-        address = "/v1/models/mine:explain"
-        assert post(process, body, address)[0] == 401
-        assert post(process, body, address, Authorization="Bearer secret", **{"X-Request-Id": "one"})[0] == 200
-        assert process.stop() == 0
-        assert "secret" not in "".join(process.lines)
-    done = subprocess.run([*COMMAND, "reproduce", str(path)], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "2 of 2 the same."
-
-
-def wrong(*options, **environment):
-    done = subprocess.run(
-        [*COMMAND, "serve", *options],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    return done.returncode, done.stderr
+def wrong(*options):
+    done = CliRunner().invoke(app, ["serve", *options])
+    assert done.exit_code == 2, done.output
+    return done.stderr
 
 
 def test_a_port_that_is_taken(service):
-    code, said = wrong("--port", str(service.port))
-    assert code == 2
+    said = wrong("--port", str(service.port))
     assert f"port {service.port} is taken" in said
     assert "--port" in said
 
 
-def test_wrong_usage(tmp_path):
-    (tmp_path / "empty").touch()
-    for options, words in {
-        ("--host", "192.0.2.1"): "no address of this machine",
-        ("--max-samples", "0"): "max_samples",
-        ("--audit-texts",): "add --audit",
-        ("--token-file", str(tmp_path / "empty")): "is empty",
-    }.items():
-        code, said = wrong(*options)
-        assert code == 2, said
-        assert words in said
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--host", "192.0.2.1"], "no address of this machine"),
+        (["--max-samples", "0"], "max_samples"),
+        (["--audit-texts"], "add --audit"),
+        (["--token-file", "/nothing"], "/nothing"),
+        (["--audit", "/nothing/there"], "cannot be written"),
+        (["--port", "0", "--name", "a/b"], "a/b"),
+    ],
+)
+def test_wrong_usage(loaded_once, options, words):
+    assert words in wrong(*options)
