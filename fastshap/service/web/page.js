@@ -39,7 +39,8 @@ async function explain() {
     const address = `v1/models/${ask.dataset.name}:explain?format=html`;
     const answer = await fetch(address, { method: "POST", headers, body, signal: own.signal });
     if (answer.ok) {
-      const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+      const source = (await answer.text()).replace(/<style>[^<]*<\/style>/, ""); // page.css has the same rules
+      const page = new DOMParser().parseFromString(source, "text/html");
       result.replaceChildren(...page.querySelectorAll("main > article, main > .g"));
     } else {
       say((await answer.json()).error);
