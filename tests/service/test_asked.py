@@ -1,6 +1,8 @@
 """What an instance may ask for, and what is said where it cannot: without a server."""
 
+import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -169,3 +171,12 @@ def test_an_audit_log_goes_on_behind_a_line_that_was_not_finished(explainer, tmp
         file.write(b"\n{}\n")
     with pytest.raises(InvalidArgumentError, match="line 9"):
         list(lines_of(path))
+
+
+def test_the_docs_list_fields_and_limits_as_they_are(reader):
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    for name, its in reader.fields.items():
+        assert f"| `{name}` | {its['description']} |\n" in page
+    for one in dataclasses.fields(Limits):
+        name, said = one.name.replace("_", "-"), one.metadata
+        assert f"| `--{name}` | {one.default:,.0f} | {said['help']} | {said['answer']} |\n" in page

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from pathlib import Path
 
 import pytest
 
@@ -66,6 +67,17 @@ def test_an_explanation_is_what_the_explainer_gives(client, service):
     assert body["predictions"][0]["label"] == "positive"
     assert body["predictions"][0]["probability"] == pytest.approx(first.probability)
     assert asked(client, TEXT, path=PREDICT)["predictions"][0]["label"] == "positive"
+
+
+def test_the_answer_in_the_docs_is_the_real_one(client):
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    (shown,) = [json.loads(line) for line in page.splitlines() if line.startswith('{"predictions"')]
+    (said,), (real,) = shown["explanations"], asked(client, {"text": TEXT, "n_perturbations": 10})["explanations"]
+    assert [*said] == [*real]
+    assert said["words"] == real["words"]
+    assert said["settings_fingerprint"] == real["settings_fingerprint"]
+    for name in ("importances", "standard_error"):
+        assert said[name][0] == pytest.approx(real[name][0], rel=1e-3)
 
 
 def test_one_bad_instance_leaves_its_neighbours_alone(client):
