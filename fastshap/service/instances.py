@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from fastshap.explainer import GradientShap
 from fastshap.models.locks import lock_of
+from fastshap.one_call import one_round
 from fastshap.output.checked import compiled, short
 from fastshap.service import fields
 from fastshap.service.limits import Limits
@@ -126,13 +127,9 @@ class Reader:
 
     def _options(self, one: Mapping[str, Any], target: Any) -> dict[str, Any]:
         if not self.explaining:
-            found: dict[str, Any] = {
-                "n_perturbations": 1,
-                "rtol": None,
-                "max_perturbations": None,
-                "path_density": None,
-            }
-            found["return_convergence_delta"] = False
+            found: dict[str, Any] = {"n_perturbations": 1, "return_convergence_delta": False} | one_round(
+                self.explainer
+            )
         else:
             found = {
                 name: None if one[name] is None else PARAMETERS[name].from_plain(one[name])
