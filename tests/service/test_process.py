@@ -1,5 +1,6 @@
 """``fastshap serve`` as it is run: signals, slow and rude clients, large bodies, ports."""
 
+import asyncio
 import concurrent.futures
 import contextlib
 import http.client
@@ -8,6 +9,7 @@ import os
 import signal
 import socket
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -212,3 +214,40 @@ def test_a_port_that_is_taken(service):
 )
 def test_wrong_usage(loaded_once, options, words):
     assert words in wrong(*options)
+
+
+def test_a_burst_of_400_requests_of_which_some_are_bad():
+    good = json.dumps({"instances": [{"text": "A gorgeous, witty film.", "n_perturbations": 2}]})
+    bad = json.dumps({"instances": [{"text": "A gorgeous, witty film.", "seed": "x"}]})
+
+    async def asked(port, body):
+        head = f"POST {EXPLAIN} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        answer = await asyncio.wait_for(reader.read(), 60)
+        writer.close()
+        head, _, content = answer.partition(b"\r\n\r\n")
+        return int(head.split()[1]), json.loads(content)
+
+    async def burst(port):
+        return await asyncio.gather(*(asked(port, good if i % 10 else bad) for i in range(400)))
+
+    with Process("--max-requests", "100") as process:
+
+        def usual():
+            began = time.monotonic()
+            assert asyncio.run(asked(process.port, good))[0] == 200
+            return time.monotonic() - began
+
+        before = min(usual() for _ in range(3))
+        answers = asyncio.run(burst(process.port))
+        after = min(usual() for _ in range(3))
+        counts = Counter(status for status, _ in answers)
+        assert counts.keys() <= {200, 422, 429}, counts
+        assert counts[200] >= 80
+        for i, (status, body) in enumerate(answers):
+            assert (status == 200) == ("error" not in body)
+            if i % 10 == 0:
+                assert status in (422, 429)
+                assert "seed must be a whole number" in body["error"] or status == 429
+        assert after < 2 * before + 0.05
