@@ -25,7 +25,9 @@ class Limits:
     max_targets: int = _limit(64, "The most targets that a request names for a text.", "422")
     max_samples: int = _limit(1000, "The most samples of a text: n_perturbations, and max_perturbations.", "422")
     max_new_tokens: int = _limit(64, "The most tokens that a language model writes where there is no target.", "422")
-    max_queued_tokens: int = _limit(65_536, "The most tokens of texts that wait or run.", "429")
+    max_queued_tokens: int = _limit(
+        262_144, "The most tokens of rows (a text's tokens times its samples) that wait or run.", "429"
+    )
     max_requests: int = _limit(512, "The most requests at work at a time.", "429")
     max_connections: int = _limit(1024, "The most connections open at a time.", "429")
     timeout: float = _limit(

@@ -55,7 +55,7 @@ def texts(tmp_path):
 def test_all_of_it_is_the_same(log, run, texts):
     path, whole = log
     said = run(path, *(() if whole else ("--texts", texts)))
-    assert said.count("the same to the bit") == 3
+    assert said.count("attributions: the same") == 3
     assert said.endswith("3 of 3 the same.\n")
     assert run(path, "--sample", 1, "--texts", texts).endswith("1 of 1 the same.\n")
 

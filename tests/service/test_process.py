@@ -21,7 +21,7 @@ from helpers.services import Process, wait_until
 pytestmark = pytest.mark.serve
 
 EXPLAIN = "/v1/models/sentiment:explain"
-LIMITS = ("--header-timeout", "1", "--body-timeout", "1", "--max-connections", "20")
+LIMITS = ("--header-timeout", "1", "--body-timeout", "1", "--max-connections", "20", "--max-queued-tokens", "100000000")
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,10 @@ def test_what_was_accepted_is_answered_before_it_stops(tmp_path):
 
 def test_what_takes_longer_than_the_grace_is_given_up():
     body = {"instances": [{"text": "a gorgeous film " * 20, "n_perturbations": 200}] * 40}
-    with Process("--grace", "0.3") as process, concurrent.futures.ThreadPoolExecutor(1) as pool:
+    with (
+        Process("--grace", "0.3", "--max-queued-tokens", "100000000") as process,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
         waiting = pool.submit(post, process, body)
         wait_until(lambda: b"fastshap_active_requests 1.0" in _metrics(process))
         process.process.send_signal(signal.SIGINT)
