@@ -39,6 +39,7 @@ QUICK = {
     "output": {"looking", "summary"},
     "peers": {"captum", "interop"},
     "repository": {"house"},
+    "service": {"batcher"},
     "tasks": {"first_token"},
     "text": {"inputs", "text"},
 }
