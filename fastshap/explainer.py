@@ -96,6 +96,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
     """
 
     _variances: list[Any] | None = None  # see Execution
+    _quiet = False  # whether outputs alone tell of truncated texts
 
     if TYPE_CHECKING:
         # fmt: off
@@ -316,8 +317,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         def computed(places: list[int]) -> Sequence[Any]:
             groups = [groupings[i] for i in places]
             items = [prepared[i].item(groupings[i].joined) for i in places]
-            with_delta = self.return_convergence_delta
-            return self._work().scores(items, groups, self.task.scores, progress.stage, rounds, with_delta)
+            with_ends = self.return_convergence_delta
+            return self._work().scores(items, groups, self.task.scores, progress.stage, rounds, with_ends)
 
         keys = [one.key(group.members) for one, group in zip(prepared, groupings, strict=True)]
         found = seen.results(keys, self.task.state(), computed)
@@ -384,7 +385,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
             raise_first(results, first)
 
     def _warn_of_truncation(self, prepared: Sequence[Prepared]) -> None:
-        if not self._truncation_warned and any(one.encoded.truncated for one in prepared):
+        if not (self._quiet or self._truncation_warned) and any(one.encoded.truncated for one in prepared):
             self._truncation_warned = True
             warn(self.task.of_truncated_texts(), TruncationWarning)
 

@@ -39,7 +39,7 @@ QUICK = {
     "output": {"looking", "summary"},
     "peers": {"captum", "interop"},
     "repository": {"house"},
-    "service": {"asked"},
+    "service": {"asked", "batcher"},
     "tasks": {"first_token"},
     "text": {"inputs", "text"},
 }
