@@ -15,15 +15,14 @@ from fastshap.settings import Settings
 
 def explanation(output: Record) -> dict[str, Any]:
     """An entry of ``explanations``. Lists of scores have one list for each target."""
-    reached, started = values_of(output)
     return {
         "words": output.elements,
         "importances": rows(output.attributions),
         "standard_error": rows(output.standard_error),
         "targets": output.target_names,
         "delta": numbers(output.convergence_delta),
-        "output_value": numbers(reached),
-        "baseline_value": numbers(started),
+        "output_value": numbers(output.output_value),
+        "baseline_value": numbers(output.baseline_value),
         "unassigned": numbers(output.unassigned),
         "reliability": numbers(output.reliability),
         "samples": output.n_perturbations,
@@ -39,15 +38,10 @@ def prediction(output: Record) -> dict[str, Any]:
     known = output.target_probabilities
     return {
         "label": output.predicted_label,
-        "probability": output.probability,
+        "probability": None if output.probability is None else _number(output.probability),
         "targets": output.target_names,
         "target_probabilities": None if known is None else numbers(known),
     }
-
-
-def values_of(output: Record) -> tuple[Tensor | None, Tensor | None]:
-    """The targets' scores (t,) at the text, and their means at the noisy baselines; None where they are not known."""
-    return None, None
 
 
 def rows(values: Tensor) -> list[list[float | None]]:

@@ -123,9 +123,9 @@ class Service:
             one.cancel()
 
     def close(self) -> None:
-        """Answers what was accepted, then stops."""
+        """Answers what was accepted, as far as there is time, then stops."""
         self.stop()
-        self.batcher.close()
+        self.batcher.close(self.limits.grace)
         if self.audit is not None:
             self.audit.close()
 

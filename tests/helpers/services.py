@@ -40,7 +40,7 @@ class Held:
         self.futures.append(Future())
         return self.futures[-1]
 
-    def close(self):
+    def close(self, timeout=None):
         pass
 
 

@@ -60,7 +60,11 @@ def test_an_explanation_is_what_the_explainer_gives(client, service):
         for row, expected in zip(entry["importances"], scores, strict=True):
             assert row == pytest.approx(expected, abs=1e-5 * max(map(abs, expected)))
         assert entry["samples"] == 4
-        assert entry["delta"] is not None
+        assert entry["output_value"] == pytest.approx(output.output_value.tolist(), rel=1e-4)
+        value = sum(entry["importances"][0]) + entry["unassigned"][0]
+        if len(entry["words"]) == len(output.model_inputs_to_explain["input_ids"][0]) - 2:  # a word is a token
+            ends = entry["output_value"][0] - entry["baseline_value"][0]
+            assert value - entry["delta"][0] == pytest.approx(ends, abs=1e-4)
         assert entry["model_fingerprint"] == output.provenance.model_fingerprint
     fingerprints = {one["settings_fingerprint"] for one in body["explanations"]}
     assert len(fingerprints) == 2
