@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastshap.errors import InvalidArgumentError, NoiseWarning, TruncationWarning
+from fastshap.errors import InvalidArgumentError, InvalidTypeError, NoiseWarning, TruncationWarning
 from fastshap.explainer import GradientShap
 from fastshap.one_call import warm_up
 from fastshap.service.batcher import Batcher
@@ -93,15 +93,20 @@ class Service:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NoiseWarning)
             warnings.simplefilter("ignore", TruncationWarning)
-            warm_up(self.explainer)
-            texts, targets = self.explainer.task.examples([_WORD * count for count in _WARM_WORDS])
-            waiting = [
-                self.batcher.submit(text, None if targets is None else targets[i]) for i, text in enumerate(texts)
-            ]
-            for one in waiting:
-                one.exception()  # some models take no such text
+            try:
+                warm_up(self.explainer)
+                self._warm_lengths()
+            except (InvalidArgumentError, InvalidTypeError) as error:  # a task whose texts hold more than words
+                self.log.error("warm-up", error)
         if self.state == STARTING:
             self.state = READY
+
+    def _warm_lengths(self) -> None:
+        task = self.explainer.task
+        texts, targets = task.examples([_WORD * count for count in _WARM_WORDS])
+        alike = targets is None or task.serves_all(targets)
+        for i, text in enumerate(texts):
+            self.batcher.submit(text, targets if alike else targets[i]).exception()  # some models take no such text
 
     def _try(self) -> None:
         try:
