@@ -42,8 +42,8 @@ class Audit:
         self._with_texts, self._guard = with_texts, threading.Lock()
         try:
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
-            size = os.fstat(self._file).st_size
-            if size and os.pread(self._file, 1, size - 1) != b"\n":
+            os.lseek(self._file, max(0, os.fstat(self._file).st_size - 1), os.SEEK_SET)
+            if os.read(self._file, 1) not in (b"", b"\n"):
                 self._write(b"\n" + _line({"audit": VERSION, "time": now(), "event": _CONTINUED}))
         except OSError as error:
             raise InvalidArgumentError(

@@ -134,9 +134,9 @@ class Reader:
             found = {
                 name: None if one[name] is None else PARAMETERS[name].from_plain(one[name])
                 for name in fields.OPTIONS
-                if name in one
+                if name in one and (name != "max_perturbations" or one[name] is not None)
             }
-            found |= self._samples(one)
+            found = self._rounds(one) | found
             if found.get("reduction", "sum") != "sum" or not found.get("input_x_gradient", True):
                 found["return_convergence_delta"] = False  # such scores do not add up
         most = one.get("max_new_tokens", min(_USUAL_NEW_TOKENS, self.limits.max_new_tokens))
@@ -144,10 +144,12 @@ class Reader:
             found["generation_kwargs"] = {"max_new_tokens": most}
         return found
 
-    def _samples(self, one: Mapping[str, Any]) -> dict[str, Any]:
-        """The most samples where the request says how accurate to be, and leaves open how many samples that may take."""
+    def _rounds(self, one: Mapping[str, Any]) -> dict[str, Any]:
+        """What follows from a request's choice of accuracy or samples, where it leaves the rest open."""
         its = self.explainer.settings
-        if one.get("rtol") is None or one.get("max_perturbations") is not None:
+        if one.get("rtol", its.rtol) is None:
+            return {} if its.rtol is None else one_round(self.explainer)
+        if one.keys().isdisjoint(("rtol", "n_perturbations")):
             return {}
         many = one.get("n_perturbations", its.n_perturbations)
         return {"max_perturbations": max(many, min(_USUAL_ROUNDS * many, self.limits.max_samples))}

@@ -66,6 +66,23 @@ def test_rounds_stay_within_the_limit(reader, asked, most):
     assert reader.asked({"text": "a", **asked}).options["max_perturbations"] == most
 
 
+def test_rounds_where_the_service_has_a_tolerance_of_its_own(default_pair):
+    explainer = fastshap.GradientShap(*default_pair, rtol=0.2, max_perturbations=70, path_density="auto")
+    reader = Reader(explainer, Limits(max_samples=100))
+    for asked, expected in (
+        ({}, {}),
+        ({"seed": 1}, {"seed": 1}),
+        ({"n_perturbations": 20}, {"n_perturbations": 20, "max_perturbations": 100}),
+        ({"rtol": 0.1}, {"rtol": 0.1, "max_perturbations": 100}),
+        ({"rtol": 0.1, "max_perturbations": 50}, {"rtol": 0.1, "max_perturbations": 50}),
+        ({"rtol": None}, {"rtol": None, "max_perturbations": None, "path_density": None}),
+        ({"rtol": None, "max_perturbations": None}, {"rtol": None, "max_perturbations": None, "path_density": None}),
+    ):
+        options = reader.asked({"text": "a", **asked}).options
+        assert options == expected
+        explainer._for_call(options)
+
+
 @pytest.mark.parametrize(
     ("instance", "field", "said"),
     [
