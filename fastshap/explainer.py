@@ -16,7 +16,7 @@ from fastshap.engine import run as engine
 from fastshap.engine.budget import Budget, Kept
 from fastshap.engine.packing import Execution, Layout
 from fastshap.engine.seen import Seen
-from fastshap.engine.work import Work, tokens_of_some_seconds, weights_of
+from fastshap.engine.work import Work, tokens_of_a_call, tokens_of_some_seconds, weights_of
 from fastshap.errors import FastshapError, InvalidArgumentError, TruncationWarning, raise_first, warn
 from fastshap.models.adjoint import check_linear_layers
 from fastshap.models.copies import Copied, check_picklable
@@ -356,6 +356,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
             side, maskless = (None, False) if found is None else (found.padding_side, found.maskless)
             self._layout = Layout(side or "right", equal_lengths=side is None, maskless=maskless)
             self._tried = state if found is not None else None
+        self._budget.worth = self.task.found("call", lambda: tokens_of_a_call(self.task.model)) or 0.0
         mode = self.settings.inference_mode
         if not self._budget.measured and isinstance(mode, InferenceModes):  # which decides how many logits are kept
             self._budget.kept = self.task.found(("kept", mode), Kept) or Kept()

@@ -158,6 +158,13 @@ def tokens_of_some_seconds(model: nn.Module, passes: int, n: int) -> float:
     return max(rows, ENOUGH_TOKENS if device == "cpu" else _ENOUGH_ON_A_GPU) / n
 
 
+def tokens_of_a_call(model: nn.Module) -> float:
+    """How many tokens take as long as what a call costs whatever its size; 0 on a GPU, where it was not measured."""
+    if device_of(model).type != "cpu":
+        return 0.0
+    return _MODULE * len(modules_of(model)) / (6 * weights_of(model) / _SUMS["cpu"])  # forward and backward
+
+
 def weights_of(model: nn.Module) -> int:
     """How many weights a token passes through: all but the table of embeddings."""
     table = next(model.get_input_embeddings().parameters()).numel()  # type: ignore[operator]
