@@ -33,6 +33,7 @@ from fastshap.output.parquet import read_parquet, to_arrow, write_parquet
 from fastshap.output.summary import Lean, Summary, summarize
 from fastshap.reproduction import Reproduction, reproduce
 from fastshap.service.batcher import Batcher
+from fastshap.text.inputs import Words
 from fastshap.types import Granularity, GranularityAggregationStrategy, InferenceModes, ModelTask
 from fastshap.types.baselines import BaselineSet
 from fastshap.types.targets import Contrast
@@ -76,6 +77,7 @@ __all__ = [
     "TruncationWarning",
     "UnsupportedModelError",
     "UntrainedHeadWarning",
+    "Words",
     "WorkerDiedError",
     "__version__",
     "compare",

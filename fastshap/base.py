@@ -69,7 +69,8 @@ class AttributionExplainer(HasSettings):
             model_inputs: a string; token ids (a list of integers, or an integer tensor (L,) or (n, L)); a mapping with
                 ``input_ids`` and, where there is padding, ``attention_mask``, as a tokenizer returns it, with one or many
                 rows; or an iterable of n of these, a column of a data set say. A pair of texts, for tasks that take one, is a
-                tuple of two strings in the list, a mapping with text and text_pair, or ``tokenizer(first, second)``.
+                tuple of two strings in the list, a mapping with text and text_pair, or ``tokenizer(first, second)``. Words that
+                are already split are :class:`fastshap.Words`.
             targets: classification: None (the predicted class), a class number, a label or "all" for every text, a list
                 with one of these (or a list of several) for each text, or an integer tensor (n,) or (n, t). Generation:
                 None (the model generates), or a list with what follows each input, as strings or token ids; None among

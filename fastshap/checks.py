@@ -126,6 +126,14 @@ def share(value: Any, name: str) -> float:
     return number
 
 
+def template(value: Any, name: str) -> str:
+    """A string with one place to put something."""
+    if not isinstance(value, str) or not re.fullmatch(r"[^{}]*\{\}[^{}]*", value):
+        kind = InvalidArgumentError if isinstance(value, str) else InvalidTypeError
+        raise kind(f"{name} must be a string with exactly one {{}}, where the label goes; got {value!r}.")
+    return value
+
+
 def spans(value: Any, name: str) -> bool | tuple[tuple[int, int], ...]:
     """True, False, or some (start, end), each with something between."""
     if isinstance(value, bool | np.bool_):

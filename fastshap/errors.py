@@ -125,7 +125,10 @@ class UntrainedHeadWarning(UserWarning):
 
 
 class NoiseWarning(UserWarning):
-    """Scores are mostly noise: ``output.reliability`` of a target is below 0.5. The message says what would help."""
+    """Scores are mostly noise: ``output.reliability`` of a target is below 0.5. Or all are zero, of a ``score`` of your own.
+
+    The message says what would help.
+    """
 
 
 def recorded(error: Exception) -> str:

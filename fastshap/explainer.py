@@ -32,7 +32,7 @@ from fastshap.output.progress import Progress
 from fastshap.output.record import Record
 from fastshap.settings import DEFAULTS, PARAMETERS, Settings
 from fastshap.settings.own import BESIDE, OPTIONS, OWN, SIGNATURE
-from fastshap.tasks import Prepared, baselines, named_score
+from fastshap.tasks import Prepared, baselines, named_score, of_call
 from fastshap.tasks.subject import table_shape
 from fastshap.tasks.tokens import unknown
 from fastshap.text.encode import Encoded
@@ -126,6 +126,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
             span: bool | Sequence[tuple[int, int]] = False,
             threshold: float = 0.5,
             long_text: str = "truncate",
+            hypothesis_template: str = "This example is {}.",
             task: str | type[Task] | None = None,
             return_convergence_delta: bool = False,
             on_error: str = "raise",
@@ -141,8 +142,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
     def _set_up(self, given: Mapping[str, Any]) -> None:
         own = {**OWN, **given}
         pair: Any = checks.pair(*opened(own["model"], own["tokenizer"]))
-        given = named_score(given, pair[0], own["task"])
-        self.settings = Settings(**{name: value for name, value in given.items() if name in DEFAULTS})
+        named = named_score(given, pair[0], own["task"])
+        self.settings = Settings(**{name: value for name, value in named.items() if name in DEFAULTS})
         self.on_error = checks.one_of(own["on_error"], "on_error", ("raise", "record"))
         self.return_convergence_delta = checks.flag(own["return_convergence_delta"], "return_convergence_delta")
         if self.return_convergence_delta and not self.settings.adds_up:
@@ -204,7 +205,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         own = object.__new__(type(self))
         own.__dict__.update(self.__dict__)
         fixed = {"model": self.model, "tokenizer": self.tokenizer, "task": self._named}
-        own._set_up(fixed | self._given | named_score(options, self.model, self._named))
+        own._set_up(fixed | of_call(self._given, options))
         own._replicas, own._truncation_warned, own._origin = self._replicas, self._truncation_warned, self
         own._desk, own._known_help = self._desk, self._known_help
         if "batch_size" not in options:
@@ -341,7 +342,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
     @property
     def _execution(self) -> Execution:
         its, baseline = self.settings, baselines.in_numbers(self.settings.baseline, self.task)
-        return Execution(its, self._layout, self._backend, self._budget, baseline, variances=self._variances)
+        how: dict[str, Any] = {"with_ids": self.task.reads_twice(), "variances": self._variances}
+        return Execution(its, self._layout, self._backend, self._budget, baseline, **how)
 
     def _try_model(self, texts: Iterator[Encoded]) -> None:
         """Whether the model can be explained at all, and how rows may share a call: until something is known of it.

@@ -23,6 +23,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 import fastshap
 from fastshap.reference import normals
 from fastshap.sampling import draw_samples
+from helpers.twice_read import reading
 
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 WORDS = (
@@ -43,7 +44,8 @@ refuses a model that it cannot explain correctly.
 fastshap accepts a model as a causal language model if it continues a text: the model generates, takes `inputs_embeds`, gives a
 row of logits for each token, and no logits depend on later tokens. fastshap refuses
 
-- classifiers that are an encoder with a decoder, if they take no `inputs_embeds`;
+- models that are an encoder with a decoder, unless the decoder reads the text itself, shifted by one token (BART, T5): then
+  both readings count ([why](adr/0027-texts-read-twice.md));
 - models that look tokens up by their ids in further tables, one for each layer (Gemma 3n, the small ones of Gemma 4), because
   a point between two embeddings has no id.
 
@@ -157,6 +159,7 @@ VARIANTS = {
     "BigBirdForCausalLM": {"attention_type": "original_full"},
     "BigBirdForSequenceClassification": {"attention_type": "original_full"},
     "BigBirdPegasusForCausalLM": {"attention_type": "original_full"},
+    "BigBirdPegasusForSequenceClassification": {"attention_type": "original_full"},
     "Gemma4ForCausalLM": {"hidden_size_per_layer_input": 0},
     "Gemma4ForConditionalGeneration": {"text_config": {"hidden_size_per_layer_input": 0}},
     "Qwen4ExpForCausalLM": {"ple_layer_ids": [1]},
@@ -172,7 +175,8 @@ UNBUILDABLE = {
 SHORTEST = {"funnel": 5}
 # Weights so large that nothing comes through tell nothing, nor those of six layers that part a plain pass in float32 from
 # one in float64 by more than the tolerance.
-GAINS = {"mobilebert": 0.3, "t5": 0.7, "zamba": 1.0}  # T5 does not scale its attention
+GAINS = {"bart": 1.0, "mobilebert": 0.3, "zamba": 1.0}
+GAINS |= dict.fromkeys(("t5", "mt5", "umt5"), 0.7)  # they do not scale their attention
 
 
 def tokenizer(ending=False):
@@ -301,9 +305,12 @@ def plainly(model, ids, wanted, task):
         z = ((1 - float(alpha)) * x + float(alpha) * b)[None]
         for i, target in enumerate(wanted):
             leaf = z.clone().requires_grad_()
-            logits = model(
-                inputs_embeds=leaf * 1, attention_mask=torch.ones(1, length, dtype=torch.int64), **options
-            ).logits
+            given = {"attention_mask": torch.ones(1, length, dtype=torch.int64), **options}
+            if task == "classification" and model.config.is_encoder_decoder:
+                with reading(model, leaf[0], ids[None]):
+                    logits = model(input_ids=ids[None], **given).logits
+            else:
+                logits = model(inputs_embeds=leaf * 1, **given).logits
             score = logits[0, target] if task == "classification" else logits[0, target - 1, ids[target]]
             (gradient,) = torch.autograd.grad(score, leaf)
             total[i] += float(weight) * ((x - b) * gradient[0]).sum(1) / SAMPLES

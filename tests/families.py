@@ -82,6 +82,8 @@ _MASKED = ["the film was not <mask> at all", "<mask>", "a dull ending while nobo
 
 def name_of(task, kind):
     """The class of a family's model; None where transformers has none."""
+    if (task, kind) == ("similarity", "t5"):
+        return "T5EncoderModel"  # the decoder of T5Model reads a text of its own
     found = TASKS[task].get(kind)
     name = found[0] if isinstance(found, tuple | list) else found
     return None if task == "masked_lm" and not str(name).endswith("MaskedLM") else name  # BART's writes the whole text

@@ -21,7 +21,7 @@ import typer
 from fastshap.cli import reproduce as cli_reproduce
 from fastshap.cli import run as cli_jobs
 from fastshap.cli import serve as cli_service
-from fastshap.cli.options import contrasts, for_model, of_settings, with_background, with_options
+from fastshap.cli.options import for_model, in_words, of_settings, with_background, with_options
 from fastshap.output.visible import printable
 from fastshap.version import __version__
 
@@ -70,6 +70,12 @@ def explain(
         typer.Option(
             metavar="TEXT",
             help="For a model that reads pairs of texts: the second text. Once for all texts, or once for each in their order.",
+        ),
+    ] = None,
+    choice: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT", help="For a model that chooses among texts: a choice; once for each, for all texts."
         ),
     ] = None,
     model: Annotated[
@@ -127,12 +133,15 @@ def explain(
         _fail("--title is the heading of a page; add --html.")
     if uncertain and as_json:
         _fail("--uncertain is for words in colour; leave out --json.")
-    wanted_texts = _with_pairs(_texts(texts or [], file or []), pair or [])
+    if pair and choice:
+        _fail("--pair and --choice do not go together: a text is one of a pair, or has choices.")
+    wanted_texts = _with_choices(_with_pairs(_texts(texts or [], file or []), pair or []), choice or [])
     from transformers.utils import logging
 
     from fastshap.errors import FastshapError, NoiseWarning, TruncationWarning
     from fastshap.explainer import GradientShap
     from fastshap.tasks.loading import load_pair
+    from fastshap.tasks.spelled import spelled_targets
 
     logging.disable_progress_bar()
     try:
@@ -150,16 +159,14 @@ def explain(
         )
         if pair and not explainer.task.takes_pairs:
             _fail(f"--pair is for a model that reads pairs of texts; {explainer.task.model_name} reads one text.")
+        if choice and not explainer.task.takes_choices:
+            _fail(f"--choice is for a model that chooses among texts; {explainer.task.model_name} reads one text.")
+        if explainer.task.takes_choices and not choice:
+            _fail(f"{explainer.task.model_name} chooses among texts: add --choice, once for each choice.")
         if max_new_tokens is not None and (target or not explainer.task.writes_targets):
             _fail("--max-new-tokens is for a language model that writes its own target; leave out --target.")
-        if contrast is not None and not explainer.task.takes_contrasts:
-            _fail("--contrast is for a classifier or a language model.")
-        if contrast is not None and (len(target or []) != 1 or "all" in (*(target or []), contrast)):
-            _fail("--contrast stands beside one --target, neither of which is 'all'.")
         options = None if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
-        targets = explainer.task.spelled_targets(target, len(wanted_texts))
-        if contrast is not None:
-            targets = contrasts(targets, explainer.task.spelled_targets([contrast], len(wanted_texts)))
+        targets = spelled_targets(explainer.task, in_words(target, contrast), len(wanted_texts))
         outputs = explainer.iter_explain(wanted_texts, targets, generation_kwargs=options)
     except FastshapError as error:
         _fail(str(error))
@@ -264,6 +271,18 @@ def _with_pairs(texts: list[str], seconds: list[str]) -> Sequence[str | tuple[st
     return [*zip(texts, seconds if len(seconds) > 1 else seconds * len(texts), strict=True)]
 
 
+def _with_choices(texts: Sequence[Any], choices: list[str]) -> Sequence[Any]:
+    """Each text with the choices, where there are some."""
+    return [{"text": text, "choices": choices} for text in texts] if choices else texts
+
+
+def _parts(text: Any) -> Sequence[str]:
+    """What a text is made of."""
+    if isinstance(text, dict):
+        return [text["text"], *text["choices"]]
+    return (text,) if isinstance(text, str) else text
+
+
 def _lines(content: bytes) -> list[str]:
     return content.decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n").split("\n") if content else []
 
@@ -302,7 +321,7 @@ def _caption(prediction: dict[str, Any] | None) -> str | None:
 
 
 def _print(
-    text: str | tuple[str, str],
+    text: Any,
     output: AttributionOutput,
     prediction: dict[str, Any] | None,
     as_json: bool,
@@ -319,7 +338,7 @@ def _print(
     from fastshap.output.render.terminal import show
 
     console = Console(highlight=False)
-    for part in (text,) if isinstance(text, str) else text:
+    for part in _parts(text):
         console.print(Text(printable(part), style="italic"))
     show(output, console, uncertain)
     console.print()

@@ -73,18 +73,28 @@ def for_model(settings: Mapping[str, Any], model: str | None, task: str | None) 
 
     if settings["inference_mode"] is not None:
         return dict(settings)
-    if settings["span"] or settings["score"] is not None:  # which say what is explained
+    if settings["score"] is not None:  # which says what is explained
+        return {name: value for name, value in settings.items() if name != "inference_mode"}
+    if settings["span"]:
         return dict(settings) | {"inference_mode": DEFAULTS["inference_mode"]}
     kind = task_named_by(model, task)
     return dict(settings) | {"inference_mode": DEFAULTS["inference_mode"] if kind is None else kind.steadiest_mode}
 
 
-def contrasts(targets: Iterable[Any], others: Iterable[Any]) -> list[Any]:
-    """What :meth:`fastshap.tasks.Task.spelled_targets` gave for one word, beside what it gave for another."""
+def in_words(target: list[str] | None, contrast: str | None) -> Any:
+    """The words of --target; with --contrast the contrast of two.
+
+    Raises:
+        InvalidArgumentError: there is not one --target beside it, or it is the same.
+    """
+    if contrast is None:
+        return target
+    from fastshap.errors import InvalidArgumentError
     from fastshap.types.targets import Contrast
 
-    words = ([one[0] if isinstance(one, list) else one for one in each] for each in (targets, others))
-    return [Contrast(*pair) for pair in zip(*words, strict=True)]
+    if target is None or len(target) != 1:
+        raise InvalidArgumentError("--contrast stands beside one --target; name one.")
+    return Contrast(target[0], contrast)
 
 
 def with_options(

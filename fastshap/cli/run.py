@@ -10,11 +10,11 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from fastshap.cli.options import for_model, of_settings, with_background, with_options
+from fastshap.cli.options import for_model, in_words, of_settings, with_background, with_options
 from fastshap.output.visible import printable
 
 # Options of ``fastshap explain`` that a job takes too, with the same default and the same help.
-_TARGETS, _RUNNING = ("task", "target", "max_new_tokens"), ("batch_size", "device", "backend")
+_TARGETS, _RUNNING = ("task", "target", "contrast", "max_new_tokens"), ("batch_size", "device", "backend")
 
 
 def register(app: typer.Typer, explain: Callable[..., Any]) -> None:
@@ -40,6 +40,9 @@ def run(
     text_column: Annotated[str, typer.Option(help="The column of texts.")] = "text",
     pair_column: Annotated[
         str | None, typer.Option(help="For a model that reads pairs of texts: the column of the second texts.")
+    ] = None,
+    choices_column: Annotated[
+        str | None, typer.Option(help="For a model that chooses among texts: the column of the lists of choices.")
     ] = None,
     id_column: Annotated[str, typer.Option(help="The column of ids: whole numbers or strings, all different.")] = "id",
     resume: Annotated[
@@ -131,9 +134,9 @@ def _run(settings: dict[str, Any], local: bool, **given: Any) -> None:
 
 def _as_python(options: dict[str, Any]) -> dict[str, Any]:
     """Options of the command line, as :func:`fastshap.jobs.run` takes them."""
-    settings = {name: value for name, value in options.items() if name not in ("target", "max_new_tokens")}
-    settings = with_background(settings)
-    settings["targets"] = options["target"]
+    apart = ("target", "contrast", "max_new_tokens")
+    settings = with_background({name: value for name, value in options.items() if name not in apart})
+    settings["targets"] = in_words(options["target"], options["contrast"])
     if options["max_new_tokens"] is not None:
         settings["generation_kwargs"] = {"max_new_tokens": options["max_new_tokens"]}
     for name in ("device", "batch_size"):

@@ -83,8 +83,8 @@ class Execution:
     """How calls are made: by the settings, which decide the numbers, and by what decides none.
 
     ``baseline`` is that of the settings, in numbers. ``with_text``: there is one text, and each call has the text itself as a
-    last row, which gets no score. ``variances``: a list to which each text adds how its scores vary along the path
-    (fastshap.engine.learned).
+    last row, which gets no score. ``with_ids``: calls have input_ids beside the embeddings. ``variances``: a list to which each
+    text adds how its scores vary along the path (fastshap.engine.learned).
     """
 
     settings: Settings
@@ -93,6 +93,7 @@ class Execution:
     budget: Budget
     baseline: float | Tensor | Members
     with_text: bool = False
+    with_ids: bool = False
     variances: list[np.ndarray] | None = None
 
 
@@ -304,6 +305,8 @@ def _lay_out(
         arrays["vectors"] = np.stack(vectors).repeat(counts, 0)
     if texts[0].sequences:
         arrays["sequences"] = _sequences(texts, lengths, length, side).repeat(counts, 0)
+    if execution.with_ids:
+        arrays["input input_ids"] = _table([text.input_ids for text in texts], length, side).repeat(counts, 0)
     for name in {name: None for text in texts for name in text.extra}:
         values = [text.extra.get(name) or [0] * size for text, size in zip(texts, lengths, strict=True)]
         arrays[f"input {name}"] = _table(values, length, side).repeat(counts, 0)

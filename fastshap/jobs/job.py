@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from fastshap.errors import JobError, NoiseWarning, warn
 from fastshap.extras import needed
+from fastshap.jobs.columns import Columns
 from fastshap.jobs.digests import with_digests
 from fastshap.jobs.ids import Known, Sorted, keys, missing, short_hashes
 from fastshap.jobs.inputs import InputRows
 from fastshap.jobs.progress import JobProgress
-from fastshap.jobs.reading import Columns
 from fastshap.jobs.recorded import MOST_FAILED, all_failed, count_failed
 from fastshap.jobs.store import FORMAT, Store, with_about
 from fastshap.jobs.summary import JobSummary
 from fastshap.jobs.table import BatchExplainer
 from fastshap.models.provenance import Provenance
 from fastshap.output.noise import LEAST
+from fastshap.types.targets import Contrast
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,11 +43,13 @@ def identity(batch: BatchExplainer, columns: Columns) -> dict[str, Any]:
     about = model_identity(batch.provenance)
     same: dict[str, Any] = {
         "columns": {name: column for name, column in asdict(columns).items() if column is not None},
-        "targets": batch.targets,
+        "targets": [batch.targets.target] if isinstance(batch.targets, Contrast) else batch.targets,
         "generation_kwargs": batch.generation_kwargs,
         "settings": batch.explainer.settings.to_plain(),
         "model": about,
     }
+    if isinstance(batch.targets, Contrast):
+        same["contrast"] = batch.targets.other
     if batch.settings.get("task") is not None:
         same["task"] = batch.explainer.task.name
     there_and_back: dict[str, Any] = json.loads(json.dumps(same, default=repr))  # as a manifest gives it

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from fastshap.errors import FastshapError, InvalidTypeError
 from fastshap.extras import needed
+from fastshap.jobs.columns import Columns
 from fastshap.jobs.inputs import rest, rows_of_files
 from fastshap.jobs.job import Job, identity
 from fastshap.jobs.opening import opened
 from fastshap.jobs.parts import part_rows
-from fastshap.jobs.reading import Columns, Files, texts_of
+from fastshap.jobs.reading import Files, texts_of
 from fastshap.jobs.summary import JobSummary
 from fastshap.jobs.table import SAID_BY_ROWS, BatchExplainer
 
@@ -36,6 +37,7 @@ def explain_files(
     model: str | os.PathLike[str] | None = None,
     text_column: str = "text",
     pair_column: str | None = None,
+    choices_column: str | None = None,
     id_column: str = "id",
     resume: bool = False,
     overwrite: bool = False,
@@ -51,12 +53,14 @@ def explain_files(
         model: a directory or hub id; None is the model inside the package.
         text_column: the column of texts.
         pair_column: for a model that reads pairs of texts: the column of the second texts.
+        choices_column: for a model that chooses among texts: the column of the lists of choices.
         id_column: the column of ids, whole numbers or strings, all different.
         resume: keep what an earlier run wrote and explain the rest; begin where there is nothing.
         overwrite: explain everything again. An earlier output stays until the new one is complete, and is then removed.
         redo_changed: with ``resume``, explain rows again if their text changed, instead of refusing.
         progress: show how far it is, on standard error.
-        settings: ``targets``, ``generation_kwargs`` and parameters of :class:`fastshap.GradientShap`.
+        settings: ``targets`` and ``generation_kwargs`` as for :class:`fastshap.BatchExplainer`, and parameters of
+            :class:`fastshap.GradientShap`.
 
     Raises:
         JobError: the output or the input is not fit to begin or to end; the message says what to do.
@@ -65,8 +69,8 @@ def explain_files(
     started = time.monotonic()
     if not isinstance(source, str | os.PathLike):
         raise InvalidTypeError(f"A job in this process reads files, by their path; got {type(source).__name__}.")
-    rows_explainer = BatchExplainer(model, text_column=text_column, pair_column=pair_column, keep=(), **settings)
-    columns = Columns(id_column, text_column, pair_column)
+    columns = Columns(id_column, text_column, pair_column, choices_column)
+    rows_explainer = BatchExplainer(model, **columns.options, keep=(), **settings)
     files = Files(source, columns)
     rows = rows_of_files(files)
     same = identity(rows_explainer, columns)

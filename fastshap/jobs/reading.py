@@ -8,18 +8,19 @@ from __future__ import annotations
 import json
 import os
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastshap.errors import FastshapError, InvalidArgumentError, JobError, recorded
 from fastshap.extras import needed
+from fastshap.jobs.columns import Columns
 from fastshap.jobs.lines import csv_rows, lines
 from fastshap.jobs.listing import checked_path, listed
 from fastshap.jobs.recorded import error_of
-from fastshap.jobs.texts import checked_text, decoded, strings, texts_in
+from fastshap.jobs.texts import Text, checked_text, decoded, strings, text_of, texts_in
 from fastshap.output.checked import short
-from fastshap.text.inputs import Pair
+from fastshap.text.inputs import spelled
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,20 +39,6 @@ _KINDS = {
 _PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 # How a table of text is called, which is one file. A directory of Parquet files is often called after its format.
 TEXT_FILES = tuple(kind + packed for kind in (".csv", ".jsonl", ".ndjson", ".json") for packed in ("", *_PACKED))
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The names of the columns that hold ids and texts."""
-
-    id: str
-    text: str
-    pair: str | None = None  # the second texts of pairs
-
-    @property
-    def of_texts(self) -> list[str]:
-        """The columns that make up a text."""
-        return [self.text] if self.pair is None else [self.text, self.pair]
 
 
 @dataclass(frozen=True)
@@ -117,7 +104,7 @@ class Files:
         return [shard for path in self.paths for shard in self._shards(path, self._kinds[path])]
 
     def read(self, shard: Shard, texts: bool = True) -> Iterator[pa.Table]:
-        """Tables of id (int64 or string), text, of pairs also pair, and problem (strings); all but id only if ``texts``.
+        """Tables of id (int64 or string), text, perhaps pair or choices, and problem; all but id only if ``texts``.
 
         Raises:
             JobError: the file is damaged, or a row has no usable id; the message names the file and, where it can, the line.
@@ -151,8 +138,11 @@ class Files:
         except (OSError, arrow.ArrowException, UnicodeDecodeError) as error:
             raise _unreadable(path, error) from None
         self._check(path, schema.names)
-        for name in self.columns.of_texts:
-            _check_type(path, name, schema.field(name).type, _is_text(arrow), "strings")
+        for part, name in zip(self.columns.parts, self.columns.of_texts, strict=True):
+            fits, wanted = (
+                (_are_texts(arrow), "lists of strings") if part == "choices" else (_is_text(arrow), "strings")
+            )
+            _check_type(path, name, schema.field(name).type, fits, wanted)
         _check_type(
             path, self.columns.id, schema.field(self.columns.id).type, _is_id(arrow), "whole numbers or strings"
         )
@@ -167,9 +157,7 @@ class Files:
 
     def _check(self, path: str, names: list[str]) -> None:
         its = self.columns
-        for option, name in (("id_column", its.id), ("text_column", its.text), ("pair_column", its.pair)):
-            if name is None:
-                continue
+        for option, name in {"id_column": its.id, **its.options}.items():
             if name not in names:
                 raise InvalidArgumentError(
                     f"{posixpath.basename(path)} has no column {name!r}; it has {_few(names)}. Name "
@@ -189,7 +177,7 @@ class Files:
             for batch in opened.iter_batches(_ROWS, row_groups=shard.groups, columns=names):
                 left -= len(batch)
                 columns = [strings(batch.column(name)) for name in self.columns.of_texts] if texts else None
-                yield checked_rows(shard.path, batch.column(self.columns.id), columns)
+                yield checked_rows(shard.path, batch.column(self.columns.id), self.columns.named(columns))
             if left:
                 raise OSError(f"{abs(left):,} rows are {'missing' if left > 0 else 'too many'}")
 
@@ -212,10 +200,13 @@ class Files:
                 for column, at in zip(values, places, strict=True):
                     column.append(_of_csv(row[at]))
                 if len(ids) == _ROWS:
-                    yield checked_rows(shard.path, _json_ids(shard.path, ids), values if texts else None)
+                    yield self._rows(shard, ids, values if texts else None)
                     ids, values = [], [[] for _ in places]
             if ids:
-                yield checked_rows(shard.path, _json_ids(shard.path, ids), values if texts else None)
+                yield self._rows(shard, ids, values if texts else None)
+
+    def _rows(self, shard: Shard, ids: list[Any], columns: list[list[Any]] | None) -> pa.Table:
+        return checked_rows(shard.path, _json_ids(shard.path, ids), self.columns.named(columns))
 
     def _open(self, path: str) -> Any:
         """A stream of the file, unpacked as its name says."""
@@ -237,14 +228,14 @@ class Files:
                 for name, column in zip(self.columns.of_texts, found, strict=True):
                     column.append(row[name] if name in row else InvalidArgumentError(f"The row has no {name!r}."))
                 if len(ids) == _ROWS:
-                    yield checked_rows(shard.path, _json_ids(shard.path, ids), found if texts else None)
+                    yield self._rows(shard, ids, found if texts else None)
                     ids, found = [], [[] for _ in found]
             if ids:
-                yield checked_rows(shard.path, _json_ids(shard.path, ids), found if texts else None)
+                yield self._rows(shard, ids, found if texts else None)
 
 
-def checked_rows(path: str, ids: Any, columns: Sequence[list[Any]] | None) -> pa.Table:
-    """A table as :meth:`Files.read` gives it, from an Arrow array of ids and, where wanted, the columns that make up a text.
+def checked_rows(path: str, ids: Any, columns: Mapping[str, list[Any]] | None) -> pa.Table:
+    """A table as :meth:`Files.read` gives it, from an Arrow array of ids and, where wanted, the parts of texts by their names.
 
     Raises:
         JobError: ids that are null, or of a type that cannot be used.
@@ -261,17 +252,19 @@ def checked_rows(path: str, ids: Any, columns: Sequence[list[Any]] | None) -> pa
         raise JobError(f"{posixpath.basename(path)} has an id that cannot be used: {error}") from None
     if columns is None:
         return arrow.table({"id": ids})
-    names = ("text", "pair")[: len(columns)]
-    good: list[tuple[str | None, ...]] = []
-    problems: list[str | None] = []
-    for parts in zip(*columns, strict=True):
-        checked = _encodable_text(checked_text(parts[0] if len(parts) == 1 else Pair(*parts)))
-        problem = recorded(checked) if isinstance(checked, FastshapError) else None
-        good.append(parts if problem is None else (None,) * len(names))
-        problems.append(problem)
-    found = zip(names, zip(*good, strict=True), strict=True) if good else ((name, ()) for name in names)
-    texts = {name: arrow.array(column, arrow.string()) for name, column in found}
+    rows = [dict(zip(columns, parts, strict=True)) for parts in zip(*columns.values(), strict=True)]
+    checked = [_encodable_text(checked_text(text_of(row))) for row in rows]
+    problems = [recorded(one) if isinstance(one, FastshapError) else None for one in checked]
+    good = [None if isinstance(one, FastshapError) else (one,) if isinstance(one, str) else one for one in checked]
+    texts = {
+        name: arrow.array([None if one is None else one[i] for one in good], _type_of(arrow, name))
+        for i, name in enumerate(columns)
+    }
     return arrow.table({"id": ids, **texts, "problem": arrow.array(problems, arrow.string())})
+
+
+def _type_of(arrow: Any, part: str) -> Any:
+    return arrow.list_(arrow.string()) if part == "choices" else arrow.string()
 
 
 def plain_ids(column: Any) -> Any:
@@ -282,8 +275,8 @@ def plain_ids(column: Any) -> Any:
     return _json_ids("the Dataset", [_json_id("the Dataset", i, one) for i, one in enumerate(column.to_pylist())])
 
 
-def texts_of(table: pa.Table) -> list[str | Pair | FastshapError]:
-    """The texts of a table of :func:`checked_rows`, or pairs, with the error in the place of each that is none."""
+def texts_of(table: pa.Table) -> list[Text | FastshapError]:
+    """The texts of a table of :func:`checked_rows`, with the error in the place of each that is none."""
     rows = zip(texts_in(table), table.column("problem").to_pylist(), strict=True)
     return [text if problem is None else error_of(problem) for text, problem in rows]
 
@@ -293,10 +286,10 @@ def _few(names: list[str]) -> str:
     return (", ".join(repr(name) if len(name) < 100 else short(name) for name in names[:_SHOWN]) or "none") + more
 
 
-def _encodable_text(text: str | Pair | FastshapError) -> str | Pair | FastshapError:
+def _encodable_text(text: Text | FastshapError) -> Text | FastshapError:
     if not isinstance(text, FastshapError):
         try:
-            (text if isinstance(text, str) else "".join(text)).encode()
+            spelled(text).encode()
         except UnicodeEncodeError:
             return InvalidArgumentError("The text holds half of a surrogate pair, which is no character.")
     return text
@@ -330,6 +323,17 @@ def _is_text(arrow: Any) -> Any:
         return bool(
             types.is_string(one) or types.is_large_string(one) or types.is_string_view(one) or types.is_null(one)
         )
+
+    return fits
+
+
+def _are_texts(arrow: Any) -> Any:
+    types = arrow.types
+    text = _is_text(arrow)
+
+    def fits(one: Any) -> bool:
+        listed = types.is_list(one) or types.is_large_list(one) or types.is_fixed_size_list(one)
+        return bool(types.is_null(one) or (listed and text(one.value_type)))
 
     return fits
 

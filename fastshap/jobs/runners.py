@@ -28,6 +28,7 @@ def run(
     model: str | os.PathLike[str] | None = None,
     text_column: str = "text",
     pair_column: str | None = None,
+    choices_column: str | None = None,
     id_column: str = "id",
     resume: bool = False,
     overwrite: bool = False,
@@ -53,6 +54,7 @@ def run(
         model: a directory or hub id; None is the model inside the package.
         text_column: the column of texts.
         pair_column: for a model that reads pairs of texts: the column of the second texts.
+        choices_column: for a model that chooses among texts: the column of the lists of choices.
         id_column: the column of ids, whole numbers or strings, all different.
         resume: keep what an earlier run wrote, and explain the rest. If there is no earlier run, begin.
         overwrite: explain everything again. An earlier output stays until the new one is complete, and is then removed.
@@ -60,7 +62,8 @@ def run(
         progress: show on standard error how far the job is.
         address, workers, cpus_per_worker, gpus_per_worker, rows_per_batch: for the Ray cluster and its workers; see
             :func:`fastshap.integrations.ray.explain_dataset`.
-        settings: ``targets``, ``generation_kwargs`` and parameters of :class:`fastshap.GradientShap`.
+        settings: ``targets`` and ``generation_kwargs`` as for :class:`fastshap.BatchExplainer`, and parameters of
+            :class:`fastshap.GradientShap`.
 
     Raises:
         JobError: because of the output, the input or the cluster, the job cannot begin or cannot end. The message says what to
@@ -92,6 +95,7 @@ def run(
         model=model,
         text_column=text_column,
         pair_column=pair_column,
+        choices_column=choices_column,
         id_column=id_column,
         resume=resume,
         overwrite=overwrite,

@@ -315,7 +315,8 @@ def _check(manifest: dict[str, Any]) -> None:
         "id_type": manifest["id_type"] in ("int64", "string"),
         "state": manifest["state"] in _STATES,
         "identity": isinstance(same, dict) and isinstance(same["model"], dict),
-        "identity.columns": same["columns"].keys() - {"pair"} == {"id", "text"} and _are_strings(same["columns"]),
+        "identity.columns": same["columns"].keys() - {"pair", "choices"} == {"id", "text"}
+        and _are_strings(same["columns"]),
         "summary.rows": _is_count(rows),
         "versions": isinstance(versions, dict) and _are_strings(versions),
     }

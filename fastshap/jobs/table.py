@@ -23,17 +23,19 @@ from fastshap.errors import (
 from fastshap.explainer import GradientShap
 from fastshap.extras import needed
 from fastshap.jobs.recorded import MOST_FAILED, all_failed, count_failed, count_tried
-from fastshap.jobs.texts import checked_text, strings, text_hash
+from fastshap.jobs.texts import Text, checked_text, strings, text_hash, text_of
 from fastshap.models.provenance import Provenance, provenance_of
 from fastshap.output.output import AttributionOutput
 from fastshap.output.plain import encodable
 from fastshap.tasks.loading import load_pair
-from fastshap.text.inputs import Pair
+from fastshap.tasks.spelled import spelled_targets
+from fastshap.types.targets import Contrast
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Text = str | Pair
+    from fastshap.tasks import Task
+
 SAID_BY_ROWS = (TruncationWarning, NoiseWarning)
 _OURS = ("model", "tokenizer", "on_error", "return_convergence_delta")  # not for the caller of a batch
 
@@ -46,8 +48,8 @@ class BatchExplainer:
 
     Each batch comes back as an Arrow table: the columns to ``keep``, and
 
-    - ``text_hash``: the first 32 hex digits of the SHA-256 of the text's UTF-8, or of a pair's JSON list; null where the row
-      holds no text;
+    - ``text_hash``: the first 32 hex digits of the SHA-256 of the text's UTF-8, or of the JSON list of a pair or of a text
+      and its choices; null where the row holds no text;
     - ``elements``: G strings;
     - ``attributions``, ``standard_error``: ``list<float>``, row after row of (t, G);
     - ``reliability``: the share of each target's scores, by their squares, that a repeated run would find again;
@@ -60,8 +62,9 @@ class BatchExplainer:
         model: a directory or hub id of a sequence classifier or causal language model; None is the model in the package.
         text_column: the column that holds the texts.
         pair_column: for a model that reads pairs of texts: the column of the second texts.
+        choices_column: for a model that chooses among texts: the column of the lists of choices.
         targets: None (the predicted class, or what the model generates), a class number, a label or "all", a list of
-            these, or the text that follows, for a language model; the same for every row.
+            these, or the text that follows, for a language model; or a :class:`Contrast` of two. The same for every row.
         generation_kwargs: for ``model.generate``, where a language model is given no targets.
         keep: the batch's columns that come back too; None is all of them.
         settings: parameters of :class:`GradientShap`. ``batch_size`` and ``device`` are "auto" unless given.
@@ -82,14 +85,19 @@ class BatchExplainer:
         *,
         text_column: str = "text",
         pair_column: str | None = None,
-        targets: str | int | Sequence[str | int] | None = None,
+        choices_column: str | None = None,
+        targets: str | int | Contrast | Sequence[str | int] | None = None,
         generation_kwargs: Mapping[str, Any] | None = None,
         keep: Sequence[str] | None = None,
         **settings: Any,
     ) -> None:
         self.model = None if model is None else os.fspath(model)
-        self.text_column, self.pair_column = text_column, pair_column
-        self.targets = [targets] if isinstance(targets, str | int) else None if targets is None else list(targets)
+        if pair_column is not None and choices_column is not None:
+            raise InvalidArgumentError("A text is one of a pair, or has choices; name pair_column or choices_column.")
+        named = {"text_column": text_column, "pair_column": pair_column, "choices_column": choices_column}
+        self.columns = {option: name for option, name in named.items() if name is not None}
+        one = [targets] if isinstance(targets, str | int) else targets
+        self.targets = one if one is None or isinstance(one, Contrast) else list(one)
         self.generation_kwargs = None if generation_kwargs is None else dict(generation_kwargs)
         self.keep = None if keep is None else tuple(keep)
         known = set(inspect.signature(GradientShap).parameters) - set(_OURS)
@@ -113,11 +121,8 @@ class BatchExplainer:
             logging.disable_progress_bar()
             pair = load_pair(self.model, self.settings.get("task"))
             explainer = GradientShap(*pair, on_error="record", **self.settings)
-            if self.pair_column is not None and not explainer.task.takes_pairs:
-                raise InvalidArgumentError(
-                    f"pair_column is for a model that reads pairs of texts; {explainer.task.model_name} reads one text."
-                )
-            explainer.task.spelled_targets(self.targets, 1)
+            _refuse_unfit(self.columns, explainer.task)
+            spelled_targets(explainer.task, self.targets, 1)
             if self.targets is None:
                 explainer.task.check_options(self.generation_kwargs)
             elif self.generation_kwargs:
@@ -139,26 +144,25 @@ class BatchExplainer:
         """
         arrow = needed("pyarrow", "tables")
         names, columns = _columns(batch)
-        of_texts = [self.text_column, *([] if self.pair_column is None else [self.pair_column])]
-        for option, name in zip(("text_column", "pair_column"), of_texts, strict=False):
+        for option, name in self.columns.items():
             if name not in names:
                 raise InvalidArgumentError(
                     f"The batch has no column {name!r}; it has {', '.join(map(repr, names))}. Name the texts' as {option}."
                 )
-        texts, *seconds = [columns(name) for name in of_texts]
-        one = texts is None or isinstance(texts, str)
+        parts = {option.removesuffix("_column"): columns(name) for option, name in self.columns.items()}
+        one = parts["text"] is None or isinstance(parts["text"], str)
         kept = {} if self.keep == () else {name: columns(name) for name in (names if self.keep is None else self.keep)}
         if taken := sorted(set(kept) & set(columns_of_a_batch().names)):
             raise InvalidArgumentError(
                 f"The batch has columns of its own that are named {', '.join(taken)}; leave them out with keep, or rename them."
             )
         if one:
-            texts, kept = [texts], {name: [value] for name, value in kept.items()}
-            seconds = [[value] for value in seconds]
-        values = _values(texts)
-        made = self.rows([*map(Pair, values, *map(_values, seconds))] if seconds else values)
+            parts, kept = ({name: [value] for name, value in some.items()} for some in (parts, kept))
+        rows = zip(*map(_values, parts.values()), strict=True)
+        made = self.rows([text_of(dict(zip(parts, row, strict=True))) for row in rows])
+        of_strings = {name for option, name in self.columns.items() if option != "choices_column"}
         for place, (name, column) in enumerate(kept.items()):
-            made = made.add_column(place, name, _array(arrow, column, name, text=name in of_texts))
+            made = made.add_column(place, name, _array(arrow, column, name, text=name in of_strings))
         return made
 
     def rows(self, texts: Sequence[Any]) -> pa.Table:
@@ -218,13 +222,29 @@ class BatchExplainer:
 
     def _call(self, count: int) -> dict[str, Any]:
         """What ``count`` texts are explained with."""
-        targets = self.explainer.task.spelled_targets(self.targets, count)
+        targets = spelled_targets(self.explainer.task, self.targets, count)
         return {"targets": targets, "generation_kwargs": self.generation_kwargs, "progress": False}
 
 
 def _strings(texts: Sequence[Text | FastshapError]) -> list[Text]:
     """The texts, with an empty one for each error: which rows share a model call does not depend on what is wrong with some."""
     return ["" if isinstance(text, FastshapError) else text for text in texts]
+
+
+def _refuse_unfit(columns: Mapping[str, str], task: Task) -> None:
+    """Columns that do not go with the model."""
+    if "pair_column" in columns and not task.takes_pairs:
+        raise InvalidArgumentError(
+            f"pair_column is for a model that reads pairs of texts; {task.model_name} reads one text."
+        )
+    if "choices_column" in columns and not task.takes_choices:
+        raise InvalidArgumentError(
+            f"choices_column is for a model that chooses among texts; {task.model_name} reads one text."
+        )
+    if task.takes_choices and "choices_column" not in columns:
+        raise InvalidArgumentError(
+            f"{task.model_name} chooses among texts: name the column of the lists of choices as choices_column."
+        )
 
 
 def columns_of_a_batch() -> pa.Schema:

@@ -11,10 +11,11 @@ import numpy as np
 
 from fastshap.errors import JobError
 from fastshap.extras import needed
+from fastshap.jobs.columns import Columns
 from fastshap.jobs.digests import DIGEST, wrong
 from fastshap.jobs.ids import Known, found, keys, short_hashes
 from fastshap.jobs.inputs import rows_of
-from fastshap.jobs.reading import Columns, Files
+from fastshap.jobs.reading import Files
 from fastshap.jobs.store import Store
 from fastshap.jobs.summary import JobSummary
 from fastshap.jobs.texts import text_hash, texts_in

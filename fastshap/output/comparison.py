@@ -41,6 +41,7 @@ class Comparison:
         elements: those of all columns in reading order. Elements of two columns are one where they stand for the same
             characters of the text, white space around them aside; of several for the same characters, each with its like.
         standard_errors: for each element, the standard errors of its scores, one per column; NaN where there is none.
+        segments: for each element, the part of the text that it stands in, from 0; empty if it is not known.
         alike: whether the scores are of one kind, so that they share a colour scale and may be subtracted.
     """
 
@@ -48,7 +49,7 @@ class Comparison:
         self.columns = columns
         kinds = {(wording.explained(one.output), one.output.reduction, one.output.input_x_gradient) for one in columns}
         self.alike = len(kinds) == 1
-        self.elements, self.standard_errors = _elements(columns, self.alike)
+        self.elements, self.standard_errors, self.segments = _elements(columns, self.alike)
 
     def show(self, console: Console | None = None) -> None:
         """Prints a table of the elements with their scores."""
@@ -174,9 +175,12 @@ def _places(output: AttributionOutput) -> list[tuple[_Place, int]]:
     return found
 
 
-def _elements(columns: list[ComparedColumn], alike: bool) -> tuple[list[ComparedElement], list[tuple[float, ...]]]:
-    """The elements of all columns, and the standard errors of their scores."""
+def _elements(
+    columns: list[ComparedColumn], alike: bool
+) -> tuple[list[ComparedElement], list[tuple[float, ...]], list[int]]:
+    """The elements of all columns, the standard errors of their scores, and their parts of the text."""
     named: dict[_Place, str] = {}
+    segments: dict[_Place, int] = {}
     order: dict[_Place, int] = {}
     found: list[dict[_Place, tuple[float, float]]] = []
     for column in columns:
@@ -184,6 +188,7 @@ def _elements(columns: list[ComparedColumn], alike: bool) -> tuple[list[Compared
         for (place, at), element in zip(places, column.output.elements, strict=True):
             named.setdefault(place, element)
             order.setdefault(place, at)
+        segments |= zip((place for place, _ in places), column.output.segments, strict=False)
         scores = column.output.attributions[column.target].tolist()
         known = column.output.standard_error
         errors = known[column.target].tolist() if known.numel() else [math.nan] * len(scores)
@@ -194,9 +199,10 @@ def _elements(columns: list[ComparedColumn], alike: bool) -> tuple[list[Compared
             "The outputs have no element in common; explain both texts with the same granularity, WORD say."
         )
     rows, all_errors = [], []
-    for place in sorted(order, key=lambda place: order[place]):
+    in_order = sorted(order, key=lambda place: order[place])
+    for place in in_order:
         values, errors_of = zip(*(one.get(place, (math.nan, math.nan)) for one in found), strict=True)
         difference = values[1] - values[0] if alike and len(values) == 2 else math.nan
         rows.append(ComparedElement(named[place], values, difference))
         all_errors.append(errors_of)
-    return rows, all_errors
+    return rows, all_errors, [segments[place] for place in in_order] if len(segments) == len(order) else []

@@ -1,4 +1,4 @@
-"""What is said where scores are mostly noise, and what would help there: measured on one text, not guessed (docs/adr/0021)."""
+"""What is said where scores are mostly noise, or zero, and what helps: measured on one text, not guessed (docs/adr/0021)."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ _GAIN = 0.1  # in reliability, that counts as help
 _LESS_NOISE = 5
 _MEASURED = 8  # settings that an explainer measures for, at most
 _MOST_NAMED = 100_000  # samples that a message names
+_ALL_ZERO = (
+    "All scores are zero: the gradient of score is zero wherever it was taken. Take a function that changes a little where the "
+    "model's output does: without sign, round, comparisons, or a bound that holds the output."
+)
 
 Again = Callable[[Record, Mapping[str, Any]], Record]  # computes an output again, with other parameters
 
@@ -43,6 +47,7 @@ class Noise:
         self._place = self._texts = self._noisy = 0
         self._lowest = LEAST
         self._first: tuple[int, Record, int] | None = None  # its number, and that of its first such target
+        self._flat = 0  # texts all of whose scores are zero, of a score of the user's own
 
     def add(self, outputs: Iterable[Record]) -> None:
         """The next outputs of the call."""
@@ -57,11 +62,16 @@ class Noise:
                 self._noisy += 1
                 self._lowest = min(self._lowest, *(shares[t] for t in noisy))
                 self._first = self._first or (self._place + place, record, noisy[0])
+        if records and records[0].settings.score is not None:
+            self._flat += sum(record.error is None and not record.attributions.any() for record in records)
         self._place += len(records)
         self._texts += sum(record.error is None for record in records)
 
     def tell(self, known: Known, again: Again) -> None:
         """Warns once, if there was such an output. If warnings of this kind are ignored, nothing is measured."""
+        if self._flat == self._texts >= (2 if self.early else 1) and not self._told:
+            self._told = True
+            warn(_ALL_ZERO, NoiseWarning)
         if self._first is None or self._told:
             return
         self._told = True

@@ -137,6 +137,7 @@ def _agree(data: dict[str, Any]) -> None:
         raise InvalidArgumentError("target_names and elements must hold at least one entry each, where error is null.")
     if data["segments"] and len(data["segments"]) != elements:
         raise InvalidArgumentError(f"segments must hold {elements} entries or none; it holds {len(data['segments'])}.")
+    _segments(data["segments"], [min(member) for member in data["element_tokens"]])
     _weights(data["target_weights"], targets, len(data["targets"]))
     own = data["target_weights"] is None
     if not failed and own and has_classes(data["task"]) and len(data["targets"]) != targets:
@@ -153,6 +154,17 @@ def _agree(data: dict[str, Any]) -> None:
             raise InvalidArgumentError(f"element_spans[{i}] must lie in the text; got {[start, end]}.")
         if max(member) >= tokens:
             raise InvalidArgumentError(f"element_tokens[{i}] must be below {tokens}; got {short(member)}.")
+    if max(data["segments"], default=0) > max(tokens - 1, 0):
+        raise InvalidArgumentError(
+            f"segments must be below {tokens}, the number of tokens; got {short(data['segments'])}."
+        )
+
+
+def _segments(numbers: list[int], starts: list[int]) -> None:
+    """Parts of a text follow each other. ``starts``: each element's first token."""
+    along = [number for _, number in sorted(zip(starts, numbers, strict=False))]
+    if along != sorted(along):
+        raise InvalidArgumentError(f"segments must not become smaller along the text; got {short(numbers)}.")
 
 
 def _tokens(inputs: dict[str, Any], failed: bool) -> int:

@@ -256,6 +256,15 @@ class Settings:
         ),
     )
 
+    hypothesis_template: str = parameter(
+        "This example is {}.",
+        check=checks.template,
+        option=str,
+        help="For zero-shot classification: the hypothesis that a label is put into, with {} in its place.",
+        doc="for zero-shot classification: the hypothesis that the model reads beside the text, with {} where the label goes.",
+        schema={"type": "string", "pattern": r"^[^{}]*\{\}[^{}]*$"},
+    )
+
     def __post_init__(self) -> None:
         for name, its in PARAMETERS.items():
             self._keep(name, its.check(getattr(self, name), name))
@@ -355,6 +364,7 @@ class HasSettings:
         span: bool | tuple[tuple[int, int], ...]
         threshold: float
         long_text: str
+        hypothesis_template: str
         # End.
         # fmt: on
 

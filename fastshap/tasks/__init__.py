@@ -6,6 +6,7 @@ from fastshap.tasks.base import NO_PREDICTION, Predict, Prediction, Prepared, Sh
 from fastshap.tasks.registry import (
     has_classes,
     named_score,
+    of_call,
     register,
     shown,
     task_for,
@@ -28,6 +29,7 @@ __all__ = [
     "Task",
     "has_classes",
     "named_score",
+    "of_call",
     "register",
     "shown",
     "takes",

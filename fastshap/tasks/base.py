@@ -22,6 +22,7 @@ from fastshap.settings import Settings
 from fastshap.tasks import layout, tokens
 from fastshap.tasks.layout import Sharing
 from fastshap.tasks.subject import Subject, unwrapped
+from fastshap.tasks.unfit import refuse_unfit
 from fastshap.text.encode import Encoded, as_bytes
 from fastshap.text.groups import TEXT, Scope
 from fastshap.types import InferenceModes, ModelTask, model_task_of
@@ -125,8 +126,9 @@ class Task(Subject, ABC):
             (docs/adr/0025).
         takes_spans: whether ``span`` makes sense.
         takes_windows: whether a long text can be read in windows.
+        takes_hypotheses: whether labels are put into ``hypothesis_template``.
         keeps_positions: whether outputs hold the positions of targets: if these do not follow from tokens and targets.
-        takes_pairs, takes_chats: whether a text may be a pair of texts, or a conversation.
+        takes_pairs, takes_words, takes_chats: whether a text may be a pair, words already split, or a conversation.
         unread: how the names of weights begin that the task does not use.
     """
 
@@ -138,24 +140,14 @@ class Task(Subject, ABC):
     targets_are_classes: ClassVar[bool] = False
     steadiest_mode: ClassVar[str] = "logits"
     takes_spans: ClassVar[bool] = False
-    takes_windows: ClassVar[bool] = False
+    takes_hypotheses: ClassVar[bool] = False
     keeps_positions: ClassVar[bool] = True
     unread: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Settings) -> None:
-        super().__init__(model, tokenizer)
-        self.settings = settings
+        super().__init__(model, tokenizer, settings)
         self._refreshed_for: Any = None  # the model's state then
-        if settings.span and not self.takes_spans:
-            raise InvalidArgumentError(
-                f"span is for language models, which write a target of several tokens; this model is a {self.model_name}."
-            )
-
-        if settings.long_text == "window" and not self.takes_windows:
-            raise InvalidArgumentError(
-                f"long_text='window' is for classifiers, which read each window by itself; this model is a {self.model_name}. "
-                "Use 'truncate' or 'error', or split the text."
-            )
+        refuse_unfit(self)
 
     @property
     def inference_mode(self) -> Callable[[Tensor], Tensor]:

@@ -25,7 +25,7 @@ from fastshap.errors import (
 from fastshap.ops.transfer import to_host
 from fastshap.tasks.base import NO_PREDICTION, Predict, Prediction, Prepared, Riding, Shown, Task
 from fastshap.tasks.classes import Row, is_number, joined_of, padding_token_named, row_of
-from fastshap.tasks.embeddings import reading_padding
+from fastshap.tasks.embeddings import misread_by
 from fastshap.tasks.first_token import Cut, cuts, first_token_alone
 from fastshap.tasks.layout import masked
 from fastshap.tasks.sequences import in_windows, mean_of, of_each
@@ -57,8 +57,7 @@ class ClassificationTask(Task):
     auto_class = "AutoModelForSequenceClassification"
     explains = "models that classify texts (*ForSequenceClassification)"
     targets_are_classes = True
-    takes_pairs = True
-    takes_chats = True
+    takes_pairs = takes_words = takes_chats = True
     takes_windows = takes_contrasts = True
     shown = Shown(sequences="windows")
     _cut: Cut | None = None  # until the model has been looked at
@@ -171,8 +170,8 @@ class ClassificationTask(Task):
         return found if limit is None else [in_windows(one, limit) for one in found]
 
     def readable(self, tokenised: Any) -> Iterator[Encoded]:
-        reads_padding = reading_padding(self)
-        return (one for one in super().readable(tokenised) if not reads_padding(one))
+        misread = misread_by(self)
+        return (one for one in super().readable(tokenised) if misread(one) is None)
 
     def prepare(
         self,
@@ -183,8 +182,8 @@ class ClassificationTask(Task):
         generated: Callable[[], None],
     ) -> list[Prepared | FastshapError]:
         wanted = [[None]] * len(tokenised) if targets is None else targets
-        reads_padding = reading_padding(self)
-        found = [self._with_classes(one, given, reads_padding) for one, given in zip(tokenised, wanted, strict=True)]
+        misread = misread_by(self)
+        found = [self._with_classes(one, given, misread) for one, given in zip(tokenised, wanted, strict=True)]
         read = [one for one in found if isinstance(one, tuple)]
         seen: Iterator[_Seen | FastshapError | None] = repeat(None)
         if self._predicts() or any((None,) in rows for _, rows in read):
@@ -192,7 +191,7 @@ class ClassificationTask(Task):
         return [self._prepared(*one, next(seen)) if isinstance(one, tuple) else one for one in found]
 
     def riding(self, tokenised: Any, targets: Sequence[Any] | None) -> Riding | None:
-        found = self._with_classes(tokenised[0], [None] if targets is None else targets[0], reading_padding(self))
+        found = self._with_classes(tokenised[0], [None] if targets is None else targets[0], misread_by(self))
         if isinstance(found, FastshapError) or not (self._predicts() or (None,) in found[1]):
             return None
         encoded, rows = found
@@ -228,20 +227,20 @@ class ClassificationTask(Task):
         return [one if isinstance(one, FastshapError) else _Seen(*next(told)) for one in logits]
 
     def _with_classes(
-        self, encoded: Encoded | FastshapError, targets: Sequence[Any], reads_padding: Callable[[Encoded], bool]
+        self,
+        encoded: Encoded | FastshapError,
+        targets: Sequence[Any],
+        misread: Callable[[Encoded], FastshapError | None],
     ) -> tuple[Encoded, list[Row]] | FastshapError:
         """A text's targets: the number of a class, two of a contrast, None for what is predicted."""
         if isinstance(encoded, FastshapError):
             return encoded
-        if reads_padding(encoded):
-            return UnsupportedModelError(
-                "The text holds the model's padding token: the model computes something else from its ids, where it takes the "
-                "token for padding, than from inputs_embeds. Give the model a padding token of its own, or leave the token out."
-            )
+        if error := misread(encoded):
+            return error
         try:
             return encoded, [row for target in targets for row in self._rows(target)]
-        except FastshapError as error:
-            return error
+        except FastshapError as wrong:
+            return wrong
 
     def _rows(self, target: Any) -> list[Row]:
         if target is None:

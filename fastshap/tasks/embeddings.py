@@ -10,12 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastshap.errors import FastshapError, UnsupportedModelError
+from fastshap.errors import FastshapError, InvalidArgumentError, UnsupportedModelError
 from fastshap.tasks.subject import Subject
+from fastshap.tasks.trial import near
 from fastshap.text.encode import Encoded
 
 _TEXTS = 3  # at most, on which ids and embeddings are compared, if the model fails on those before
 _RANDOM = 8  # tokens of the text by chance, the last that is tried
+_FROM_IDS = "does not run on input_ids"
+# What else there is to do if that is wrong with an encoder with a decoder.
+_ADVICE = {
+    _FROM_IDS: "Its texts have to end with its end-of-text token, which the tokenizer adds. Of a model without a head, load "
+    "the encoder alone, such as T5EncoderModel."
+}
+_OTHER_MODEL = "Use a model that is an encoder or a decoder alone."
 _TABLES = ("hidden_size_per_layer_input", "ple_layer_ids")  # tell of embeddings per layer, in the names of transformers
 
 
@@ -30,16 +38,16 @@ def same_from_ids(subject: Subject, texts: Iterable[Encoded]) -> bool:
     for encoded in itertools.chain(itertools.islice(texts, _TEXTS), _random_text(subject)):
         ids, inputs = subject.alone(encoded)
         try:
-            with told(subject, "does not run on input_ids"):
+            with told(subject, _FROM_IDS):
                 right = subject.raw_logits(input_ids=ids, **inputs)
             with told(subject, "does not run on inputs_embeds", by_ids(subject)):
-                x = subject.model.get_input_embeddings()(ids)
-                if not isinstance(x, Tensor):
+                embedded = subject.embedded(ids)
+                if not isinstance(x := embedded["inputs_embeds"], Tensor):
                     raise UnsupportedModelError(
                         f"The input embeddings of {subject.model_name} give a {type(x).__name__}, and not one vector for each "
                         "token."
                     )
-                ours = subject.raw_logits(inputs_embeds=x.clone(), **inputs)
+                ours = subject.raw_logits(**embedded | {"inputs_embeds": x.clone()}, **inputs)
         except UnsupportedModelError as error:
             failed = failed or error
             continue
@@ -89,25 +97,42 @@ def told(subject: Subject, what: str, known: str | None = None) -> Iterator[None
         first = str(error).strip().split("\n")[0]
         message = f"{subject.model_name} cannot be explained, since it {what}: {type(error).__name__}: {first}"
         if getattr(subject.model.config, "is_encoder_decoder", False):
-            message = f"{message.rstrip('.')}. Use a classifier that is an encoder or a decoder alone."
+            message = f"{message.rstrip('.')}. {_ADVICE.get(what, _OTHER_MODEL)}"
         raise UnsupportedModelError(known or message) from error
 
 
-def reading_padding(subject: Subject) -> Callable[[Encoded], bool]:
-    """Tells whether a text with the model's own padding token means something else as ids than as embeddings.
+def misread_by(subject: Subject) -> Callable[[Encoded], FastshapError | None]:
+    """What is wrong with a text of which a classifier finds the place to read at by the ids.
 
-    A decoder that classifies the last token before the padding does so by the ids.
+    A decoder that classifies the last token before the padding may find another one if the text holds the model's padding
+    token. An encoder with a decoder looks for the end of the text.
     """
-    pad: Any = getattr(subject.model.config.get_text_config(), "pad_token_id", None)
-    return lambda encoded: pad is not None and pad in encoded.input_ids and _differs_from_ids(subject, encoded)
+    config = subject.model.config
+    pad: Any = getattr(config.get_text_config(), "pad_token_id", None)
+    end: Any = config.eos_token_id if subject.reads_twice() else None
+
+    def misread(encoded: Encoded) -> FastshapError | None:
+        if isinstance(end, int) and end not in encoded.input_ids:
+            return InvalidArgumentError(
+                f"{subject.model_name} reads a text at its last end-of-text token (id {end}), and this text has none. Have the "
+                "tokenizer add it, or end token ids with it."
+            )
+        if pad is not None and pad in encoded.input_ids and _differs_from_ids(subject, encoded):
+            return UnsupportedModelError(
+                "The text holds the model's padding token: the model computes something else from its ids, where it takes the "
+                "token for padding, than from inputs_embeds. Give the model a padding token of its own, or leave the token out."
+            )
+        return None
+
+    return misread
 
 
 @torch.no_grad()
 def _differs_from_ids(subject: Subject, encoded: Encoded) -> bool:
     ids, inputs = subject.alone(encoded)
     try:
-        x = subject.model.get_input_embeddings()(ids)
-        ours, theirs = subject.raw_logits(inputs_embeds=x, **inputs), subject.raw_logits(input_ids=ids, **inputs)
+        ours = subject.raw_logits(**subject.embedded(ids), **inputs)
+        theirs = subject.raw_logits(input_ids=ids, **inputs)
         return not theirs.isnan().any() and not near(ours, theirs)
     except torch.OutOfMemoryError:
         raise
@@ -132,13 +157,3 @@ def _random_text(subject: Subject) -> list[Encoded]:
             extra=zeros,
         )
     ]
-
-
-def near(ours: Tensor, theirs: Tensor) -> bool:
-    """The same logits but for rounding, as a share of the largest. NaN agrees with nothing, infinity with itself."""
-    if ours.shape != theirs.shape:
-        return False
-    tolerance = max(1e-5, 4 * torch.finfo(ours.dtype).eps)
-    ours, theirs = ours.float(), theirs.float()
-    largest = theirs.abs().where(theirs.isfinite(), 0).max()
-    return bool(((ours == theirs) | ((ours - theirs).abs() <= tolerance * largest)).all())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import operator
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from fastshap.engine.packing import Call
 from fastshap.engine.run import backward_only_once
 from fastshap.errors import InvalidArgumentError, InvalidTypeError
 from fastshap.tasks.base import Prepared, Shown
+from fastshap.tasks.classes import is_number
 from fastshap.tasks.heads import Way, head_of, placed_logits, target_logits
 from fastshap.tasks.layout import masked
 from fastshap.tasks.places import PlacesTask, Target, or_contrast, picked
@@ -35,6 +37,7 @@ class MaskedLMTask(PlacesTask):
     auto_class = "AutoModelForMaskedLM"
     explains = "models that fill in masked tokens (*ForMaskedLM)"
     shown = Shown(targets="filled in")
+    takes_words = True
     _proven: tuple[Way, ...] = ()  # ways that give what the full logits hold
     _tried_head: Any = None  # what the output layer was then
 
@@ -122,9 +125,9 @@ class MaskedLMTask(PlacesTask):
         return Target(self._spelt(token), [place], [token], [1.0], float(logits.softmax(0)[token]))
 
     def _token(self, encoded: Encoded, place: int, given: Any, vocabulary: int) -> int:
-        if isinstance(given, int) and not isinstance(given, bool):
+        if is_number(given):
             if 0 <= given < vocabulary:
-                return given
+                return operator.index(given)
             raise InvalidArgumentError(f"There is no token {given}; the model predicts those below {vocabulary}.")
         if not isinstance(given, str):
             raise InvalidTypeError(

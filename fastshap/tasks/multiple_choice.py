@@ -17,6 +17,7 @@ from fastshap.tasks.classes import is_number, row_of
 from fastshap.tasks.sequences import of_each
 from fastshap.text.encode import Encoded
 from fastshap.text.inputs import Choices
+from fastshap.types import InferenceModes
 
 
 class MultipleChoiceTask(Task):
@@ -30,6 +31,7 @@ class MultipleChoiceTask(Task):
     auto_class = "AutoModelForMultipleChoice"
     explains = "models that choose among texts (*ForMultipleChoice)"
     shown = Shown(targets="choice", segments=("text", "choice"))
+    takes_choices = True
 
     def logits_of(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
         """(R, 1): of each pair. The model takes several pairs for each row, and gets one."""
@@ -66,8 +68,21 @@ class MultipleChoiceTask(Task):
         found: list[Prepared | FastshapError] = []
         for one, given in zip(tokenised, wanted, strict=True):
             choices, row = one if isinstance(one, tuple) else ((), one)
-            found.append(_prepared(row, choices, given, next(logits)) if isinstance(row, Encoded) else row)
+            if isinstance(row, Encoded):
+                seen = next(logits)
+                row = self._constant(choices) or _prepared(row, choices, given, seen)
+            found.append(row)
         return found
+
+    def _constant(self, choices: Sequence[str]) -> FastshapError | None:
+        """What is wrong with probabilities of one choice."""
+        mode: Any = self.inference_mode
+        if len(choices) > 1 or mode not in (InferenceModes.SOFTMAX, InferenceModes.LOG_SOFTMAX):
+            return None
+        return InvalidArgumentError(
+            f"inference_mode={mode.name} of a single choice is constant, so every score would be zero; give more choices, or "
+            "use LOGITS."
+        )
 
     def examples(self, texts: Sequence[str]) -> tuple[Any, Any]:
         return [{"text": text, "choices": texts} for text in texts], None

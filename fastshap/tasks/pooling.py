@@ -88,6 +88,8 @@ def _is_decoder(config: Any) -> bool:
     """Whether such models are known for going on with a text, and not for filling in what is masked."""
     from transformers.models.auto import modeling_auto as known
 
+    if getattr(config, "is_encoder_decoder", False):
+        return False
     kind = getattr(config, "model_type", None)
     goes_on = kind in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     return goes_on and kind not in known.MODEL_FOR_MASKED_LM_MAPPING_NAMES

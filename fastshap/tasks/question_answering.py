@@ -40,7 +40,7 @@ class QuestionAnsweringTask(PlacesTask):
         return [Pair("a", text) for text in texts], None
 
     def logits_of(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
-        found = model(**inputs)
+        found = self.outputs_of(model, inputs)
         if "start_logits" not in found or "end_logits" not in found:
             raise UnsupportedModelError(
                 f"{self.model_name} does not give each token a logit for the start and one for the end of an answer. Load the "

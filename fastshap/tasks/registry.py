@@ -147,9 +147,23 @@ def named_score(given: Mapping[str, Any], model: Any, named: str | type[Task] | 
         return dict(given)
     mode = kind_of(model, named).mode_named(one_of(score, "score", SCORES), unwrapped(model))
     before = given.get("inference_mode")
-    if before is not None and inference_mode_of(before) not in (InferenceModes.LOGITS, mode):
-        raise InvalidArgumentError(f"score={score!r} and inference_mode are two names for one thing; give one of them.")
+    if before is not None and inference_mode_of(before) is not mode:
+        raise InvalidArgumentError(
+            f"score={score!r} and inference_mode are two names for one thing, and they say different ones; leave out either."
+        )
     return {**given, "score": None, "inference_mode": mode}
+
+
+def of_call(before: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that an explainer was given, with those of a call in their place. A named score and an inference mode are
+    one thing, so the call's is instead of both.
+    """
+    replaced = set()
+    if options.get("score") is not None:
+        replaced = {"inference_mode"}
+    elif "inference_mode" in options and isinstance(before.get("score"), str):
+        replaced = {"score"}
+    return {name: value for name, value in before.items() if name not in replaced} | dict(options)
 
 
 def kind_of(model: Any, named: str | type[Task] | None) -> type[Task]:

@@ -20,7 +20,7 @@ class ScoreTask(Task):
     name = "score"
     class_endings = ()
     explains = "models of any kind, with score=callable"
-    takes_pairs = takes_chats = True
+    takes_pairs = takes_words = takes_chats = True
 
     @classmethod
     def fits(cls, model: Any) -> bool:
@@ -45,7 +45,7 @@ class ScoreTask(Task):
         score: Any = self.settings.score
         given = inputs["inputs_embeds"] if "inputs_embeds" in inputs else inputs["input_ids"]
         mask = torch.ones(given.shape[:2], dtype=torch.int64, device=given.device)  # where the model needs none
-        scores, rows = score(model(**inputs), {"attention_mask": mask, **inputs}), len(given)
+        scores, rows = score(self.outputs_of(model, inputs), {"attention_mask": mask, **inputs}), len(given)
         if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != rows or not scores.is_floating_point():
             shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise InvalidArgumentError(

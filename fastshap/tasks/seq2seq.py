@@ -103,6 +103,10 @@ class Seq2SeqTask(Continuing):
                 f"{self.model_name}'s decoder is not causal: its logits depend on later tokens."
             )
 
+    def reads_twice(self) -> bool:
+        """The decoder reads the target."""
+        return False
+
     def layout(self, texts: Iterable[Encoded]) -> Sharing | None:
         """A decoder counts its positions from the first column, so nothing is padded on the left."""
         found = super().layout(texts)

@@ -88,7 +88,7 @@ class SimilarityTask(Task):
     def fits(cls, model: Any) -> bool:
         if isinstance(model, SentenceEmbedder):
             return True
-        return cls.is_named(type(model).__name__) and not getattr(model.config, "is_encoder_decoder", False)
+        return cls.is_named(type(model).__name__)
 
     # The embeddings
 
@@ -103,7 +103,7 @@ class SimilarityTask(Task):
         """(R, E): the embeddings."""
         if isinstance(model, SentenceEmbedder):
             return model(**inputs)  # type: ignore[no-any-return]
-        return self._pooling()(model(**inputs).last_hidden_state, inputs.get("attention_mask"))
+        return self._pooling()(self.outputs_of(model, inputs).last_hidden_state, inputs.get("attention_mask"))
 
     def check_model(self, forward: ToLogits, z: Tensor, inputs: Mapping[str, Tensor], plain: Ran, judge: Judge) -> None:
         if plain.logits.ndim != 2:

@@ -18,8 +18,10 @@ from fastshap.errors import UnsupportedModelError
 from fastshap.models.provenance import version_of
 from fastshap.models.replicas import hooks_of
 from fastshap.models.tree import modules_of
+from fastshap.settings import Settings
 from fastshap.tasks.first_token import configuration, structure_of
 from fastshap.tasks.trial import Judge, Ran, ToLogits, remembered
+from fastshap.tasks.twice_read import outputs_of, start_of
 from fastshap.text.encode import EXTRA, Encoded
 
 if TYPE_CHECKING:
@@ -29,16 +31,20 @@ _Found = TypeVar("_Found")
 
 
 class Subject:
-    """A model with its tokenizer, as a task runs it."""
+    """A model with its tokenizer and the settings, as a task runs it."""
 
     takes_pairs: ClassVar[bool] = False  # whether a text may be a pair of texts
+    takes_words: ClassVar[bool] = False  # whether it may be words that are already split
     takes_chats: ClassVar[bool] = False  # whether it may be a conversation
+    takes_choices: ClassVar[bool] = False  # whether it is a text with choices
     takes_contrasts: ClassVar[bool] = False  # whether a target may be a contrast of two
+    takes_windows: ClassVar[bool] = False  # whether a long text can be read in windows
     writes_targets: ClassVar[bool] = False
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Settings) -> None:
         self._model = self._running = model
         self.tokenizer = tokenizer
+        self.settings = settings
         self.in_place = False  # until the model has been tried
         self._at_work = False
         self._state: tuple[Any, Any] | None = None  # of the model, while explanations are at work
@@ -70,9 +76,10 @@ class Subject:
 
         Args:
             model: the model, a view of it, or a copy on another device.
-            inputs: input_ids or inputs_embeds (R, L, D), attention_mask (R, L) where there is padding, and further ones.
+            inputs: input_ids or inputs_embeds (R, L, D), or both where the model :meth:`reads_twice`; attention_mask (R, L)
+                where there is padding, and further ones.
         """
-        logits: Tensor = model(**inputs).logits
+        logits: Tensor = self.outputs_of(model, inputs).logits
         return logits
 
     def logits_in_company(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
@@ -89,7 +96,25 @@ class Subject:
             judge: tells rounding from another function.
         """
 
+    def reads_twice(self) -> bool:
+        """Whether the model is an encoder with a decoder of which this task gives the decoder no text of its own."""
+        own = unwrapped(self.model)
+        has_both = bool(getattr(own.config, "is_encoder_decoder", False))
+        return has_both and "decoder_input_ids" in _arguments(own.forward)[0]
+
     # What follows from these
+
+    def outputs_of(self, model: Any, inputs: Mapping[str, Any]) -> Any:
+        """What ``model`` gives for its keyword arguments, as :meth:`logits_of` gets them."""
+        if "inputs_embeds" not in inputs or not self.reads_twice():
+            return model(**inputs)
+        (start,) = self.found("decoder start", lambda: (start_of(self.model, self.ordinary_tokens()),)) or (None,)
+        return outputs_of(model, inputs, start)
+
+    def embedded(self, ids: Tensor) -> dict[str, Any]:
+        """The inputs that stand for ids (R, L) where the model reads embeddings."""
+        further = {"input_ids": ids} if self.reads_twice() else {}
+        return {"inputs_embeds": self.model.get_input_embeddings()(ids)} | further
 
     def raw_logits(self, **inputs: Tensor) -> Tensor:
         """The logits of the model that runs now."""

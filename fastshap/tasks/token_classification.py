@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from fastshap.errors import InvalidArgumentError, InvalidTypeError
 from fastshap.tasks.base import Prepared, Shown
+from fastshap.tasks.classes import is_number
 from fastshap.tasks.places import PlacesTask, Target, or_contrast
 from fastshap.text.encode import Encoded
 from fastshap.text.groups import members_of, span
@@ -32,6 +34,7 @@ class TokenClassificationTask(PlacesTask):
     auto_class = "AutoModelForTokenClassification"
     explains = "models that classify tokens (*ForTokenClassification)"
     shown = Shown(targets="entity")
+    takes_words = True
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -123,19 +126,33 @@ def _parts(label: str) -> tuple[str, str]:
 
 
 def _words_at(encoded: Encoded, where: Any) -> list[list[int]]:
-    """The words at a place, each as its tokens; a token's place names that token alone."""
-    if isinstance(where, int) and not isinstance(where, bool):
-        if not 0 <= where < len(encoded):
-            raise InvalidArgumentError(f"The text has {len(encoded)} tokens, counted from 0, and none at {where}.")
-        return [[where]]
+    """The words at a place, each as its tokens. A number is a token's; of words already split, a word's."""
+    if is_number(where):
+        place = operator.index(where)
+        if encoded.split:
+            return [_word_at(encoded, place)]
+        if not 0 <= place < len(encoded):
+            raise InvalidArgumentError(f"The text has {len(encoded)} tokens, counted from 0, and none at {place}.")
+        return [[place]]
     if not isinstance(where, str | tuple):
         raise InvalidTypeError(
             "Targets of a text are None (the predicted entities) or a list. In it stands a string of the text, the characters "
-            "(start, end) or the place of a token, or a tuple of one of these and a label, such as ('Paris', 'LOC'); got "
-            f"{where!r}."
+            "(start, end), the place of a token (of words already split, that of a word), or a tuple of one of these and a "
+            f"label, such as ('Paris', 'LOC'); got {where!r}."
         )
     inside = {*tokens_at(encoded, span_in(encoded.text, where))}
     words = [word for word in members_of(encoded, Granularity.TOKENIZER_WORD) if inside.intersection(word)]
     if not words:
         raise InvalidArgumentError(f"No token of the text stands at {where!r}; the model does not read that part.")
     return words
+
+
+def _word_at(encoded: Encoded, number: int) -> list[int]:
+    """The tokens of a word that came already split."""
+    found = [i for i, word in enumerate(encoded.words) if word == number]
+    if not found:
+        there = [word for word in encoded.words if word is not None]
+        raise InvalidArgumentError(
+            f"The model reads the words {min(there)} to {max(there)}, counted from 0, and none is {number}."
+        )
+    return found

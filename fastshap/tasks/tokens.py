@@ -12,7 +12,8 @@ from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeErro
 from fastshap.tasks.subject import Subject, takes, unwrapped
 from fastshap.text.chat import encode_chat
 from fastshap.text.encode import EXTRA, Encoded, encode
-from fastshap.text.inputs import Chat, Choices, Pair, Tokens
+from fastshap.text.inputs import Chat, Choices, Pair, Tokens, Words
+from fastshap.text.split import encode_words
 
 
 def encode_for(
@@ -31,6 +32,7 @@ def encode_for(
     checked = [
         _conversation(subject, one, options.get("max_length")) if isinstance(one, Chat) else one for one in checked
     ]
+    checked = encode_words(subject.tokenizer, checked, options.get("max_length"))
     known, foreign = _known(subject), {name for name in EXTRA if not takes(subject.model, name)}
     return [
         _unknown(known, one.input_ids) or refused_if_cut(subject, one) or _without(foreign, one)
@@ -42,8 +44,7 @@ def encode_for(
 
 def refused_if_cut(subject: Subject, encoded: Encoded) -> FastshapError | None:
     """What is wrong with a text that was cut, if none may be."""
-    settings: Any = getattr(subject, "settings", None)
-    if not encoded.truncated or settings is None or settings.long_text != "error":
+    if not encoded.truncated or subject.settings.long_text != "error":
         return None
     return InvalidArgumentError(
         f"The text has more tokens than the {subject.max_length()} that the model takes; shorten or split it, or use "
@@ -92,6 +93,11 @@ def _alone(subject: Subject, source: Any, own_pairs: bool) -> Any:
         return InvalidTypeError(
             f"A conversation is for models that answer it, or judge it as a whole; {subject.model_name} reads a text."
         )
+    if isinstance(source, Words) and not subject.takes_words:
+        return InvalidTypeError(
+            f"Words that are already split are for models that judge a text or its tokens; for {subject.model_name}, join them "
+            "by spaces and pass the text."
+        )
     if not isinstance(source, Pair) or subject.takes_pairs or own_pairs:
         return source
     return InvalidTypeError(
@@ -103,7 +109,7 @@ def _alone(subject: Subject, source: Any, own_pairs: bool) -> Any:
 def _fit(subject: Subject, source: Tokens) -> Tokens | FastshapError:
     """Token ids that the model can take as they are."""
     limit = subject.max_length()
-    in_windows = getattr(subject, "takes_windows", False) and subject.settings.long_text == "window"  # type: ignore[attr-defined]
+    in_windows = subject.takes_windows and subject.settings.long_text == "window"
     if limit is not None and len(source.ids) > limit and not in_windows:
         return InvalidArgumentError(
             f"The text has {len(source.ids)} tokens and the model takes {limit}. Pass the string, which is cut to fit, or "

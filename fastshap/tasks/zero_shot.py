@@ -21,20 +21,15 @@ class ZeroShotTask(ClassificationTask):
     """A classifier of pairs with an entailment class (NLI): one logit for each label, (R, labels), that of its entailment.
 
     The labels are the user's: the targets. The model reads the text beside a hypothesis for each of them.
-
-    Attributes:
-        hypothesis: the template of hypotheses, that of the transformers pipeline. A task with another one is a subclass, passed
-            as ``task``.
     """
 
     name = "zero_shot"
     explains = "classifiers of pairs of texts that have a label entailment (NLI)"
     shown = Shown(targets="label", segments=("text", "hypothesis"))
     targets_are_classes = False
-    takes_pairs = False
-    takes_windows = False
-    takes_chats = takes_contrasts = False
-    hypothesis = "This example is {}."
+    takes_pairs = takes_words = takes_chats = False
+    takes_windows = takes_contrasts = False
+    takes_hypotheses = True
 
     @classmethod
     def is_named(cls, architecture: str) -> bool:
@@ -44,17 +39,6 @@ class ZeroShotTask(ClassificationTask):
     @classmethod
     def serves(cls, model: Any) -> bool:
         return ClassificationTask.fits(model) and _entailment(model.config) is not None
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        try:
-            filled = self.hypothesis.format("label") != self.hypothesis
-        except (IndexError, KeyError, ValueError):
-            filled = False
-        if not filled:
-            raise InvalidArgumentError(
-                f"The hypothesis {self.hypothesis!r} needs one place for a label; write {{}} there."
-            )
 
     def _weighed(self, pairs: Tensor, transformed: Callable[[Tensor], Tensor]) -> Tensor:
         """(R, labels): the labels' scores from the logits of pairs (R, labels, classes)."""
@@ -72,7 +56,7 @@ class ZeroShotTask(ClassificationTask):
         """A row for each text, with a hypothesis for each of its labels."""
         assert targets is not None
         good = [(text, labels) for text, labels in zip(sources, targets, strict=True) if isinstance(text, str)]
-        hypotheses = [[self.hypothesis.format(label) for label in labels] for _, labels in good]
+        hypotheses = [[self.settings.hypothesis_template.format(label) for label in labels] for _, labels in good]
         found = iter(rows_of(self, [text for text, _ in good], hypotheses, "hypothesis"))
         return [next(found) if isinstance(source, str) else _refused(source) for source in sources]
 

@@ -44,6 +44,7 @@ class Encoded:
         list[int], ...
     ] = ()  # where the model reads several sequences made of these tokens: the places of each
     extra: dict[str, list[int]] = field(default_factory=dict)  # further inputs of the model, token_type_ids say
+    split: bool = False  # whether the words came already split
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -87,7 +88,7 @@ def encode(
     }
     if max_length is not None:
         options |= {"truncation": True, "max_length": max_length}
-    with _settings_kept(tokenizer, truncation_side):
+    with settings_kept(tokenizer, truncation_side):
         encode_texts = _encode_fast if tokenizer.is_fast else _encode_slow
         encoded = {kind: iter(encode_texts(tokenizer, some, options) if some else []) for kind, some in kinds}
         found = [
@@ -141,7 +142,7 @@ def _encode_fast(tokenizer: PreTrainedTokenizerBase, texts: list[Any], options: 
             special=(special := [*map(bool, encoding.special_tokens_mask)]),
             offsets=encoding.offsets,
             tokens=encoding.tokens,
-            words=_numbered(encoding.word_ids, special),
+            words=numbered(encoding.word_ids, special),
             truncated=bool(encoding.overflowing),
             extra={name: values[i] for name, values in extra.items()},
         )
@@ -201,7 +202,8 @@ def _encode_ids(tokenizer: PreTrainedTokenizerBase, source: Tokens) -> Encoded |
     extra = {name: types for name in EXTRA if name in tokenizer.model_input_names}
     if all(special):
         return InvalidArgumentError("The token ids are special tokens alone; there is nothing to explain.")
-    return _from_ids(tokenizer, source.ids, special, extra, truncated=False)
+    found = _from_ids(tokenizer, source.ids, special, extra, truncated=False)
+    return found if source.words is None else _replaced(found, words=source.words, split=True)
 
 
 def _from_ids(
@@ -256,14 +258,14 @@ def _read(
     for spelled in dict.fromkeys((_APART.sub(r"\1", text), text)):
         encoding = tokenizer(spelled, add_special_tokens=False).encodings[0]
         if encoding.ids == ids:
-            return spelled, list(encoding.offsets), _numbered(encoding.word_ids, [0] * len(ids))
+            return spelled, list(encoding.offsets), numbered(encoding.word_ids, [0] * len(ids))
     # Not the tokens that this text would have today: cut within a word, or written one by one by a model.
     text, spans = spell(tokenizer, ids, tokens, marker)
     if tokenizer.unk_token_id in ids:
         return text, spans, words(tokens, marker)
     encoding = tokenizer(text, add_special_tokens=False).encodings[0]
     within = [encoding.char_to_word(first_visible(text, span)) for span in spans]
-    return text, spans, _numbered(within, [0] * len(ids))
+    return text, spans, numbered(within, [0] * len(ids))
 
 
 def first_visible(text: str, span: tuple[int, int]) -> int:
@@ -274,7 +276,7 @@ def first_visible(text: str, span: tuple[int, int]) -> int:
     return next((at for at in range(start, end) if not text[at].isspace()), start)
 
 
-def _numbered(word_ids: list[int | None], special: Sequence[int]) -> list[int | None]:
+def numbered(word_ids: list[int | None], special: Sequence[int]) -> list[int | None]:
     """A word for every token of the text; one that the tokenizer counts to no word belongs to the one before."""
     if [word is None for word in word_ids] == special:  # most often
         return word_ids
@@ -371,7 +373,7 @@ def _shifted(span: tuple[int, int], special: bool, shift: int) -> tuple[int, int
 
 
 @contextmanager
-def _settings_kept(tokenizer: PreTrainedTokenizerBase, truncation_side: str | None) -> Iterator[None]:
+def settings_kept(tokenizer: PreTrainedTokenizerBase, truncation_side: str | None) -> Iterator[None]:
     """One caller at a time; the side of truncation and what is set on a fast tokenizer's core are put back."""
     with lock_of(tokenizer):
         side = tokenizer.truncation_side

@@ -327,6 +327,8 @@ def _keys(encoded: Encoded, granularity: Granularity | OwnGroups) -> Sequence[An
     """What tokens of one element have in common, growing along the text; None for special tokens."""
     if isinstance(granularity, OwnGroups):
         return keys_of(encoded, granularity)
+    if encoded.split and granularity in (Granularity.WORD, Granularity.TOKENIZER_WORD):
+        return encoded.words
     if granularity is Granularity.WORD:
         return _word_keys(encoded)
     return (

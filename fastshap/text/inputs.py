@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 
 from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError
+from fastshap.text.split_ids import words_in
 from fastshap.types.targets import Contrast
 
 KINDS = (
-    "a string, a tuple of two strings (a pair), a list of messages (a conversation), token ids (a list or an integer tensor), "
-    "a mapping of tensors with input_ids as a tokenizer returns it, a mapping of text and choices, or an iterable of these"
+    "a string, a tuple of two strings (a pair), fastshap.Words, a list of messages (a conversation), token ids (a list or an "
+    "integer tensor), a mapping of tensors with input_ids as a tokenizer returns it, a mapping of text and choices, or an "
+    "iterable of these"
 )
 _SEVERAL = (
     "Several strings stand where one text is expected. A pair of texts is a tuple of two strings, (first, second). Texts that "
-    "do not belong together stand in one list."
+    "do not belong together stand in one list. Words that are already split are fastshap.Words([...])."
 )
 _PAIR_KEYS, _CHOICE_KEYS = {"text", "text_pair"}, {"text", "choices"}
 _OF_TARGETS = (type(None), FastshapError, Contrast)
@@ -33,6 +35,7 @@ class Tokens:
     ids: list[int]
     special: list[bool] | None = None  # from special_tokens_mask
     types: list[int] | None = None  # from token_type_ids
+    words: list[int | None] | None = None  # the word of each token, where they came already split
     further: tuple[str, ...] = ()  # the names of a mapping's other entries
     masked: bool = True  # False for one of several rows without an attention_mask, where padding cannot be told
 
@@ -42,6 +45,39 @@ class Pair(NamedTuple):
 
     first: str
     second: str
+
+
+@dataclass(frozen=True)
+class Words:
+    """A text as words that are already split. At the granularity WORD each is one element, shown as it is given.
+
+    The model gets the tokens that ``tokenizer(words, is_split_into_words=True)`` gives. The output's ``text`` is the words with
+    a space between them.
+
+    Raises:
+        InvalidTypeError: what is given is no list of words. What is wrong with a word is said when the text is explained.
+
+    Example:
+        >>> model, tokenizer = fastshap.load_default_model()
+        >>> explainer = fastshap.GradientShap(model, tokenizer, batch_size="auto", n_perturbations=20)
+        >>> explainer(fastshap.Words(["The", "film", "'s", "end", "was", "moving", "!!"]))[0].elements
+        ['The', 'film', "'s", 'end', 'was', 'moving', '!!']
+    """
+
+    words: Sequence[str]
+
+    def __post_init__(self) -> None:
+        given: Any = self.words
+        if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+            raise InvalidTypeError(
+                f"Words takes a list of strings; got {_kind_of(given)}. A text that is not split is passed as a string."
+            )
+        object.__setattr__(self, "words", tuple(given))
+
+    @property
+    def text(self) -> str:
+        """The words with a space between them."""
+        return " ".join(word for word in self.words if isinstance(word, str))
 
 
 class Choices(NamedTuple):
@@ -68,13 +104,15 @@ class Refused(NamedTuple):
     error: FastshapError
 
 
-Source = str | Pair | Choices | Chat | Tokens
+Source = str | Pair | Words | Choices | Chat | Tokens
 
 
 def spelled(source: Any) -> str:
     """The texts of an entry, a line each; an empty string for one that is no text."""
     if isinstance(source, Choices):
         return "\n".join((source.text, *source.choices))
+    if isinstance(source, Words):
+        return source.text
     if isinstance(source, Chat):
         return "\n".join(content for _, content in source.messages)
     return source if isinstance(source, str) else "\n".join(source) if isinstance(source, Pair) else ""
@@ -83,14 +121,14 @@ def spelled(source: Any) -> str:
 def is_one_text(model_inputs: Any) -> bool:
     """Whether it is a single text, not a list of texts."""
     return (
-        isinstance(model_inputs, str)
+        isinstance(model_inputs, str | Words)
         or _is_chat(model_inputs)
         or (_is_ids(model_inputs) and not _has_rows(model_inputs))
     )
 
 
 def sources(model_inputs: Any, of_targets: bool = False) -> Iterator[Any]:
-    """One :class:`str`, :class:`Pair` or :class:`Tokens` for each text, in order; what is none of these is an error there.
+    """One source for each text, in order; what is none of these is an error there.
 
     Mappings of several rows and tensors (n, L) give n texts. A tuple of strings is a list of texts when it stands alone, as for
     a tokenizer, and a pair of texts when it stands in a list. A mapping with text and text_pair is a pair too, as for a
@@ -102,7 +140,7 @@ def sources(model_inputs: Any, of_targets: bool = False) -> Iterator[Any]:
     Raises:
         InvalidTypeError: ``model_inputs`` as a whole cannot hold texts.
     """
-    if isinstance(model_inputs, str | Mapping) or _is_ids(model_inputs) or _is_chat(model_inputs):
+    if isinstance(model_inputs, str | Words | Mapping) or _is_ids(model_inputs) or _is_chat(model_inputs):
         return _entry(model_inputs)
     if hasattr(model_inputs, "columns") and hasattr(model_inputs, "iloc"):
         raise InvalidTypeError("model_inputs is a table; pass one of its columns, for instance table['text'].")
@@ -123,7 +161,7 @@ def _entry(entry: Any) -> Iterator[Any]:
     try:
         if _is_chat(entry):
             yield _chat_of(entry)
-        elif isinstance(entry, str | Pair | Choices | Tokens):
+        elif isinstance(entry, str | Pair | Words | Choices | Tokens):
             yield entry
         elif isinstance(entry, Refused):
             yield entry.error
@@ -134,6 +172,8 @@ def _entry(entry: Any) -> Iterator[Any]:
         elif _is_ids(entry):
             rows = _lists(entry, "token ids")
             yield from (Tokens(row, masked=len(rows) == 1) for row in rows)
+        elif isinstance(entry, list | tuple) and any(isinstance(part, Words) for part in entry):
+            raise InvalidTypeError("A pair is of two strings; join the words of each by spaces.")
         elif _holds_several(entry):
             raise InvalidTypeError(_SEVERAL)
         else:
@@ -173,6 +213,7 @@ def _from_mapping(mapping: Mapping[str, Any]) -> Iterator[Source]:
     masks = _beside(mapping, "attention_mask", ids)
     special = _beside(mapping, "special_tokens_mask", ids)
     types = _beside(mapping, "token_type_ids", ids)
+    words = words_in(getattr(mapping, "encodings", None), ids)
     further = tuple(name for name, value in mapping.items() if name not in _HANDLED and value is not None)
     for i, row in enumerate(ids):
         kept = _kept(masks[i]) if masks else slice(0, len(row))
@@ -180,6 +221,7 @@ def _from_mapping(mapping: Mapping[str, Any]) -> Iterator[Source]:
             row[kept],
             [bool(flag) for flag in special[i][kept]] if special else None,
             types[i][kept] if types else None,
+            words[i][kept] if words else None,
             further,
             masked=masks is not None or len(ids) == 1,
         )

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Span = tuple[int, int]
 
-_BEGINS = ("▁", "Ġ")  # SentencePiece, byte-level BPE: mark a word's first token
+BEGINS = ("▁", "Ġ")  # SentencePiece, byte-level BPE: mark a word's first token
 _CONTINUES = "##"  # WordPiece: marks every further token
 _GOES_ON = "@@"  # marks every token but the word's last
 _ENDS = "</w>"  # marks a word's last token
@@ -24,7 +24,7 @@ def scheme(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The marker by which the vocabulary tells where words begin or end; None where it has none (characters, bytes)."""
     if tokenizer not in _schemes:
         tokens = list(tokenizer.get_vocab())
-        counts = {marker: sum(token.startswith(marker) for token in tokens) for marker in (*_BEGINS, _CONTINUES)}
+        counts = {marker: sum(token.startswith(marker) for token in tokens) for marker in (*BEGINS, _CONTINUES)}
         counts |= {marker: sum(token.endswith(marker) for token in tokens) for marker in (_GOES_ON, _ENDS)}
         best = max(counts, key=lambda marker: counts[marker])
         _schemes[tokenizer] = best if counts[best] > len(tokens) // 100 else None
@@ -33,7 +33,7 @@ def scheme(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 def words(tokens: Sequence[str], marker: str | None) -> list[int]:
     """The number of the word that each token belongs to, by the tokens' markers."""
-    if marker in _BEGINS:
+    if marker in BEGINS:
         begins = [token.startswith(marker) for token in tokens]
     elif marker == _CONTINUES:
         begins = [not token.startswith(marker) for token in tokens]

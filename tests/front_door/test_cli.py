@@ -160,6 +160,7 @@ def test_every_parameter_is_an_option(default_pair):
         "long_text": "error",
     }
     elsewhere = {"model", "tokenizer", "return_convergence_delta", "score", "span"}  # a function; for language models
+    elsewhere |= {"hypothesis_template"}  # for zero-shot classification
     assert set(signature) - set(options) == elsewhere
     arguments = []
     for name, value in options.items():
@@ -489,9 +490,11 @@ def test_a_contrast_and_a_span(llama_pair, tmp_path):
     [
         (["--contrast", "negative"], "stands beside one --target"),
         (["--target", "all", "--target", "negative", "--contrast", "negative"], "stands beside one --target"),
+        (["--target", "all", "--contrast", "negative"], "neither of which is 'all'"),
         (["--target", "positive", "--contrast", "positive"], "with itself"),
         (["--span"], "span is for language models"),
         (["--score", "surprise"], "must be one of 'logit'"),
+        (["--score", "probability", "--inference-mode", "logits"], "say different ones; leave out either"),
         (["--long-text", "cut"], "must be one of 'truncate'"),
     ],
 )

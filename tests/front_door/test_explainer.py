@@ -39,7 +39,8 @@ def test_documented_defaults():
         *("model", "tokenizer", "batch_size", "granularity", "granularity_aggregation_strategy", "device"),
         *("inference_mode", "input_x_gradient", "n_perturbations", "baseline", "noise_std"),
         *("reduction", "sampling", "path_density", "seed", "rtol", "max_perturbations", "perturb_special_tokens"),
-        *("score", "span", "threshold", "long_text", "task", "return_convergence_delta", "on_error", "backend"),
+        *("score", "span", "threshold", "long_text", "hypothesis_template", "task"),
+        *("return_convergence_delta", "on_error", "backend"),
     ]
     assert defaults == {
         "tokenizer": None,  # a pipeline brings one
@@ -63,6 +64,7 @@ def test_documented_defaults():
         "span": False,
         "threshold": 0.5,
         "long_text": "truncate",
+        "hypothesis_template": "This example is {}.",
         "task": None,
         "return_convergence_delta": False,
         "on_error": "raise",
@@ -314,7 +316,7 @@ def test_models_that_cannot_be_explained_say_so(default_pair, byte_tokenizer):
     with pytest.raises(fastshap.UnsupportedModelError, match="not causal"):
         GradientShap(encoder, tokenizer)("not good", "at all")
     config = T5Config(vocab_size=len(tokenizer), d_model=12, d_kv=6, d_ff=12, num_layers=1, num_heads=2, num_labels=2)
-    with pytest.raises(fastshap.UnsupportedModelError, match="does not run on input_ids"):
+    with pytest.raises(fastshap.InvalidArgumentError, match=r"end-of-text token .* this text has none"):
         GradientShap(T5ForSequenceClassification(config), tokenizer)("not good", 1)
     config = GPT2Config(vocab_size=len(byte_tokenizer), n_positions=64, n_embd=24, n_layer=1, n_head=2)
     config.pad_token_id = byte_tokenizer.pad_token_id

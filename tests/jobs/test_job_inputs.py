@@ -14,7 +14,8 @@ import pytest
 
 from fastshap import FastshapError, InvalidArgumentError, JobError
 from fastshap.jobs import lines
-from fastshap.jobs.reading import Columns, Files
+from fastshap.jobs.columns import Columns
+from fastshap.jobs.reading import Files
 from helpers.jobs import damaged_page, refused, write
 
 COLUMNS = Columns("id", "text")

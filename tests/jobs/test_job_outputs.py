@@ -16,12 +16,13 @@ import fastshap
 from fastshap import BatchExplainer, JobError
 from fastshap.cli import app
 from fastshap.jobs import opening
+from fastshap.jobs.columns import Columns
 from fastshap.jobs.digests import with_digests, wrong
 from fastshap.jobs.inputs import rows_of_files
 from fastshap.jobs.job import Job, identity
 from fastshap.jobs.local import explain_files
 from fastshap.jobs.progress import JobProgress
-from fastshap.jobs.reading import Columns, Files
+from fastshap.jobs.reading import Files
 from fastshap.jobs.stopping import Terminated
 from fastshap.jobs.store import MANIFEST, NEXT, Store
 from fastshap.jobs.verdict import verify

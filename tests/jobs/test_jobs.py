@@ -25,10 +25,11 @@ import fastshap
 from fastshap import BatchExplainer, InvalidArgumentError, JobError
 from fastshap.cli import app
 from fastshap.errors import recorded
+from fastshap.jobs.columns import Columns
 from fastshap.jobs.digests import with_digests
 from fastshap.jobs.local import explain_files
 from fastshap.jobs.progress import JobProgress, duration
-from fastshap.jobs.reading import Columns, Files
+from fastshap.jobs.reading import Files
 from fastshap.jobs.recorded import MOST_FAILED, error_of
 from fastshap.jobs.store import MANIFEST, Store
 from fastshap.jobs.table import columns_of_a_batch

@@ -16,9 +16,9 @@ from fastshap.integrations.ray import workers
 from fastshap.integrations.ray.ledger import Ledger
 from fastshap.integrations.ray.lost import RETRIES
 from fastshap.integrations.ray.workers import Worker
+from fastshap.jobs.columns import Columns
 from fastshap.jobs.job import identity
 from fastshap.jobs.local import explain_files
-from fastshap.jobs.reading import Columns
 from fastshap.jobs.store import MANIFEST, NEXT
 from fastshap.jobs.verdict import verify
 from fastshap.models.provenance import library_versions

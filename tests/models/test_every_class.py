@@ -21,11 +21,9 @@ SAMPLE = {
 }
 # What the message of a refusal says.
 REASONS = {
-    "BartForSequenceClassification": "does not run on inputs_embeds: .* an encoder or a decoder alone",
     "Gemma3nForCausalLM": "embeddings per layer",
     "Gemma4ForCausalLM": "embeddings per layer",
     "MusicgenForCausalLM": "makes audio",
-    "T5ForSequenceClassification": "does not run on inputs_embeds: .* an encoder or a decoder alone",
     "XLNetLMHeadModel": "not causal",
 }
 

@@ -146,3 +146,43 @@ def test_other_libraries_get_both_texts(outputs):
     assert {"ending", "the", "is"} <= {lean.element for lean in leans}
     both = fastshap.compare(words, words)
     assert [one.element for one in both.elements] == words.elements
+
+
+def test_a_list_tells_the_texts_apart(outputs, default_pair):
+    explainer = fastshap.GradientShap(*default_pair, "auto", n_perturbations=4)
+    line = str(explainer([("Is it any good?", "A gorgeous film.")]))
+    assert line.startswith("1. 'Is it any good?' | 'A gorgeous film.': predicted")
+    assert repr(outputs[0]).startswith(
+        "AttributionOutput('A gorgeous, witty film, but t…' | 'The ending is not good.', "
+    )
+    assert str(explainer("Two lines\nof one text.")).startswith("1. 'Two lines of one text.': ")
+
+
+def test_a_comparison_has_the_parts_as_headings(outputs):
+    words, tokens = outputs
+    comparison = fastshap.compare(tokens)
+    assert comparison.segments == tokens.segments
+    lines = str(comparison).split("\n")
+    assert [line for line in lines if line in ("first text", "second text")] == ["first text", "second text"]
+    assert lines[lines.index("second text") + 1].startswith("The ")
+    page = comparison._repr_html_()
+    assert page.count('scope="rowgroup" colspan="4"') == 2
+    assert page.index("second text</th>") < page.index("<bdi>ending</bdi></th><td", page.index("second text</th>"))
+    both = fastshap.compare(words, tokens, targets=words.target_names[0])
+    assert sorted(both.segments) == both.segments
+    assert {*both.segments} == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda its: its[:-1], "segments must hold 18 entries or none; it holds 17"),
+        (lambda its: [*its[:-1], 99], "segments must be below"),
+        (lambda its: its[::-1], "segments must not become smaller along the text"),
+        (lambda its: [*its[:-1], -1], "segments"),
+    ],
+)
+def test_segments_without_sense_are_refused(outputs, change, said):
+    saved = outputs[0].to_dict()
+    with pytest.raises(fastshap.InvalidArgumentError, match=said):
+        fastshap.AttributionOutput.from_dict(saved | {"segments": change(saved["segments"])})

@@ -147,6 +147,14 @@ def test_captum_draws_generations(llama_pair):
     assert "good" in visualization.visualize_text(records).data
 
 
+def test_words_that_came_split(default_pair):
+    words = ["The", "film", "'s", "end", "was", "New York"]
+    (output,) = fastshap.GradientShap(*default_pair, "auto")(fastshap.Words(words))
+    assert [piece.strip() for piece in output.to_shap().data] == words
+    assert [html.unescape(element) for element in output.to_captum()[0].raw_input_ids] == words
+    assert output.to_interpreto().elements == words
+
+
 def test_errors_are_not_handed_on(default_pair):
     (output,) = fastshap.GradientShap(*default_pair, on_error="record")([""])
     for form in (output.to_interpreto, output.to_shap, output.to_captum):

@@ -30,7 +30,7 @@ import inspect, json, sys
 import fastshap
 from fastshap import BatchExplainer
 from fastshap.jobs.job import identity
-from fastshap.jobs.reading import Columns
+from fastshap.jobs.columns import Columns
 from fastshap.output.plain import schema
 from tools.settings import attributes, copies, signature, table
 from typer.testing import CliRunner

@@ -4,6 +4,7 @@ import families
 import pytest
 
 import fastshap
+from fastshap.settings import Settings
 
 CASES = families.cases()
 # One of each task and of most families; the others take minutes.
@@ -18,6 +19,7 @@ SAMPLE = {
     ("similarity", "Qwen3"),
     ("generation", "Mamba"),
     ("seq2seq", "BART"),
+    ("pairs", "T5"),
 }
 
 
@@ -66,8 +68,7 @@ def test_background_texts_serve_every_task(task):
     assert families.apart(alone, outputs[:1]) < 1e-5
 
 
-@pytest.mark.parametrize("hypothesis", ["It is.", "{} {}", "{label}"])
+@pytest.mark.parametrize("hypothesis", ["It is.", "", "{} {}", "{label}", "{0}", "{} {", "{:d}"])
 def test_a_hypothesis_has_one_place(hypothesis):
-    kind = type("Other", (fastshap.tasks.task_named("zero_shot"),), {"hypothesis": hypothesis})
-    with pytest.raises(fastshap.InvalidArgumentError, match="needs one place for a label"):
-        fastshap.GradientShap(*families.made("zero_shot", "BERT", "BertForSequenceClassification"), task=kind)
+    with pytest.raises(fastshap.InvalidArgumentError, match="with exactly one"):
+        Settings(hypothesis_template=hypothesis)

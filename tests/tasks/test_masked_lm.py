@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
@@ -110,6 +111,7 @@ def test_tokens_as_given(pair):
     assert mixed.targets.tolist()[1:] == [dull, film]
     assert mixed.target_probabilities is None
     assert_same(explainer(TEXTS[0], ["film"])[0].attributions, explainer(TEXTS[0], [[film]])[0].attributions)
+    assert_same(explainer(TEXTS[0], [[np.int64(film)]])[0].attributions, explainer(TEXTS[0], [[film]])[0].attributions)
     ending = next(token for token in tokenizer.get_vocab() if token.startswith("##"))
     assert explainer("un[MASK] film", [[ending]])[0].targets.tolist() == [tokenizer.convert_tokens_to_ids(ending)]
 

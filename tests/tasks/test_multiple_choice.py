@@ -167,6 +167,18 @@ def test_targets_that_there_are_not(pair, targets, message):
         explain(pair, ROWS[:1], targets)
 
 
+@pytest.mark.parametrize("mode", ["softmax", "log_softmax"])
+def test_probabilities_of_a_single_choice(pair, mode):
+    """They are constant: the text is refused, and its neighbours are not."""
+    alone = {"text": "a film", "choices": ["I left."]}
+    with pytest.raises(fastshap.InvalidArgumentError, match="of a single choice is constant"):
+        explain(pair, [alone], inference_mode=mode)
+    good, bad = explain(pair, [ROWS[0], alone], inference_mode=mode, on_error="record")
+    assert good.error is None
+    assert "single choice" in bad.error
+    assert explain(pair, [alone])[0].attributions.abs().max() > 0
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

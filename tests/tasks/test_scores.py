@@ -121,6 +121,11 @@ def test_a_contrast_of_continuations(llama_pair, mode):
         (lambda c, g: c("fine", span=True), "span is for language models"),
         (lambda c, g: c("fine", score="surprise"), "must be one of 'logit', 'probability', 'log_probability'"),
         (lambda c, g: c("fine", score="probability", inference_mode="log_softmax"), "two names for one thing"),
+        (lambda c, g: c("fine", score="probability", inference_mode="logits"), "say different ones; leave out either"),
+        (
+            lambda c, g: GradientShap(c.model, c.tokenizer, score="logit", inference_mode="softmax"),
+            "two names for one thing",
+        ),
         (lambda c, g: c("fine", 0, score=lambda outputs, inputs: outputs.logits), "leave out targets"),
         (lambda c, g: c("fine", score=lambda outputs, inputs: outputs.logits[:, 0]), r"\(R, t\).*returned \(\d,\)"),
         (lambda c, g: c("fine", score=lambda outputs, inputs: outputs.logits.detach()), "without a gradient"),
@@ -229,6 +234,28 @@ def test_names_of_scores(bert_pair):
     assert explainer("fine", inference_mode="softmax")[0].inference_mode is fastshap.InferenceModes.SOFTMAX
 
 
+def test_a_call_has_its_own_score(bert_pair):
+    """What the explainer was given with is undone by None, and replaced by another name for the same thing."""
+    modes = fastshap.InferenceModes
+
+    def mode_of(explainer, **call):
+        return explainer("fine", **call)[0].inference_mode
+
+    named = GradientShap(*bert_pair, score="probability", n_perturbations=2)
+    assert mode_of(named) is modes.SOFTMAX
+    assert mode_of(named, score=None) is modes.LOGITS
+    assert mode_of(named, score=None, inference_mode="log_softmax") is modes.LOG_SOFTMAX
+    assert mode_of(named, score="probability", inference_mode="softmax") is modes.SOFTMAX
+    assert named("fine", score=first_minus_last)[0].model_task == "score"
+    assert mode_of(named) is modes.SOFTMAX
+    moded = GradientShap(*bert_pair, inference_mode="softmax", n_perturbations=2)
+    assert mode_of(moded, score=None) is modes.SOFTMAX
+    assert mode_of(moded, score="logit") is modes.LOGITS
+    assert moded("fine", score=first_minus_last)[0].model_task == "score"
+    own = GradientShap(*bert_pair, score=first_minus_last, n_perturbations=2)
+    assert own("fine", score=None)[0].model_task is fastshap.ModelTask.CLASSIFICATION
+
+
 # Regression, and classes that do not exclude each other
 
 
@@ -315,3 +342,15 @@ def test_contrasts_of_token_ids_and_behind_long_inputs(llama_pair):
         with pytest.raises(fastshap.InvalidArgumentError, match="with itself"):
             Contrast(made([1, 2]), made([1, 2]))
         Contrast(made([1, 2]), made([1, 3]))
+
+
+def test_a_score_without_slope_is_told(bert_pair):
+    def sign(outputs, inputs):
+        return outputs.logits[:, :1].sign()
+
+    explainer = GradientShap(*bert_pair, "auto", n_perturbations=4, score=sign)
+    with pytest.warns(fastshap.NoiseWarning, match="All scores are zero") as told:
+        explainer(["A fine film", "not good"])
+    assert len(told) == 1
+    with pytest.warns(fastshap.NoiseWarning, match="All scores are zero"):
+        list(explainer.iter_explain(["A fine film", "not good", "dull"]))

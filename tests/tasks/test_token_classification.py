@@ -1,5 +1,6 @@
 """Entities, and words with a label of one's own."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import pipeline
@@ -111,6 +112,11 @@ def test_targets_as_given(pair):
     for i, one in enumerate(given):  # one by itself, too
         (alone,) = explainer(TEXT, [one])
         assert_same(alone.attributions[0], output.attributions[i])
+    for number in (np.int64(2), np.int32(2), torch.tensor(2)):
+        (alone,) = explainer(TEXT, [number])
+        assert_same(alone.attributions[0], output.attributions[3])
+        (alone,) = explainer(TEXT, [[(number, "O")]])
+        assert alone.target_names[0].startswith("O: ")
     (output,) = explainer(TEXT, [[("film", "PER"), ("film", "LOC"), Contrast(("film", "PER"), ("film", "LOC"))]])
     assert output.target_names[2] == "PER: film rather than LOC: film"
     assert_same(output.attributions[2], output.attributions[0] - output.attributions[1])

@@ -132,18 +132,21 @@ def test_scores_add_up(pair):
 
 
 def test_another_hypothesis(pair):
-    class Ours(fastshap.tasks.task_named("zero_shot")):
-        hypothesis = "It is about {}!"
-
-    (output,) = explain(pair, TEXTS[0], LABELS, task=Ours)
+    template = "It is about {}!"
+    (output,) = explain(pair, TEXTS[0], LABELS, hypothesis_template=template)
     assert "It is about cinema!" in output.text
     assert output.segments[-1] == 3
-
-    class WithoutPlace(Ours):
-        hypothesis = "It is."
-
-    with pytest.raises(fastshap.InvalidArgumentError, match="needs one place for a label"):
-        explain(pair, TEXTS[0], LABELS, task=WithoutPlace)
+    back = fastshap.AttributionOutput.from_json(output.to_json())
+    assert back.hypothesis_template == back.settings.changes()["hypothesis_template"] == template
+    assert fastshap.reproduce(back, *pair).identical
+    with pytest.raises(fastshap.InvalidTypeError, match="with exactly one"):
+        explain(pair, TEXTS[0], LABELS, hypothesis_template=None)
+    with pytest.raises(fastshap.InvalidArgumentError, match="add task='zero_shot'"):
+        fastshap.GradientShap(*pair, hypothesis_template=template)
+    (plain,) = explain(pair, TEXTS[0], LABELS)
+    older = plain.to_dict()
+    del older["settings"]["hypothesis_template"]  # a file from before there was one
+    assert fastshap.AttributionOutput.from_dict(older).hypothesis_template == "This example is {}."
 
 
 def test_files_and_what_comes_of_them(pair, tmp_path):

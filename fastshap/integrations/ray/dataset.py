@@ -17,11 +17,12 @@ from fastshap.integrations.ray.cluster import imported, on_this_node, pool_of, q
 from fastshap.integrations.ray.lost import RESTARTS, RETRIES, translated
 from fastshap.integrations.ray.sources import from_dataset, from_files, rows_of_dataset, texts_of_dataset
 from fastshap.integrations.ray.workers import Worker
+from fastshap.jobs.columns import Columns
 from fastshap.jobs.inputs import rows_of_files
 from fastshap.jobs.job import identity
 from fastshap.jobs.opening import opened, refuse_unfit
 from fastshap.jobs.parts import part_schema
-from fastshap.jobs.reading import Columns, Files
+from fastshap.jobs.reading import Files
 from fastshap.jobs.store import Store
 from fastshap.jobs.summary import JobSummary
 from fastshap.jobs.table import BatchExplainer
@@ -37,6 +38,7 @@ def explain_dataset(
     model: str | os.PathLike[str] | None = None,
     text_column: str = "text",
     pair_column: str | None = None,
+    choices_column: str | None = None,
     id_column: str = "id",
     resume: bool = False,
     overwrite: bool = False,
@@ -61,6 +63,7 @@ def explain_dataset(
         model: a directory or hub id that every node, and this process, can load; None is the model inside the package.
         text_column: the column of texts.
         pair_column: for a model that reads pairs of texts: the column of the second texts.
+        choices_column: for a model that chooses among texts: the column of the lists of choices.
         id_column: the column of ids, whole numbers or strings, all different.
         resume: keep what an earlier run wrote and explain the rest; begin where there is nothing.
         overwrite: explain everything again. An earlier output stays until the new one is complete, and is then removed.
@@ -72,7 +75,8 @@ def explain_dataset(
         cpus_per_worker: CPUs that each holds, also one that has a GPU; it computes with so many threads.
         gpus_per_worker: GPUs of each; by default 1 where the cluster has GPUs.
         rows_per_batch: texts that a worker takes at a time: what is computed again when it dies.
-        settings: ``targets``, ``generation_kwargs`` and parameters of :class:`fastshap.GradientShap`.
+        settings: ``targets`` and ``generation_kwargs`` as for :class:`fastshap.BatchExplainer`, and parameters of
+            :class:`fastshap.GradientShap`.
 
     Raises:
         JobError: the output, the input or the cluster is not fit to begin or to end; the message says what to do.
@@ -82,8 +86,8 @@ def explain_dataset(
     """
     ray = imported(address)
     started = time.monotonic()
-    columns = Columns(id_column, text_column, pair_column)
-    about: dict[str, Any] = {"text_column": text_column, "pair_column": pair_column, "keep": ()}
+    columns = Columns(id_column, text_column, pair_column, choices_column)
+    about: dict[str, Any] = columns.options | {"keep": ()}
     rows_explainer = BatchExplainer(model, **about, **settings)
     block_rows = checks.whole(rows_per_batch, "rows_per_batch", least=1)
     files = Files(source, columns) if isinstance(source, str | os.PathLike) else None

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from fastshap.errors import InvalidArgumentError
 from fastshap.extras import needed
+from fastshap.jobs.columns import Columns
 from fastshap.jobs.ids import Known
 from fastshap.jobs.inputs import InputRows, refuse_duplicates, rest, rows_of
-from fastshap.jobs.reading import Columns, Files, checked_rows, plain_ids
+from fastshap.jobs.reading import Files, checked_rows, plain_ids
 from fastshap.jobs.texts import strings
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def from_dataset(source: Any, columns: Columns, done: Any) -> Any:
 
     def normal(table: pa.Table) -> pa.Table:
         texts = [strings(table.column(name)) for name in columns.of_texts]
-        return rest(checked_rows("the Dataset", plain_ids(table.column(columns.id)), texts), ray.get(done))
+        ids = plain_ids(table.column(columns.id))
+        return rest(checked_rows("the Dataset", ids, columns.named(texts)), ray.get(done))
 
     return source.select_columns([columns.id, *columns.of_texts]).map_batches(
         normal, batch_size=None, batch_format="pyarrow"

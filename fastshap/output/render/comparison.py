@@ -17,6 +17,7 @@ from rich.text import Text
 from fastshap.output.render import page as pages
 from fastshap.output.render import plot, style, wording
 from fastshap.output.render.markup import marked
+from fastshap.output.render.parts import parted
 from fastshap.output.render.settings import Recipes
 from fastshap.output.visible import named, printable
 
@@ -29,7 +30,10 @@ def show(comparison: Any, console: Console | None) -> None:
     for heading in _headings(comparison):
         table.add_column(Text(printable(heading)), justify="right")
     form = _form(comparison)
-    for row, cells in _rows(comparison):
+    headings = _parts(comparison)
+    for number, (row, cells) in enumerate(_rows(comparison)):
+        if number in headings:
+            table.add_row(Text(printable(headings[number]), style="dim"))
         numbers = (" ".join(filter(None, _written(*cell, form))).replace("−", "-") for cell in cells)
         table.add_row(Text(plot.label(row.element)), *numbers)
     console.print(table)
@@ -68,11 +72,13 @@ def _content(comparison: Any, name: str, uncertain: bool) -> str:
     columns = "".join(_column(column, largest) for column in comparison.columns)
     headings = "".join(f'<th scope="col"><bdi>{marked(heading)}</bdi></th>' for heading in _headings(comparison))
     form = _form(comparison)
+    parts, wide = _parts(comparison), len(_headings(comparison)) + 1
     rows = "".join(
-        f'<tr><th scope="row"><bdi>{marked(named(row.element))}</bdi></th>'
+        (f'<tr><th scope="rowgroup" colspan="{wide}">{marked(parts[i])}</th></tr>\n' if i in parts else "")
+        + f'<tr><th scope="row"><bdi>{marked(named(row.element))}</bdi></th>'
         + "".join(_cell(*cell, form, unsure) for cell, unsure in zip(cells, _unsure(comparison, cells), strict=True))
         + "</tr>\n"
-        for row, cells in _rows(comparison)
+        for i, (row, cells) in enumerate(_rows(comparison))
     )
     toggle, label = "", ""
     if any(any(_unsure(comparison, cells)) for _, cells in _rows(comparison)):
@@ -129,6 +135,12 @@ def _rows(comparison: Any) -> Iterator[tuple[Any, list[_Cell]]]:
     for row, errors in zip(comparison.elements, comparison.standard_errors, strict=True):
         cells = list(zip(row.scores, errors, strict=True))
         yield row, [*cells, (row.difference, math.nan)] if _subtracted(comparison) else cells
+
+
+def _parts(comparison: Any) -> dict[int, str]:
+    """The names of the text's parts, by the rows that they begin with; none where the text has one."""
+    parts = parted(comparison.segments, len(comparison.elements), comparison.columns[0].output)
+    return {part.first: part.name for part in parts}
 
 
 def _subtracted(comparison: Any) -> bool:

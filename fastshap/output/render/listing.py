@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from fastshap.output.noise import LEAST
 from fastshap.output.record import Record
 from fastshap.output.render import page, style, wording
+from fastshap.output.render.parts import texts_of
 from fastshap.output.visible import named, printable
 
 _LINES = 100  # of a list that is printed
 _SHOWN = 20  # outputs of a list in a notebook
 _WIDE = 40  # characters of a text
 _TOP = 3  # elements of a line
+_PARTS = 3  # of a text
 
 
 def lines_of(records: Sequence[Record]) -> str:
@@ -29,7 +31,7 @@ def name_of(record: Record) -> str:
     """A few words that tell an output from others."""
     what = _cut(record.error) if record.error is not None else f"{len(record.elements)} elements"
     targets = reprlib.repr([named(name) for name in record.target_names]) if record.target_names else "no targets"
-    return printable(f"{_cut(record.text)!r}, {targets}, {what}")
+    return printable(f"{_text(record)}, {targets}, {what}")
 
 
 def fragment(records: Sequence[Record], name: str) -> str:
@@ -51,7 +53,7 @@ def _line(record: Record) -> str:
         what += f", target {named(record.target_names[0])}"
     share = float(record.reliability[first])
     noise = f"; mostly noise: {wording.reliability(record, first)}" if share < LEAST else ""
-    return printable(f"{_cut(record.text)!r}: {what}: {_strongest(record, first)}{noise}")
+    return printable(f"{_text(record)}: {what}: {_strongest(record, first)}{noise}")
 
 
 def _strongest(record: Record, t: int) -> str:
@@ -60,6 +62,14 @@ def _strongest(record: Record, t: int) -> str:
     return ", ".join(f"{_cut(named(record.elements[i]))} {score:+.3g}" for score, i in strongest)
 
 
-def _cut(text: str) -> str:
+def _text(record: Record) -> str:
+    """The text in quotes; several, where it is made of them."""
+    texts = texts_of(record)
+    wide = _WIDE if len(texts) == 1 else _WIDE * 3 // 4
+    shown = [repr(_cut(text, wide)) for text in texts[:_PARTS]]
+    return " | ".join(shown + ["…"] * (len(texts) > _PARTS))
+
+
+def _cut(text: str, wide: int = _WIDE) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= _WIDE else line[: _WIDE - 1] + "…"
+    return line if len(line) <= wide else line[: wide - 1] + "…"
