@@ -7,6 +7,7 @@ from collections.abc import Hashable
 
 from fastshap.engine.stream import Text
 
+_LARGEST = 3  # times a turn's work, where short texts wait for several turns
 _SHARE = 0.25  # of the work, for long texts while short ones wait
 
 
@@ -48,7 +49,10 @@ class Lanes:
         if long:
             self._credit = min(self._credit + room * (_SHARE if short else 1), max(room, long[0].row))
             for_long = self._credit if self._credit >= long[0].row or not short else 0.0
-        chosen = _short_rows(short, room - min(for_long, room * _SHARE))
+        # Where short texts wait, whoever comes now waits for them anyway: a larger turn has fuller calls.
+        waiting = sum(text.rows * text.row for text in short)
+        more = max(1.0, min(_LARGEST, waiting / room / 2))
+        chosen = _short_rows(short, room * more - min(for_long, room * _SHARE))
         if for_long:
             rows = _long_rows(long, for_long)
             self._credit = max(0.0, self._credit - sum(count * text.row for text, count in rows))
