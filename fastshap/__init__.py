@@ -3,6 +3,8 @@
 from fastshap.base import AttributionExplainer, MultitaskExplainerMixin
 from fastshap.errors import (
     BackendUnavailableError,
+    ClosedError,
+    DeadlineExceededError,
     FastshapError,
     InvalidArgumentError,
     InvalidTypeError,
@@ -11,6 +13,7 @@ from fastshap.errors import (
     ModelFailedError,
     NoiseWarning,
     NonFiniteError,
+    OverloadedError,
     SharedModelWarning,
     SlowBackendWarning,
     TruncationWarning,
@@ -29,6 +32,7 @@ from fastshap.output.output import AttributionOutput, AttributionOutputs
 from fastshap.output.parquet import read_parquet, to_arrow, write_parquet
 from fastshap.output.summary import Lean, Summary, summarize
 from fastshap.reproduction import Reproduction, reproduce
+from fastshap.service.batcher import Batcher
 from fastshap.text.inputs import Words
 from fastshap.types import Granularity, GranularityAggregationStrategy, InferenceModes, ModelTask
 from fastshap.types.baselines import BaselineSet
@@ -42,10 +46,13 @@ __all__ = [
     "BackendUnavailableError",
     "BaselineSet",
     "BatchExplainer",
+    "Batcher",
+    "ClosedError",
     "ComparedColumn",
     "ComparedElement",
     "Comparison",
     "Contrast",
+    "DeadlineExceededError",
     "FastshapError",
     "GradientShap",
     "Granularity",
@@ -61,6 +68,7 @@ __all__ = [
     "MultitaskExplainerMixin",
     "NoiseWarning",
     "NonFiniteError",
+    "OverloadedError",
     "Provenance",
     "Reproduction",
     "SharedModelWarning",

@@ -88,6 +88,26 @@ class WorkerDiedError(JobError):
     """The process that explained a text died again and again. Recorded for the text, or raised for the whole job."""
 
 
+class OverloadedError(FastshapError, RuntimeError):
+    """A queue is full; nothing was begun.
+
+    Attributes:
+        retry_after: seconds after which there will be room, about.
+    """
+
+    def __init__(self, message: str = "", *, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineExceededError(FastshapError, TimeoutError):
+    """A request's deadline passed before its explanation was ready. What was left of its work is dropped."""
+
+
+class ClosedError(FastshapError, RuntimeError):
+    """A batcher was closed: it takes no more texts."""
+
+
 class TruncationWarning(UserWarning):
     """Texts were too long for the model and were cut. Their outputs have ``truncated=True``."""
 

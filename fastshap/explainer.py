@@ -16,7 +16,7 @@ from fastshap.engine import run as engine
 from fastshap.engine.budget import Budget, Kept
 from fastshap.engine.packing import Execution, Layout
 from fastshap.engine.seen import Seen
-from fastshap.engine.work import Work, tokens_of_some_seconds, weights_of
+from fastshap.engine.work import Work, tokens_of_a_call, tokens_of_some_seconds, weights_of
 from fastshap.errors import FastshapError, InvalidArgumentError, TruncationWarning, raise_first, warn
 from fastshap.models.adjoint import check_linear_layers
 from fastshap.models.copies import Copied, check_picklable
@@ -96,6 +96,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
     """
 
     _variances: list[Any] | None = None  # see Execution
+    _quiet = False  # whether outputs alone tell of truncated texts
 
     if TYPE_CHECKING:
         # fmt: off
@@ -317,8 +318,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         def computed(places: list[int]) -> Sequence[Any]:
             groups = [groupings[i] for i in places]
             items = [prepared[i].item(groupings[i].joined) for i in places]
-            with_delta = self.return_convergence_delta
-            return self._work().scores(items, groups, self.task.scores, progress.stage, rounds, with_delta)
+            with_ends = self.return_convergence_delta
+            return self._work().scores(items, groups, self.task.scores, progress.stage, rounds, with_ends)
 
         keys = [one.key(group.members) for one, group in zip(prepared, groupings, strict=True)]
         found = seen.results(keys, self.task.state(), computed)
@@ -357,6 +358,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
             side, maskless = (None, False) if found is None else (found.padding_side, found.maskless)
             self._layout = Layout(side or "right", equal_lengths=side is None, maskless=maskless)
             self._tried = state if found is not None else None
+        self._budget.worth = self.task.found("call", lambda: tokens_of_a_call(self.task.model)) or 0.0
         mode = self.settings.inference_mode
         if not self._budget.measured and isinstance(mode, InferenceModes):  # which decides how many logits are kept
             self._budget.kept = self.task.found(("kept", mode), Kept) or Kept()
@@ -386,7 +388,7 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
             raise_first(results, first)
 
     def _warn_of_truncation(self, prepared: Sequence[Prepared]) -> None:
-        if not self._truncation_warned and any(one.encoded.truncated for one in prepared):
+        if not (self._quiet or self._truncation_warned) and any(one.encoded.truncated for one in prepared):
             self._truncation_warned = True
             warn(self.task.of_truncated_texts(), TruncationWarning)
 

@@ -102,7 +102,7 @@ def warm_up(explainer: GradientShap) -> None:
     """
     # With a batch size of its own, as these texts do not show how much memory others take.
     options: dict[str, Any] = {"batch_size": _WARM_ROWS, "progress": False}
-    options |= _one_round(explainer)
+    options |= one_round(explainer)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NoiseWarning)  # nobody looks at the scores
         texts, targets = explainer.task.examples(list(_WARM_TEXTS))
@@ -150,7 +150,7 @@ def fit_path_density(
         raise InvalidTypeError(f"fit_path_density takes a GradientShap first; got {type(explainer).__name__}.")
     count = checks.whole(n_perturbations, "n_perturbations", least=_FEWEST_FITTED)
     options: dict[str, Any] = {"n_perturbations": count, "path_density": None, "return_convergence_delta": False}
-    options |= _one_round(explainer)
+    options |= one_round(explainer)
     own = explainer._for_call(options)
     own._variances = []
     with warnings.catch_warnings():
@@ -161,7 +161,7 @@ def fit_path_density(
     return tuple(round(float(one), 4) for one in density(own._variances))
 
 
-def _one_round(explainer: GradientShap) -> dict[str, Any]:
+def one_round(explainer: GradientShap) -> dict[str, Any]:
     """Options for a call without ``rtol``, and without what needs it."""
     its = explainer.settings
     return ({} if its.rtol is None else {"rtol": None, "max_perturbations": None}) | (

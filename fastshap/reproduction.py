@@ -110,7 +110,20 @@ def reproduce(
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"The output explains a {name}. {error}") from None
     again = explainer._repeat(output)
-    then, now = output.attributions, again.attributions
+    renamed = _renamed(output, explainer.task.names_now(output.targets) if output.target_weights is None else None)
+    return compared(output.attributions, output.provenance, again, renamed)
+
+
+def compared(
+    then: Tensor, provenance: Provenance, again: AttributionOutput, changed: dict[str, tuple[str, str]] | None = None
+) -> Reproduction:
+    """What came of it: attributions (t, G) that there were, beside those of a new output.
+
+    Args:
+        provenance: of the attributions that there were.
+        changed: what differs beside what the two provenances say.
+    """
+    now = again.attributions
     difference = (now - then).abs().nan_to_num(0)
     difference[now.isnan() != then.isnan()] = torch.inf
     largest = torch.maximum(then.abs(), now.abs()).nan_to_num(0).amax(1, keepdim=True)
@@ -120,8 +133,7 @@ def reproduce(
         identical=bool((difference == 0).all()),
         largest_difference=float(difference.max()),
         relative_difference=float((difference / size.clamp_min(torch.finfo(torch.float32).tiny)).max()),
-        changed=_changed(output.provenance, again.provenance)
-        | _renamed(output, explainer.task.names_now(output.targets) if output.target_weights is None else None),
+        changed=_changed(provenance, again.provenance) | (changed or {}),
     )
 
 

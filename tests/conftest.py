@@ -40,10 +40,11 @@ QUICK = {
     "output": {"looking", "summary"},
     "peers": {"captum", "interop"},
     "repository": {"house"},
+    "service": {"asked", "batcher"},
     "tasks": {"first_token"},
     "text": {"inputs", "text"},
 }
-NOT_QUICK = ("slow", "gpu", "interpret", "browser", "ray", "not_quick")
+NOT_QUICK = ("slow", "gpu", "interpret", "browser", "ray", "serve", "not_quick")
 
 VALIDATED = 4  # outputs of a test, by jsonschema, which takes longer than many an explanation
 WITH_JSONSCHEMA = importlib.util.find_spec("jsonschema") is not None  # a machine that is lent may lack it

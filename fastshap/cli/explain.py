@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from fastshap.cli import reproduce as cli_reproduce
 from fastshap.cli import run as cli_jobs
+from fastshap.cli import serve as cli_service
 from fastshap.cli.options import for_model, in_words, of_settings, with_background, with_options
 from fastshap.output.visible import printable
 from fastshap.version import __version__
@@ -201,6 +203,8 @@ def explain(
 
 app.command("explain")(with_options(explain, of_settings(), before="return_convergence_delta"))
 cli_jobs.register(app, explain)
+cli_service.register(app, explain)
+cli_reproduce.register(app)
 
 
 @app.command()

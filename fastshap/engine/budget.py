@@ -45,6 +45,7 @@ class Budget:
         self.batch_size = batch_size
         self._device = device
         self._fitting: int | None = None  # tokens, once a call did not fit
+        self.worth = 0.0  # tokens of padding that cost less than one more call
         self.together = True  # scores of one small call may share a backward pass; False once a model could not
         self._tokens = _TOKENS.get(device.type, _TOKENS_ON_A_GPU)
         self.measured = batch_size != "auto" or free_memory(device) is None

@@ -135,13 +135,14 @@ class Running:
 def summaries(running: Sequence[Running], scores: Sequence[Tensor]) -> list[Summary]:
     """What becomes of texts' token scores (T, n, L), on their device.
 
-    Texts of one number of targets are summarised by the same operators.
+    Texts of one number of targets and samples are summarised by the same operators.
     """
     alike: dict[Any, list[int]] = {}
     for i, (one, score) in enumerate(zip(running, scores, strict=True)):
         grouping = one.grouping
         alone = i if grouping.linear and not grouping.keeps_targets else -1
-        alike.setdefault((score.shape[0], grouping.linear, alone), []).append(i)
+        kind = *score.shape[:2], one.sampling, grouping.strategy, grouping.backend, alone
+        alike.setdefault(kind, []).append(i)
     found = []
     for members in alike.values():
         pairs, backend = running[members[0]].sampling == "antithetic", running[members[0]].grouping.backend

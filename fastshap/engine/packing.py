@@ -148,6 +148,9 @@ class Batch:
     moved: Tensor | None  # (M, D) packed, as for items
 
 
+_MASK = 0.06  # the share of a call that a mask costs. Measured (docs/adr/0009)
+
+
 def plan(
     lengths: Sequence[int],
     kinds: Sequence[Any],
@@ -168,9 +171,12 @@ def plan(
         lo = 0
         while lo < rows[item]:
             mixed = first >= 0 and (kinds[item] != kinds[first] or (equal_lengths and lengths[item] != lengths[first]))
-            # Better a smaller call than one with padding, or with a part of a text, where it is large enough.
+            # Where it is large enough, better a smaller call than one with a part of a text, or with much padding.
             differs = lengths[item] != lengths[first] or rows[item] - lo > room - taken
-            mixed |= differs and budget.is_enough(taken, lengths[first])
+            if differs and budget.is_enough(taken, lengths[first]):
+                more = rows[item] - lo
+                padding = (lengths[first] - lengths[item]) * more + _MASK * (taken + more) * lengths[first]
+                mixed |= more > room - taken or padding > budget.worth
             if room == taken or mixed or len(call) == MOST_TEXTS:
                 if call:
                     yield call

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,14 @@ from fastshap.types.baselines import BaselineSet
 Stage = Callable[[int, float], Report | None]  # of so much work, and the share of all that is left that it makes up
 
 
+class Ends(NamedTuple):
+    """What the model gives at the ends of a text's paths, each (T,) or (t,), over the samples of all rounds."""
+
+    value: Tensor  # at the text
+    baseline: Tensor  # the mean at the noisy baselines
+    delta: Tensor  # the sum of all token scores minus the difference of these
+
+
 @dataclass(frozen=True)
 class Rounds:
     """Computes texts on models that are equal.
@@ -37,10 +46,6 @@ class Rounds:
     @property
     def _settings(self) -> Settings:
         return self.execution.settings
-
-    @property
-    def _pairs(self) -> bool:
-        return self._settings.sampling == "antithetic"
 
     def samples(self, items: Sequence[Item], round_: int, running: Sequence[Running] | None = None) -> list[Samples]:
         """Those of one round of each text. ``running``: what came before, which a learned density depends on."""
@@ -82,53 +87,79 @@ class Rounds:
         rounds: int | None = None,
     ) -> list[Running]:
         """The scores of every text. Texts that have enough leave; the others share calls."""
+        running = [self.begun(grouping) for grouping in groupings]
         n = self._settings.n_perturbations
-        running = [Running(grouping, self._settings.sampling) for grouping in groupings]
-        if learns := self._settings.path_density == "auto" or self.execution.variances is not None:
-            for one in running:
-                one.learned = learned.Learned(self._pairs)
         active = list(range(len(items)))
         while active:
-            left = [items[i] for i in active]
-            samples = self.samples(left, running[active[0]].rounds, [running[i] for i in active])
-            found: list[Summary] = []
-            spreads: list[tuple[int, Tensor]] = []
+            left, ours = [items[i] for i in active], [running[i] for i in active]
+            samples = self.samples(left, ours[0].rounds, ours)
             work = n * sum(item.n_scores * len(item.input_ids) for item in left)
             report = stage(work, 1 if self._settings.rtol is None else 0.5)  # how many rounds are to come, nobody knows
+            taken = Taken(ours, samples)
             for scored in token_scores(models, left, samples, self.scores, self.execution, report):
-                ours = [active[k] for k, _ in scored]
-                each = summaries([running[i] for i in ours], [scores for _, scores in scored])
-                found += [one._replace(places=[ours[place] for place in one.places]) for one in each]
-                if learns:
-                    spreads += [(k, learned.spreads(scores, samples[k], self._pairs)) for k, scores in scored]
-            for summary in _on_host(found):
-                for i, moments in summary.of_each():
-                    running[i].add(n, moments)
-            if learns:
-                for (k, _), spread in zip(spreads, to_host([spread for _, spread in spreads]), strict=True):
-                    running[active[k]].learned.add(samples[k], spread.numpy())  # type: ignore[union-attr]
+                taken.take(scored)
+            taken.close()
             active = [i for i in active if not self.enough(running[i], rounds)]
         if self.execution.variances is not None:
             self.execution.variances.extend(map(_variance, running))
         return running
 
-    def deltas(self, models: Sequence[nn.Module], items: Sequence[Item], running: Sequence[Running]) -> list[Tensor]:
-        """(T,) or (t,) for each text: the sum of its token scores minus (F(x) - mean F(b_i)) over the samples of all rounds."""
+    def begun(self, grouping: Grouping) -> Running:
+        """A text's scores, before the first round."""
+        running = Running(grouping, self._settings.sampling)
+        if self._settings.path_density == "auto" or self.execution.variances is not None:
+            running.learned = learned.Learned(self._settings.sampling == "antithetic")
+        return running
+
+    def ends(self, models: Sequence[nn.Module], items: Sequence[Item], running: Sequence[Running]) -> list[Ends]:
+        """Those of each text that was explained."""
         baselines: list[list[Tensor]] = [[] for _ in items]
         at_text: list[Tensor] = [torch.zeros(0, device="cpu")] * len(items)
         for round_ in range(max(its.rounds for its in running)):
             some = [i for i in range(len(items)) if running[i].rounds > round_]
             left = [items[i] for i in some]
-            ends = [_endpoints(samples, with_text=round_ == 0) for samples in self.samples(left, round_)]
+            ends = [endpoints(samples, with_text=round_ == 0) for samples in self.samples(left, round_)]
             values = evaluate(models, left, ends, self.scores, self.execution)
             for i, value in zip(some, values, strict=True):
                 if round_ == 0:
                     at_text[i], value = value[-1], value[:-1]
                 baselines[i].append(value)
-        return [
-            its.tokens.sum(1) - (own - torch.cat(values).mean(0))
-            for its, own, values in zip(running, at_text, baselines, strict=True)
-        ]
+        each = zip(running, at_text, baselines, strict=True)
+        return [ends_of(its, value, torch.cat(values)) for its, value, values in each]
+
+
+class Taken:
+    """One round of some texts: takes token scores as they come, which stay on the device, and adds all up at the end.
+
+    Args:
+        running: what came before, of each text.
+        samples: those of each.
+    """
+
+    def __init__(self, running: Sequence[Running], samples: Sequence[Samples]) -> None:
+        self._running, self._samples = running, samples
+        self._found: list[Summary] = []
+        self._spreads: list[tuple[int, Tensor]] = []
+
+    def take(self, scored: Sequence[tuple[int, Tensor]]) -> None:
+        """Texts' numbers, and their token scores (t, n, L)."""
+        places = [k for k, _ in scored]
+        each = summaries([self._running[k] for k in places], [scores for _, scores in scored])
+        self._found += [one._replace(places=[places[place] for place in one.places]) for one in each]
+        for k, scores in scored:
+            if self._running[k].learned is not None:
+                pairs = self._running[k].sampling == "antithetic"
+                self._spreads.append((k, learned.spreads(scores, self._samples[k], pairs)))
+
+    def close(self) -> None:
+        """Adds what was taken to what came before."""
+        for summary in _on_host(self._found):
+            for k, moments in summary.of_each():
+                self._running[k].add(len(self._samples[k].alphas), moments)
+        if self._spreads:
+            on_host = to_host([spread for _, spread in self._spreads])
+            for (k, _), spread in zip(self._spreads, on_host, strict=True):
+                self._running[k].learned.add(self._samples[k], spread.numpy())  # type: ignore[union-attr]
 
 
 def at_texts(
@@ -168,7 +199,13 @@ def _on_host(found: Sequence[Summary]) -> list[Summary]:
     ]
 
 
-def _endpoints(sample: Samples, with_text: bool) -> Samples:
+def ends_of(running: Running, value: Tensor, at_baselines: Tensor) -> Ends:
+    """From the value at the text (T,), and those at the noisy baselines (samples, T)."""
+    baseline = at_baselines.mean(0)
+    return Ends(value, baseline, running.tokens.sum(1) - (value - baseline))
+
+
+def endpoints(sample: Samples, with_text: bool) -> Samples:
     """The noisy baseline of every sample, and the text itself last where wanted."""
     if not with_text:
         return sample._replace(alphas=np.ones_like(sample.alphas))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastshap.engine.estimate import Running
 from fastshap.engine.packing import Execution, Item
-from fastshap.engine.rounds import Rounds, Stage, at_texts
+from fastshap.engine.rounds import Ends, Rounds, Stage, at_texts
 from fastshap.engine.run import Forward, device_of
 from fastshap.errors import FastshapError, ModelFailedError, NonFiniteError
 from fastshap.models.replicas import side_by_side
@@ -59,9 +59,9 @@ class Work:
         forward: Forward,
         stage: Stage,
         rounds: int | None,
-        with_delta: bool,
-    ) -> list[tuple[Running, Tensor | None] | FastshapError]:
-        """The scores of every text, and its convergence delta if ``with_delta``.
+        with_ends: bool,
+    ) -> list[tuple[Running, Ends | None] | FastshapError]:
+        """The scores of every text, and the ends of its paths if ``with_ends``.
 
         Args:
             forward: gives the targets' scores (R, T) of a model call.
@@ -69,21 +69,22 @@ class Work:
         """
         rounds_of = Rounds(self.execution, forward)
 
-        def computed(some: Sequence[int], alone: bool) -> list[tuple[Running, Tensor | None]]:
+        def computed(some: Sequence[int], alone: bool) -> list[tuple[Running, Ends | None]]:
             texts, groups = [items[i] for i in some], [groupings[i] for i in some]
-            models = [self.model] if alone else self._shared_by(texts)
+            tokens = self.execution.settings.n_perturbations * sum(len(item.input_ids) for item in texts)
+            models = [self.model] if alone else self.shared_by(tokens)
             running = rounds_of.run(models, texts, groups, stage, rounds)
-            deltas = rounds_of.deltas(models, texts, running) if with_delta else [None] * len(running)
-            return list(zip(running, deltas, strict=True))
+            ends = rounds_of.ends(models, texts, running) if with_ends else [None] * len(running)
+            return list(zip(running, ends, strict=True))
 
         found = self._isolated(range(len(items)), computed)
         good = [one for one in found if not isinstance(one, FastshapError)]
         alike: dict[torch.Size, list[Tensor]] = {}
-        for tensor in (tensor for running, delta in good for tensor in (running.tokens, delta) if tensor is not None):
+        for tensor in (tensor for running, ends in good for tensor in (running.tokens, *(ends or ()))):
             alike.setdefault(tensor.shape[:-1], []).append(tensor)
         if all(bool(torch.cat(tensors, -1).isfinite().all()) for tensors in alike.values()):
             return found
-        return [one if isinstance(one, FastshapError) else _finite(*one) for one in found]
+        return [one if isinstance(one, FastshapError) else finite(*one) for one in found]
 
     def text_may_ride(self, item: Item, weights: int) -> bool:
         """Whether a text's own row costs less as one more row of its call, with gradients, than in a call of its own.
@@ -119,12 +120,11 @@ class Work:
 
         return self._isolated(items, values)
 
-    def _shared_by(self, items: Sequence[Item]) -> Sequence[nn.Module]:
-        """The models that share the work: one per device. On a CPU with enough to do, two, each on half of the cores."""
-        settings = self.execution.settings
-        tokens = settings.n_perturbations * sum(len(item.input_ids) for item in items)
+    def shared_by(self, tokens: int) -> Sequence[nn.Module]:
+        """The models that share so many tokens: one per device. On a CPU with enough to do, two, each on half of the cores."""
         alone = len(self.models) == 1 and device_of(self.model).type == "cpu"
-        if not alone or tokens < ENOUGH_TOKENS or not isinstance(settings.inference_mode, InferenceModes):
+        mode = self.execution.settings.inference_mode
+        if not alone or tokens < ENOUGH_TOKENS or not isinstance(mode, InferenceModes):
             return self.models
         return side_by_side(self.model, min(2, torch.get_num_threads()))
 
@@ -160,15 +160,23 @@ def tokens_of_some_seconds(model: nn.Module, passes: int, n: int) -> float:
     return max(rows, ENOUGH_TOKENS if device == "cpu" else _ENOUGH_ON_A_GPU) / n
 
 
+def tokens_of_a_call(model: nn.Module) -> float:
+    """How many tokens take as long as what a call costs whatever its size; 0 on a GPU, where it was not measured."""
+    if device_of(model).type != "cpu":
+        return 0.0
+    return _MODULE * len(modules_of(model)) / (6 * weights_of(model) / _SUMS["cpu"])  # forward and backward
+
+
 def weights_of(model: nn.Module) -> int:
     """How many weights a token passes through: all but the table of embeddings."""
     table = next(model.get_input_embeddings().parameters()).numel()  # type: ignore[operator]
     return max(1, sum(one.numel() for one in tensors_of(model)) - table)
 
 
-def _finite(running: Running, delta: Tensor | None) -> tuple[Running, Tensor | None] | NonFiniteError:
-    if bool(running.tokens.isfinite().all()) and (delta is None or bool(delta.isfinite().all())):
-        return running, delta
+def finite(running: Running, ends: Ends | None) -> tuple[Running, Ends | None] | NonFiniteError:
+    """What was found for a text, or the error that takes its place."""
+    if all(bool(tensor.isfinite().all()) for tensor in (running.tokens, *(ends or ()))):
+        return running, ends
     return NonFiniteError(
         "The model's scores or gradients are NaN or infinite for this text. Look for damaged weights, for overflow in half "
         "precision (load the model in float32 or bfloat16), or for a baseline or noise_std of enormous size."

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from fastshap.engine.estimate import Running
+from fastshap.engine.rounds import Ends
 from fastshap.errors import FastshapError
 from fastshap.models.provenance import Provenance
 from fastshap.output.inputs import model_inputs
@@ -45,11 +46,11 @@ class Maker:
 
     def outputs(
         self,
-        found: Sequence[tuple[Running, Tensor | None] | FastshapError],
+        found: Sequence[tuple[Running, Ends | None] | FastshapError],
         prepared: Sequence[Prepared],
         groupings: Sequence[Grouping],
     ) -> list[AttributionOutput | FastshapError]:
-        """The outputs of texts, of what was found for each: its scores, and its delta as :meth:`output` takes it."""
+        """The outputs of texts, of what was found for each, as :meth:`output` takes it."""
         good = [i for i, one in enumerate(found) if not isinstance(one, FastshapError)]
         tokens = [found[i][0].tokens for i in good]  # type: ignore[index]
         totals = iter(unassigned([groupings[i] for i in good], tokens))
@@ -59,15 +60,16 @@ class Maker:
         ]
 
     def output(
-        self, prepared: Prepared, grouping: Grouping, running: Running, delta: Tensor | None, total: Tensor
+        self, prepared: Prepared, grouping: Grouping, running: Running, ends: Ends | None, total: Tensor
     ) -> AttributionOutput:
         """The output of a text that was explained.
 
         Args:
-            delta: its convergence delta (T,) or (t,), if it was asked for.
+            ends: those of its paths, if its convergence delta was asked for.
             total: (t,) what is unassigned.
         """
         kept = self.task.kept(prepared)
+        at_ends = Ends(*(None,) * 3) if ends is None else Ends(*(grouping.reduce_targets(one).clone() for one in ends))  # type: ignore[arg-type]
         looked_at = later(_looked_at, grouping, prepared.encoded, kept)
         return AttributionOutput(
             attributions=running.attributions,
@@ -81,7 +83,9 @@ class Maker:
             standard_error=running.standard_error(),
             degrees_of_freedom=running.freedom,
             unassigned=total,
-            convergence_delta=None if delta is None else grouping.reduce_targets(delta).clone(),
+            convergence_delta=at_ends.delta,
+            output_value=at_ends.value,
+            baseline_value=at_ends.baseline,
             text=prepared.encoded.text,
             element_spans=looked_at,
             element_tokens=grouping.members,

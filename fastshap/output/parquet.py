@@ -18,7 +18,7 @@ from fastshap.errors import InvalidArgumentError
 from fastshap.extras import needed
 from fastshap.output.disk import StrPath, replacing
 from fastshap.output.output import AttributionOutput
-from fastshap.output.plain import encodable, number
+from fastshap.output.plain import AT_ENDS, encodable, number
 from fastshap.output.visible import printable
 from fastshap.tasks import has_classes, task_of_class
 from fastshap.types import name_of_task
@@ -38,6 +38,8 @@ _LATER = {
     "reliability",
     "segments",
     "target_weights",
+    "output_value",
+    "baseline_value",
 }  # columns that older files lack
 _JSON = ("settings", "provenance", "model_inputs")
 _OF_EARLIER_JOBS = {"text_hash", "elements", "attributions", "targets", "target_names", "n_perturbations", "error"}
@@ -65,6 +67,8 @@ def columns_of_outputs() -> pa.Schema:
             ("degrees_of_freedom", arrow.int32()),
             ("unassigned", floats),
             ("convergence_delta", floats),
+            ("output_value", floats),
+            ("baseline_value", floats),
             ("predicted_label", arrow.string()),
             ("probability", arrow.float64()),
             ("target_probabilities", floats),
@@ -167,7 +171,7 @@ def _row(output: AttributionOutput, provenances: dict[int, str]) -> dict[str, An
     settings = row["settings"]
     # What differs between texts has columns of its own, so that the settings are the same in every row.
     varying = {name: settings.pop(name) for name in ("n_perturbations", "rounds")}
-    delta, key = output.convergence_delta, id(output.provenance)
+    key = id(output.provenance)
     if key not in provenances:
         provenances[key] = _json(row["provenance"])
     texts = {
@@ -185,7 +189,7 @@ def _row(output: AttributionOutput, provenances: dict[int, str]) -> dict[str, An
         "standard_error": output.standard_error.flatten().numpy(),
         "reliability": output.reliability.numpy(),
         "unassigned": output.unassigned.numpy(),
-        "convergence_delta": None if delta is None else delta.numpy(),
+        **{name: None if (value := getattr(output, name)) is None else value.numpy() for name in AT_ENDS},
     }
     return row | varying | texts | numbers
 

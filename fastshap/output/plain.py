@@ -35,6 +35,8 @@ _SAME = (
     *("predicted_label", "probability"),
 )
 
+AT_ENDS = ("convergence_delta", "output_value", "baseline_value")  # (t,) where the delta was asked for
+
 
 @cache
 def schema() -> dict[str, Any]:
@@ -64,7 +66,7 @@ def to_plain(record: Record) -> dict[str, Any]:
         "standard_error": [numbers(row) for row in record.standard_error],
         "reliability": numbers(record.reliability),
         "unassigned": numbers(record.unassigned),
-        "convergence_delta": None if record.convergence_delta is None else numbers(record.convergence_delta),
+        **{name: None if (value := getattr(record, name)) is None else numbers(value) for name in AT_ENDS},
         "target_probabilities": None if record.target_probabilities is None else record.target_probabilities.tolist(),
         "model_inputs": {name: value.tolist() for name, value in record.model_inputs_to_explain.items()},
         "settings": record.settings.to_plain() | {"n_perturbations": record.n_perturbations, "rounds": record.rounds},
@@ -87,6 +89,7 @@ def from_plain(kind: type[Any], data: Any) -> Any:
         )
     if version == 1:
         data = _from_first(data)
+    data = dict.fromkeys(AT_ENDS[1:]) | data
     if version < SCHEMA_VERSION:
         data = {"segments": [], "target_weights": None} | data | {"schema_version": SCHEMA_VERSION}
     try:
@@ -118,7 +121,7 @@ def _agree(data: dict[str, Any]) -> None:
         InvalidArgumentError: they do not; the message names the field.
     """
     targets, elements = len(data["target_names"]), len(data["elements"])
-    sizes = {"unassigned": targets, "convergence_delta": targets, "target_probabilities": targets}
+    sizes = dict.fromkeys(("unassigned", *AT_ENDS, "target_probabilities"), targets)
     sizes |= {"element_spans": elements, "element_tokens": elements, "attributions": targets, "standard_error": targets}
     for name, size in sizes.items():
         if data[name] is not None and len(data[name]) != size:
@@ -217,9 +220,8 @@ def _fields(data: dict[str, Any]) -> dict[str, Any]:
     inputs = {
         name: torch.tensor(value, dtype=torch.int64, device="cpu") for name, value in data["model_inputs"].items()
     }
-    delta, probabilities, weights = (
-        data[name] for name in ("convergence_delta", "target_probabilities", "target_weights")
-    )
+    of_targets = {name: data[name] for name in (*AT_ENDS, "target_probabilities")}
+    weights = data["target_weights"]
     known = {one.name for one in fields(Provenance)}
     return {
         **{name: data[name] for name in _SAME},
@@ -234,8 +236,7 @@ def _fields(data: dict[str, Any]) -> dict[str, Any]:
         "attributions": tensor(data["attributions"], targets, elements),
         "standard_error": tensor(data["standard_error"], targets, elements),
         "unassigned": tensor([data["unassigned"]], 1, targets)[0],
-        "convergence_delta": None if delta is None else tensor([delta], 1, targets)[0],
-        "target_probabilities": None if probabilities is None else tensor([probabilities], 1, targets)[0],
+        **{name: None if one is None else tensor([one], 1, targets)[0] for name, one in of_targets.items()},
         "model_inputs_to_explain": BatchEncoding(inputs),
         "provenance": Provenance(**{name: value for name, value in data["provenance"].items() if name in known}),
     }

@@ -69,6 +69,8 @@ class Record(HasSettings):
         degrees_of_freedom: those of ``standard_error``; 0 if there is none.
         unassigned: (t,) total score of the positions that no visible element shows. With SUM, the elements plus this add up.
         convergence_delta: (t,) sum of all positions' scores minus (F(x) - mean F(b_i)), if you asked for it.
+        output_value: (t,) F(x), the target's score at the text, if you asked for the convergence delta.
+        baseline_value: (t,) mean F(b_i), its mean at the noisy baselines, likewise.
         error: what was wrong with the text, with on_error="record". Its attributions are then (0, 0).
         text: the text that the elements come from. In generation the target follows the input. For token ids it is their text.
         element_spans: for each element, where it begins and ends in ``text``; (0, 0) for special tokens, which are not in it.
@@ -100,6 +102,8 @@ class Record(HasSettings):
     degrees_of_freedom: int = 0
     unassigned: Tensor = field(default_factory=lambda: torch.zeros(0))
     convergence_delta: Tensor | None = None
+    output_value: Tensor | None = None
+    baseline_value: Tensor | None = None
     error: str | None = None
     text: str = ""
     element_spans: list[tuple[int, int]] = field(default_factory=list)

@@ -41,6 +41,10 @@ class MaskedLMTask(PlacesTask):
     _proven: tuple[Way, ...] = ()  # ways that give what the full logits hold
     _tried_head: Any = None  # what the output layer was then
 
+    def examples(self, texts: Sequence[str]) -> tuple[Any, Any]:
+        mask = self.tokenizer.mask_token
+        return [text if mask is None else f"{mask} {text}" for text in texts], None
+
     def find_shortcuts(self) -> None:
         self._proven = ()
         with as_written(self.model), contextlib.suppress(Exception):  # what fails on texts too is said of them

@@ -36,6 +36,9 @@ class QuestionAnsweringTask(PlacesTask):
     shown = Shown(targets="answer", segments=("question", "context"))
     takes_pairs = True
 
+    def examples(self, texts: Sequence[str]) -> tuple[Any, Any]:
+        return [Pair("a", text) for text in texts], None
+
     def logits_of(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
         found = self.outputs_of(model, inputs)
         if "start_logits" not in found or "end_logits" not in found:

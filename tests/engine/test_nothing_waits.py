@@ -141,9 +141,7 @@ def test_values_are_sent_together_and_fetched_once(on_meta, task, options):
 @pytest.mark.parametrize("task", ["classification", "generation"])
 def test_calls_without_gradients_neither(on_meta, task):
     """Those of the convergence delta, at the texts and at their noisy baselines."""
-    sent, fetched, _ = on_meta(
-        task, work="deltas", return_convergence_delta=True, granularity_aggregation_strategy="sum"
-    )
+    sent, fetched, _ = on_meta(task, work="ends", return_convergence_delta=True, granularity_aggregation_strategy="sum")
     assert fetched == 1
     assert 0 < sent["engine.packing"] <= 3
 

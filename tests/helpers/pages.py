@@ -32,7 +32,7 @@ class Parsed(HTMLParser):
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
         self.tags.append((tag, attrs))
-        if tag not in ("meta", "input"):
+        if tag not in ("meta", "input", "link"):
             self.open.append((tag, attrs))
         if attrs.get("class") == "s":
             self.sentences.append("")

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "fastshap"
 CHAIN = [
     *("errors", "types", "version", "extras", "checks"),
     *("kernels", "reference", "ops", "sampling", "settings", "models", "text", "engine", "tasks", "output"),
-    *("base", "explainer", "reproduction", "one_call", "metrics", "jobs", "integrations", "cli"),
+    *("base", "explainer", "reproduction", "one_call", "metrics", "jobs", "service", "integrations", "cli"),
 ]
 
 
@@ -88,8 +88,8 @@ def test_no_test_module_imports_another():
 # What a task answers: nothing outside fastshap/tasks/ may decide by it. Attributes, and what getattr is asked for.
 DECIDING = {"generates", "is_generation", "is_classification", "prompt_length", "labels"}
 ENDINGS = ("ForSequenceClassification", "ForCausalLM", "LMHeadModel", "ForMaskedLM")
-# The enumeration itself, and the public names.
-NAMING = {"fastshap.types", "fastshap"}
+# The enumeration itself, the public names, and Prometheus's labels.
+NAMING = {"fastshap.types", "fastshap", "fastshap.service.metrics"}
 KINDS = {"fastshap.tasks.classification", "fastshap.tasks.generation"}
 
 

@@ -55,6 +55,10 @@ def test_the_predicted_token_at_every_mask(pair, mode, monkeypatch):
                     close(row, by_captum(model, output, score, monkeypatch))
 
 
+def test_it_is_warmed_up_on_a_mask(pair):
+    fastshap.warm_up(GradientShap(*pair, "auto", n_perturbations=2))
+
+
 @pytest.mark.parametrize("family", with_slow_ones(FAMILIES, "Bert", "ModernBert"))
 def test_alone_and_in_company(default_pair, family):
     pair = tiny(family, "ForMaskedLM", default_pair[1]), default_pair[1]

@@ -50,6 +50,10 @@ def test_an_answer_is_the_sum_of_its_ends(pair, mode, monkeypatch):
                 close(output.attributions[0], by_captum(model, output, score, monkeypatch))
 
 
+def test_it_is_warmed_up_on_a_question(pair):
+    fastshap.warm_up(GradientShap(*pair, n_perturbations=2))
+
+
 def test_the_predicted_answer(pair):
     """The best sum of a start and an end in the context, and its probability among context and [CLS]."""
     model, tokenizer = pair

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
+from functools import cache
 
 from fastshap.output.render.markup import marked, plain
 
@@ -193,6 +196,15 @@ def luminance(colour: bytes) -> float:
     """Relative, as the contrast guidelines WCAG 2 define it; black and white stand out alike at 0.18."""
     linear = [c / 3294.6 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
     return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@cache
+def page_policy() -> str:
+    """The content security policy for a page that an app sends: the page's own style and nothing else."""
+    digest = base64.b64encode(hashlib.sha256(style(PAGE + ARTICLE).encode()).digest()).decode()
+    return (
+        f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
 
 
 def head(title: str, rules: str = ARTICLE) -> str:

@@ -1,0 +1,199 @@
+"""What an instance may ask for, and what is said where it cannot: without a server."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+import fastshap
+from fastshap.errors import InvalidArgumentError, OverloadedError
+from fastshap.service import fields
+from fastshap.service.audit import Audit, lines_of
+from fastshap.service.bodies import parsed
+from fastshap.service.instances import Reader
+from fastshap.service.limits import Limits
+from fastshap.service.problems import ProblemError, of_all, problem_of
+from fastshap.settings import PARAMETERS
+from fastshap.types import Granularity
+from fastshap.types.targets import Contrast
+
+
+@pytest.fixture(scope="module")
+def explainer(default_pair):
+    return fastshap.GradientShap(*default_pair, batch_size="auto")
+
+
+@pytest.fixture(scope="module")
+def reader(explainer):
+    return Reader(explainer, Limits(max_samples=100, max_targets=3, max_text_tokens=40))
+
+
+def refused(reader, instance):
+    with pytest.raises(ProblemError) as caught:
+        reader.asked(instance)
+    assert caught.value.status == 422
+    return caught.value.field, caught.value.message
+
+
+def test_every_parameter_is_a_field_or_the_services_own(reader):
+    assert {*fields.OPTIONS, *fields.OF_THE_SERVICE} == PARAMETERS.keys()
+    assert tuple(name for name in reader.fields if name in PARAMETERS) == fields.OPTIONS
+    for name in fields.OPTIONS:
+        assert reader.fields[name]["description"] == PARAMETERS[name].help
+    assert "callable" not in json.dumps(reader.fields)
+
+
+def test_an_instance_as_the_queue_takes_it(reader):
+    assert reader.asked("Dull.")[:3] == ("Dull.", None, {})
+    one = reader.asked({"text": "a", "pair": "b", "target": 1, "granularity": "token", "baseline": "[MASK]", "seed": 3})
+    assert one.text == ("a", "b")
+    assert one.target == 1
+    assert one.options == {"granularity": Granularity.TOKEN, "baseline": "[MASK]", "seed": 3}
+    assert reader.asked({"text": "a", "targets": ["positive", 0]}).target == ["positive", 0]
+    assert reader.asked({"text": "a", "targets": "all"}).target == "all"
+    assert reader.asked({"text": "a", "target": "positive", "contrast": 0}).target == Contrast("positive", 0)
+    assert reader.asked({"text": "a", "granularity": [[0, 1]]}).options["granularity"].given == ((0, 1),)
+
+
+def test_scores_that_do_not_add_up_have_no_delta(reader):
+    assert reader.asked({"text": "a", "reduction": "abs_mean"}).options["return_convergence_delta"] is False
+    assert reader.asked({"text": "a", "input_x_gradient": False}).options["return_convergence_delta"] is False
+
+
+@pytest.mark.parametrize(("asked", "most"), [({"rtol": 0.1}, 100), ({"rtol": 0.1, "n_perturbations": 1}, 64)])
+def test_rounds_stay_within_the_limit(reader, asked, most):
+    assert reader.asked({"text": "a", **asked}).options["max_perturbations"] == most
+
+
+def test_rounds_where_the_service_has_a_tolerance_of_its_own(default_pair):
+    explainer = fastshap.GradientShap(*default_pair, rtol=0.2, max_perturbations=70, path_density="auto")
+    reader = Reader(explainer, Limits(max_samples=100))
+    for asked, expected in (
+        ({}, {}),
+        ({"seed": 1}, {"seed": 1}),
+        ({"n_perturbations": 20}, {"n_perturbations": 20, "max_perturbations": 100}),
+        ({"rtol": 0.1}, {"rtol": 0.1, "max_perturbations": 100}),
+        ({"rtol": 0.1, "max_perturbations": 50}, {"rtol": 0.1, "max_perturbations": 50}),
+        ({"rtol": None}, {"rtol": None, "max_perturbations": None, "path_density": None}),
+        ({"rtol": None, "max_perturbations": None}, {"rtol": None, "max_perturbations": None, "path_density": None}),
+    ):
+        options = reader.asked({"text": "a", **asked}).options
+        assert options == expected
+        explainer._for_call(options)
+
+
+@pytest.mark.parametrize(
+    ("instance", "field", "said"),
+    [
+        (5, "", "a string or an object"),
+        ([], "", "a string or an object"),
+        ({}, "", "needs text"),
+        ("  ", ".text", "empty"),
+        ({"text": ""}, ".text", "empty"),
+        ({"text": "a", "seed": "x"}, ".seed", "whole number"),
+        ({"text": "a", "seed": True}, ".seed", "whole number"),
+        ({"text": "a", "seed": 2**63}, ".seed", "at most"),
+        ({"text": "a", "n_perturbations": 101}, ".n_perturbations", "at most 100"),
+        ({"text": "a", "granularity": "words"}, ".granularity", "word"),
+        ({"text": "a", "granularity": "callable:x"}, ".granularity", "word"),
+        ({"text": "a", "granularity": [[0, -1]]}, ".granularity[0][1]", "at least 0"),
+        ({"text": "a", "baseline": {"texts": ["x"]}}, ".baseline", "must be"),
+        ({"text": "a", "inference_mode": "softmax"}, ".inference_mode", "no field"),
+        ({"text": "a", "model": "other"}, ".model", "no field"),
+        ({"text": "a", "a b": 1}, "['a b']", "no field"),
+        ({"text": "a", "target": [1]}, ".target", "must be"),
+        ({"text": "a", "targets": []}, ".targets", "at least 1"),
+        ({"text": "a", "targets": [1, 1, 1, 1]}, ".targets", "4"),
+        ({"text": "a", "target": 1, "targets": "all"}, ".targets", "not both"),
+        ({"text": "a", "contrast": 1}, ".contrast", "beside one target"),
+        ({"text": "a", "max_new_tokens": 5}, ".max_new_tokens", "no field"),
+        ({"text": "\ud800"}, ".text", "surrogate"),
+    ],
+)
+def test_what_is_wrong_has_a_place(reader, instance, field, said):
+    found, message = refused(reader, instance)
+    assert found == field
+    assert said in message
+
+
+def test_long_texts_are_counted_and_short_ones_are_not(reader, explainer):
+    assert not reader.is_long(reader.asked("a gorgeous film"))
+    fits = reader.asked("incomprehensibly " * 3)
+    assert reader.is_long(fits)
+    reader.check_length(fits)
+    for instance in ("a " * 60, {"text": "a", "pair": "b " * 60}, {"text": "a", "target": "c " * 60}):
+        with pytest.raises(ProblemError, match="and the service takes 40") as caught:
+            reader.check_length(reader.asked(instance))
+        assert caught.value.status == 413
+    assert explainer.tokenizer.backend_tokenizer.truncation is None
+
+
+def test_a_language_model_may_write_so_many_tokens(llama_pair):
+    explainer = fastshap.GradientShap(*llama_pair, batch_size="auto")
+    reader = Reader(explainer, Limits(max_new_tokens=5))
+    assert reader.asked("a").options == {"generation_kwargs": {"max_new_tokens": 5}}
+    assert reader.asked({"text": "a", "target": "b"}).options == {}
+    assert refused(reader, {"text": "a", "max_new_tokens": 6})[0] == ".max_new_tokens"
+    assert "pair" not in reader.fields
+    assert refused(reader, {"text": "a", "pair": "b"})[0] == ".pair"
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"\xff{}", b"\xfe\xff\x00{\x00}", b"[" * 100_000, b'{"a": NaN}', b"[-Infinity]"]
+)
+def test_what_is_no_json(body):
+    with pytest.raises(ProblemError) as caught:
+        parsed(body)
+    assert caught.value.status == 422
+
+
+def test_errors_have_a_status_and_strangers_keep_their_secrets():
+    assert problem_of(OverloadedError("full", retry_after=2.2)).headers == {"retry-after": "3"}
+    assert problem_of(InvalidArgumentError("no")).status == 422
+    assert "secret" not in json.dumps(problem_of(RuntimeError("secret")).plain())
+    worst = of_all([problem_of(InvalidArgumentError("no"), "a"), problem_of(OverloadedError("full"), "b")])
+    assert (worst.status, worst.field, len(worst.instances)) == (429, "b", 2)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_body_bytes": 0}, {"max_samples": 1.5}, {"timeout": 0}, {"grace": float("inf")}]
+)
+def test_limits_are_checked(wrong):
+    with pytest.raises((InvalidArgumentError, TypeError), match=next(iter(wrong))):
+        Limits(**wrong)
+
+
+@pytest.mark.parametrize("with_texts", [True, False])
+def test_an_audit_log_goes_on_behind_a_line_that_was_not_finished(explainer, tmp_path, with_texts):
+    path = tmp_path / "audit.jsonl"
+    outputs = explainer.explain(["A secretive film.", "Dull."])
+    for request_id in ("one", "two"):
+        audit = Audit(path, with_texts)
+        audit.add([outputs[0], problem_of(InvalidArgumentError("secretive")), outputs[1]], request_id, "m")
+        audit.close()
+        with path.open("ab") as file:
+            file.write(b'{"audit": 1, "ti')
+    found = list(lines_of(path))
+    assert [(line.id, line.error is None, line.whole) for line in found] == [
+        (f"{name}/{i}", i != 1, with_texts and i != 1) for name in ("one", "two") for i in range(3)
+    ]
+    assert (path.stat().st_mode & 0o777) == 0o600
+    text = path.read_text()
+    assert ("secretive" in text) is with_texts
+    assert ("input_ids" in text) is with_texts
+    assert found[0].output["attributions"] == outputs[0].attributions.tolist()
+    assert found[0].output["provenance"]["model_fingerprint"] == outputs[0].provenance.model_fingerprint
+    with path.open("ab") as file:
+        file.write(b"\n{}\n")
+    with pytest.raises(InvalidArgumentError, match="line 9"):
+        list(lines_of(path))
+
+
+def test_the_docs_list_fields_and_limits_as_they_are(reader):
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    for name, its in reader.fields.items():
+        assert f"| `{name}` | {its['description']} |\n" in page
+    for one in dataclasses.fields(Limits):
+        name, said = one.name.replace("_", "-"), one.metadata
+        assert f"| `--{name}` | {one.default:,.0f} | {said['help']} | {said['answer']} |\n" in page
