@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from fastshap.engine.budget import Budget
+from fastshap.engine.cutting import Piece, plan
 from fastshap.engine.members import Members
-from fastshap.ops import MOST_TEXTS, Rows
+from fastshap.ops import Rows
 from fastshap.ops.transfer import to_device
 from fastshap.sampling import Samples
 from fastshap.settings import Settings
@@ -98,14 +99,6 @@ class Execution:
     variances: list[np.ndarray] | None = None
 
 
-class Piece(NamedTuple):
-    """The samples ``lo:hi`` of one item."""
-
-    item: int
-    lo: int
-    hi: int
-
-
 @dataclass(frozen=True)
 class Call:
     """What one model call gets; the task turns it into scores (R, T)."""
@@ -148,48 +141,6 @@ class Batch:
     moved: Tensor | None  # (M, D) packed, as for items
 
 
-_MASK = 0.06  # the share of a call that a mask costs. Measured (docs/adr/0009)
-
-
-def plan(
-    lengths: Sequence[int],
-    kinds: Sequence[Any],
-    rows: Sequence[int],
-    budget: Budget,
-    equal_lengths: bool,
-    backward: bool = True,
-) -> Iterator[list[Piece]]:
-    """Cuts the rows of all items into calls: items of one kind a call, longest first, so that padding stays small.
-
-    ``kinds``: what is equal for the items of a call. ``backward``: whether the calls keep what a backward pass takes.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: (kinds[i], lengths[i]), reverse=True)
-    call: list[Piece] = []
-    room = taken = 0
-    first = -1
-    for item in order:
-        lo = 0
-        while lo < rows[item]:
-            mixed = first >= 0 and (kinds[item] != kinds[first] or (equal_lengths and lengths[item] != lengths[first]))
-            # Where it is large enough, better a smaller call than one with a part of a text, or with much padding.
-            differs = lengths[item] != lengths[first] or rows[item] - lo > room - taken
-            if differs and budget.is_enough(taken, lengths[first]):
-                more = rows[item] - lo
-                padding = (lengths[first] - lengths[item]) * more + _MASK * (taken + more) * lengths[first]
-                mixed |= more > room - taken or padding > budget.worth
-            if room == taken or mixed or len(call) == MOST_TEXTS:
-                if call:
-                    yield call
-                call, first, taken = [], item, 0
-                room = budget.rows(lengths[item], backward)
-            hi = min(lo + room - taken, rows[item])
-            call.append(Piece(item, lo, hi))
-            taken += hi - lo
-            lo = hi
-    if call:
-        yield call
-
-
 def planned(
     items: Sequence[Item], samples: Sequence[Samples], execution: Execution, backward: bool
 ) -> Iterator[list[Piece]]:
@@ -202,21 +153,6 @@ def planned(
         execution.layout.equal_lengths,
         backward,
     )
-
-
-def halves(pieces: Sequence[Piece]) -> tuple[list[Piece], list[Piece]]:
-    """The first and the second half of a call's rows."""
-    room = sum(piece.hi - piece.lo for piece in pieces) // 2
-    first: list[Piece] = []
-    second: list[Piece] = []
-    for piece in pieces:
-        middle = min(piece.hi, piece.lo + room)
-        room -= middle - piece.lo
-        if middle > piece.lo:
-            first.append(Piece(piece.item, piece.lo, middle))
-        if middle < piece.hi:
-            second.append(Piece(piece.item, middle, piece.hi))
-    return first, second
 
 
 def sent(

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from fastshap import ops
 from fastshap.engine.budget import Budget
+from fastshap.engine.cutting import Piece, halves
 from fastshap.engine.memory import collect_young
-from fastshap.engine.packing import Batch, Call, Execution, Item, Piece, columns, halves, planned, sent
+from fastshap.engine.packing import Batch, Call, Execution, Item, columns, planned, sent
 from fastshap.models.tree import first_parameter, modules_of
 from fastshap.ops.transfer import to_host
 from fastshap.sampling import Samples

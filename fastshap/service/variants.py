@@ -14,17 +14,15 @@ from fastshap.engine.work import finite
 from fastshap.errors import FastshapError, InvalidTypeError, ModelFailedError
 from fastshap.output.output import AttributionOutput
 from fastshap.output.progress import Progress
+from fastshap.settings import PARAMETERS
 from fastshap.tasks import Prepared
 from fastshap.text.inputs import sources
 
 if TYPE_CHECKING:
     from fastshap.explainer import GradientShap
 
-# Parameters that may differ between the rows of one model call: they decide a text's own samples, elements and rounds.
-_OF_A_TEXT = {
-    *("seed", "n_perturbations", "sampling", "path_density", "rtol", "max_perturbations"),
-    *("granularity", "granularity_aggregation_strategy", "return_convergence_delta"),
-}
+# What may differ between the rows of one model call.
+_OF_A_TEXT = {name for name, its in PARAMETERS.items() if its.of_a_text} | {"return_convergence_delta"}
 
 
 @dataclass(eq=False)

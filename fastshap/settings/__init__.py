@@ -53,6 +53,7 @@ class Settings:
 
     granularity: Granularity | OwnGroups = parameter(
         Granularity.WORD,
+        of_a_text=True,
         check=granularity_of,
         option=str,
         help="What gets a score: all_tokens, token, word, tokenizer_word, part_sentence or sentence.",
@@ -65,6 +66,7 @@ class Settings:
     )
     granularity_aggregation_strategy: GranularityAggregationStrategy = parameter(
         GranularityAggregationStrategy.MEAN,
+        of_a_text=True,
         **member(
             GranularityAggregationStrategy,
             help="How the scores of a word's tokens become one: mean, max, min, sum, signed_max, first or last.",
@@ -93,6 +95,7 @@ class Settings:
     )
     n_perturbations: int = parameter(
         10,
+        of_a_text=True,
         check=lambda value, name: checks.whole(value, name, least=1, most=2**31 - 1),
         option=int,
         help="Samples per text; more samples take longer and give steadier scores.",
@@ -131,6 +134,7 @@ class Settings:
     )
     sampling: str = parameter(
         "antithetic",
+        of_a_text=True,
         **word(
             SAMPLINGS,
             help="How samples are drawn: antithetic (pairs, less noise) or iid (independent).",
@@ -140,6 +144,7 @@ class Settings:
     )
     path_density: float | tuple[float, ...] | str | None = parameter(
         None,
+        of_a_text=True,
         check=checks.path_density,
         option=str,
         help="Where on the path samples are denser: numbers such as 3,2,1 for equal parts from the text to the baseline, auto "
@@ -165,6 +170,7 @@ class Settings:
     )
     seed: int = parameter(
         0,
+        of_a_text=True,
         check=lambda value, name: checks.whole(value, name, least=-(2**63), most=2**63 - 1),
         option=int,
         help="The same seed gives the same numbers.",
@@ -173,6 +179,7 @@ class Settings:
     )
     rtol: float | None = parameter(
         None,
+        of_a_text=True,
         check=checks.tolerance,
         option=float,
         help="Target accuracy: sample until every standard error is at most this share of the text's largest score, for "
@@ -188,6 +195,7 @@ class Settings:
     )
     max_perturbations: int | None = parameter(
         None,
+        of_a_text=True,
         check=lambda value, name: None if value is None else checks.whole(value, name, least=1),
         option=int,
         help=f"The most samples per text, with rtol; by default {_MOST_ROUNDS} times n_perturbations.",

@@ -27,6 +27,7 @@ class Parameter(NamedTuple):
     schema: Mapping[str, Any]  # JSON schema of its plain form
     to_plain: Callable[[Any], Any] = same
     from_plain: Callable[[Any], Any] = same
+    of_a_text: bool = False  # whether texts share a model call that differ in it
 
 
 def parameter(default: Any, **said: Any) -> Any:

@@ -7,7 +7,7 @@ import torch
 
 import fastshap
 from fastshap.engine.budget import Budget
-from fastshap.engine.packing import plan
+from fastshap.engine.cutting import plan
 from helpers.checks import assert_equal
 from helpers.texts import INPUTS, TARGETS
 

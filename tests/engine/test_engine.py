@@ -8,8 +8,8 @@ import torch
 
 import fastshap
 from fastshap.engine.budget import Budget
+from fastshap.engine.cutting import plan
 from fastshap.engine.estimate import summaries
-from fastshap.engine.packing import plan
 
 CPU = torch.device("cpu")
 

@@ -20,7 +20,8 @@ from transformers import (
 )
 
 import fastshap
-from fastshap.engine.packing import Execution, Item, Layout, Piece, sent
+from fastshap.engine.cutting import Piece
+from fastshap.engine.packing import Execution, Item, Layout, sent
 from fastshap.sampling import draw_samples
 from fastshap.settings import Settings
 from fastshap.tasks.heads import full_logits, target_logits

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastshap.engine.budget import Budget
-from fastshap.engine.packing import plan
+from fastshap.engine.cutting import plan
 from fastshap.reference import segment_reduce
 from fastshap.sampling import draw_samples
 from fastshap.text.groups import _SENTENCE_END, _abbreviates
