@@ -1,8 +1,11 @@
-"""``python -m bench``: fastshap beside other tools; ``python -m bench host``: its own work on the host."""
+"""``python -m bench``: fastshap beside other tools; ``host``: its own work on the host; ``serve``: the service under load."""
 
 import sys
 
+from bench import serving
 from bench.compare import command, host
 
+OTHERS = {"host": host.main, "serve": serving.main}
+
 if __name__ == "__main__":
-    sys.exit(host.main(sys.argv[2:]) if sys.argv[1:2] == ["host"] else command.main())
+    sys.exit(OTHERS[sys.argv[1]](sys.argv[2:]) if sys.argv[1:2] and sys.argv[1] in OTHERS else command.main())
