@@ -65,12 +65,12 @@ def _is_long(text: Text, room: float) -> bool:
 
 
 def _short_rows(texts: list[Text], room: float) -> list[tuple[Text, int]]:
-    """All rows of the oldest text and of those as long as it, which need no padding beside it; then of the next oldest."""
-    alike: dict[Hashable, list[Text]] = {}
-    for text in texts:
-        alike.setdefault((text.kind, len(text.item.input_ids)), []).append(text)
+    """All rows of the oldest text, then of those nearest to it in length, which need least padding beside it."""
+    if not texts:
+        return []
+    length = len(texts[0].item.input_ids)
     chosen: list[tuple[Text, int]] = []
-    for text in (text for some in alike.values() for text in some):
+    for text in sorted(texts, key=lambda text: abs(len(text.item.input_ids) - length)):  # the order of age among equals
         work = text.rows * text.row
         if work <= room or not chosen:
             chosen.append((text, text.rows))
