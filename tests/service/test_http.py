@@ -73,8 +73,9 @@ def test_an_explanation_is_what_the_explainer_gives(client, service):
     assert asked(client, TEXT, path=PREDICT)["predictions"][0]["label"] == "positive"
 
 
-def test_the_answer_in_the_docs_is_the_real_one(client):
-    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+@pytest.mark.parametrize("page", ["README.md", "docs/serving.md"])
+def test_the_answer_in_the_docs_is_the_real_one(client, page):
+    page = (Path(__file__).parents[2] / page).read_text()
     (shown,) = [json.loads(line) for line in page.splitlines() if line.startswith('{"predictions"')]
     (said,), (real,) = shown["explanations"], asked(client, {"text": TEXT, "n_perturbations": 10})["explanations"]
     assert [*said] == [*real]
