@@ -90,7 +90,8 @@ def serve(
         ),
     ] = True,
     ray: Annotated[
-        bool, typer.Option("--ray", help="Run the service on Ray Serve, in one process or more; it needs the extra ray.")
+        bool,
+        typer.Option("--ray", help="Run the service on Ray Serve, in one process or more; it needs the extra ray."),
     ] = False,
     address: Annotated[
         str | None,
@@ -100,7 +101,8 @@ def serve(
         int | None, typer.Option(help="With --ray: processes that explain, each with a model.  [default: 1]", min=1)
     ] = None,
     autoscale: Annotated[
-        str | None, typer.Option(metavar="MIN:MAX", help="With --ray: from MIN to MAX processes, by how much there is to do.")
+        str | None,
+        typer.Option(metavar="MIN:MAX", help="With --ray: from MIN to MAX processes, by how much there is to do."),
     ] = None,
     gpus_per_replica: Annotated[
         float | None,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fastshap.explainer import GradientShap
+from fastshap.settings import DEFAULTS
 from fastshap.tasks.loading import load_pair
 
 
@@ -40,6 +41,10 @@ class Explained:
         settings = {"batch_size": "auto"} | dict(self.settings)
         size = settings["batch_size"]
         settings["batch_size"] = int(size) if isinstance(size, str) and size.isdecimal() else size
-        explainer = GradientShap(*load_pair(self.model, self.task), task=self.task, **settings)
-        explainer.return_convergence_delta = self.with_delta and explainer.settings.adds_up
-        return explainer
+        its = {**DEFAULTS, **settings}
+        return GradientShap(
+            *load_pair(self.model, self.task),
+            task=self.task,
+            return_convergence_delta=self.with_delta and its["reduction"] == "sum" and bool(its["input_x_gradient"]),
+            **settings,
+        )

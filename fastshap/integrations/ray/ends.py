@@ -6,6 +6,7 @@ two see to it that clients find what they find where uvicorn serves the app.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections import OrderedDict
@@ -83,10 +84,8 @@ class Front:
         found.append((_ID, name.encode()))
         if (given := header(headers, TIMEOUT.encode())) is not None:
             found.append((_TIME, given.encode("latin-1")))
-            try:
+            with contextlib.suppress(ValueError):  # the service says what is wrong
                 found.append((TIMEOUT.encode(), str(max(0.0, float(given)) + _SPARE).encode()))
-            except ValueError:  # the service says so
-                pass
         for one, (_, when) in list(self._lost.items()):
             if time.monotonic() > when + _SECONDS:
                 del self._lost[one]

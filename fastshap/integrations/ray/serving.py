@@ -34,7 +34,7 @@ _LOADING = 600.0  # seconds that a model may take until it is ready
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Served:
-    """What each replica serves: see :class:`fastshap.service.building.Explained` and :class:`fastshap.service.service.Service`."""
+    """What each replica serves: what is explained, and the rest as for :class:`fastshap.service.service.Service`."""
 
     explained: Explained = dataclasses.field(default_factory=Explained)
     name: str | None = None
@@ -66,6 +66,7 @@ class Replica:
     """A process that explains. It takes requests once its model has been tried."""
 
     def __init__(self, served: Served) -> None:
+        _keep_to_loopback()
         for kind in (NoiseWarning, TruncationWarning):  # answers say so themselves
             warnings.simplefilter("ignore", kind)
         log = None if served.audit is None else Audit(served.audit, served.audit_texts)
@@ -127,8 +128,8 @@ def app(arguments: Mapping[str, Any]) -> Any:
 
     Args:
         arguments: ``model``, ``task``, ``name``, ``threads``, ``replicas`` or ``min_replicas`` and ``max_replicas``,
-            ``gpus_per_replica``, ``audit``, ``audit_texts``, ``token``, ``limits`` (an object of limits), ``settings`` (an object
-            of the explainer's parameters). All may be left out.
+            ``gpus_per_replica``, ``audit``, ``audit_texts``, ``token``, ``limits`` (an object of limits), ``settings`` (an
+            object of the explainer's parameters). All may be left out.
 
     Raises:
         InvalidArgumentError: there is no such argument.
@@ -136,9 +137,7 @@ def app(arguments: Mapping[str, Any]) -> Any:
     given = dict(arguments)
     take: Callable[..., Any] = given.pop
     least, most, gpus = take("min_replicas", None), take("max_replicas", None), take("gpus_per_replica", 0)
-    scale = Scale(
-        replicas=take("replicas", 1), between=None if most is None else (least or 1, most), gpus=gpus
-    )
+    scale = Scale(replicas=take("replicas", 1), between=None if most is None else (least or 1, most), gpus=gpus)
     settings = dict(take("settings", {}))
     if gpus:
         settings.setdefault("device", "auto")
@@ -190,7 +189,9 @@ def serve_on_ray(
                     },
                 )
                 handle = serve.run(
-                    application(served, scale), name=APP, logging_config={"log_level": "WARNING", "enable_access_log": False}
+                    application(served, scale),
+                    name=APP,
+                    logging_config={"log_level": "WARNING", "enable_access_log": False},
                 )
                 name = handle.name.remote().result()
             started(name)
@@ -245,6 +246,23 @@ def _told_to_stop() -> Iterator[_Stop]:
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
+
+
+def _keep_to_loopback() -> None:
+    """Ray Serve's replicas listen on all interfaces for each other, and unpickle what comes. On a node that has the loopback
+    address alone, nobody else has a reason to ask.
+
+    Raises:
+        JobError: this is another Ray than this was written for.
+    """
+    util = needed("ray.util", "ray")
+    if util.get_node_ip_address() != "127.0.0.1":
+        return
+    replica = needed("ray.serve._private.replica", "ray")
+    bind = getattr(replica, "add_port_to_grpc_server", None)
+    if bind is None:
+        raise JobError("With this version of Ray, replicas may listen on all interfaces. Take Ray 2.60, or a cluster.")
+    replica.add_port_to_grpc_server = lambda server, at: bind(server, at.replace("[::]", "127.0.0.1"))
 
 
 def _reason(error: BaseException) -> str:
