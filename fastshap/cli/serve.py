@@ -6,9 +6,10 @@ import contextlib
 import dataclasses
 import inspect
 import os
+import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -88,6 +89,25 @@ def serve(
             help="Answer how far the scores are from adding up, and the values they lie between; it costs n + 1 forward rows.",
         ),
     ] = True,
+    ray: Annotated[
+        bool,
+        typer.Option("--ray", help="Run the service on Ray Serve, in one process or more; it needs the extra ray."),
+    ] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(help="With --ray: a cluster to join, as host:port or auto.  [default: Ray on this machine alone]"),
+    ] = None,
+    replicas: Annotated[
+        int | None, typer.Option(help="With --ray: processes that explain, each with a model.  [default: 1]", min=1)
+    ] = None,
+    autoscale: Annotated[
+        str | None,
+        typer.Option(metavar="MIN:MAX", help="With --ray: from MIN to MAX processes, by how much there is to do."),
+    ] = None,
+    gpus_per_replica: Annotated[
+        float | None,
+        typer.Option(help="With --ray: GPUs for each process.  [default: 1 if the cluster has any]", min=0),
+    ] = None,
     **settings: Any,
 ) -> None:
     """Serves explanations over HTTP: KServe's V1 and V2 protocols, and a page at / for people.
@@ -98,30 +118,60 @@ def serve(
 
     from fastshap.errors import FastshapError, NoiseWarning, TruncationWarning
     from fastshap.service.audit import Audit
+    from fastshap.service.building import Explained
     from fastshap.service.server import bound_socket
     from fastshap.service.server import serve as run
     from fastshap.service.service import Service
 
     logging.disable_progress_bar()
     opened = contextlib.ExitStack()
+    on_ray = {
+        "address": address,
+        "replicas": replicas,
+        "autoscale": autoscale,
+        "gpus_per_replica": gpus_per_replica,
+    }
     try:
         limits = Limits(**{one.name: settings.pop(one.name) for one in dataclasses.fields(Limits)})
         token = _token(token_file)
         if audit_texts and audit is None:
             _fail("--audit-texts is for an audit log; add --audit.", 2)
+        for option, value in on_ray.items():
+            if not ray and value is not None:
+                _fail(f"--{option.replace('_', '-')} is for Ray Serve; add --ray.", 2)
+        if ray and replicas is not None and autoscale is not None:
+            _fail("--replicas and --autoscale exclude each other; leave one out.", 2)
         listening = opened.enter_context(bound_socket(host, port))
+        opened.enter_context(_ending_at_sigterm())
+        explained = Explained(
+            model=model,
+            task=task,
+            threads=threads or 1,
+            with_delta=return_convergence_delta,
+            settings=for_model(with_background(settings), model, task),
+        )
+        where = f"[{host}]" if ":" in host else host
+        url = f"http://{where}:{listening.getsockname()[1]}"
+        if ray:
+            from fastshap.integrations.ray.serving import Served
+
+            port = listening.getsockname()[1]
+            opened.close()
+            path = None if audit is None else str(audit.absolute())
+            served = Served(
+                explained=explained, name=name, limits=limits, token=token, audit=path, audit_texts=audit_texts
+            )
+            _on_ray(served, host, port, url, **on_ray)
+            return
         log = None if audit is None else opened.enter_context(contextlib.closing(Audit(audit, audit_texts)))
-        explainer = _explainer(settings, model, task, threads, return_convergence_delta)
-        service = Service(explainer, name=name, limits=limits, token=token, audit=log)
+        service = Service(explained.explainer(), name=name, limits=limits, token=token, audit=log)
     except FastshapError as error:
         opened.close()
         _fail(str(error), 2)
-    where = f"[{host}]" if ":" in host else host
-    address = f"http://{where}:{listening.getsockname()[1]}"
 
     def started() -> None:
-        service.log.event("listening", url=address, name=service.name)
-        typer.echo(f"fastshap: {service.name} at {address}")
+        service.log.event("listening", url=url, name=service.name)
+        typer.echo(f"fastshap: {service.name} at {url}")
 
     with opened, warnings.catch_warnings():
         for kind in (NoiseWarning, TruncationWarning):  # answers say so themselves
@@ -132,24 +182,40 @@ def serve(
             _fail(f"the model could not be tried: {error}", 1)
 
 
-def _explainer(
-    settings: dict[str, Any], model: str | None, task: str | None, threads: int | None, with_delta: bool
-) -> Any:
-    import torch
+def _on_ray(served: Any, host: str, port: int, url: str, **options: Any) -> None:
+    """The service on Ray Serve, until it is told to stop."""
+    from fastshap.errors import JobError
+    from fastshap.integrations.ray.serving import Scale, serve_on_ray
 
-    from fastshap.explainer import GradientShap
-    from fastshap.tasks.loading import load_pair
+    between = None if options["autoscale"] is None else _between(options["autoscale"])
+    scale = Scale(replicas=options["replicas"] or 1, between=between, gpus=options["gpus_per_replica"])
 
-    torch.set_num_threads(1 if threads is None else threads)
-    settings = for_model(with_background(settings), model, task)
-    size = settings.pop("batch_size")
-    return GradientShap(
-        *load_pair(model, task),
-        batch_size=int(size) if size.isdecimal() else size,
-        return_convergence_delta=with_delta and settings["reduction"] == "sum" and settings["input_x_gradient"],
-        task=task,
-        **settings,
-    )
+    def started(name: str) -> None:
+        typer.echo(f"fastshap: {name} at {url}")
+
+    try:
+        serve_on_ray(served, scale, host=host, port=port, address=options["address"], started=started)
+    except JobError as error:
+        _fail(str(error), 1)
+
+
+def _between(said: str) -> tuple[int, int]:
+    from fastshap.errors import InvalidArgumentError
+
+    least, _, most = said.partition(":")
+    if not (least.isdecimal() and most.isdecimal()):
+        raise InvalidArgumentError(f"--autoscale is MIN:MAX, such as 1:4; got {said!r}.")
+    return int(least), int(most)
+
+
+@contextlib.contextmanager
+def _ending_at_sigterm() -> Iterator[None]:
+    """While nothing is accepted yet, a signal ends the process at once, and well."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _token(file: Path | None) -> str | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import threading
 import time
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -89,6 +91,7 @@ class Batcher:
         self._left = 0.0, 0.0  # the work of what is under way, likewise
         self._thread = threading.Thread(target=self._run, name="fastshap-batcher", daemon=True)
         self._thread.start()
+        _OPEN.add(self)
 
     def submit(
         self, text: Any, target: Any = None, *, deadline: float | None = None, **options: Any
@@ -139,6 +142,11 @@ class Batcher:
         """What waits or is under way now."""
         with self._guard:
             return Load(len(self._waiting) + len(self._under_way), int(sum(self._queued) + sum(self._left)))
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether texts are explained: it was not closed, and its thread runs."""
+        return self._thread.is_alive()
 
     def close(self, timeout: float | None = None) -> None:
         """Takes no more texts, finishes what was accepted, and ends the thread.
@@ -283,6 +291,16 @@ class Batcher:
     def _tell(self, name: str, value: float) -> None:
         if self._watch is not None:
             self._watch(name, value)
+
+
+_OPEN: weakref.WeakSet[Batcher] = weakref.WeakSet()  # each as long as its thread runs, and maybe longer
+
+
+@atexit.register
+def _close_all() -> None:
+    """A thread that is in native code when the interpreter goes away would abort the process."""
+    for one in list(_OPEN):
+        one.close(0)
 
 
 def _alike(requests: Iterable[Request]) -> Iterator[list[Request]]:

@@ -70,8 +70,7 @@ class Gate:
             await self.app(scope, receive, send)
             return
         began = time.perf_counter()
-        own = header(scope["headers"], b"x-request-id")
-        context = Context(own if own and _ID.fullmatch(own) else uuid.uuid4().hex)
+        context = Context(request_id(scope["headers"]))
         scope[CONTEXT] = context
         status = 0
 
@@ -138,6 +137,12 @@ class Gate:
         if works or status >= 400:
             about: dict[str, Any] = {"request_id": context.request_id, "operation": operation, "status": status}
             self.service.log.event("request", milliseconds=round(1000 * seconds, 1), **about, **context.about)
+
+
+def request_id(headers: list[tuple[bytes, bytes]]) -> str:
+    """What the client calls its request, or a name made here."""
+    own = header(headers, b"x-request-id")
+    return own if own and _ID.fullmatch(own) else uuid.uuid4().hex
 
 
 async def _refuse(problem: ProblemError, request_id: str, receive: Any, send: Send) -> None:

@@ -8,6 +8,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -254,3 +256,41 @@ def test_a_burst_of_400_requests_of_which_some_are_bad():
                 assert status in (422, 429)
                 assert "seed must be a whole number" in body["error"] or status == 429
         assert after < 3 * before + 0.1
+
+
+def python(script, **options):
+    """A process that runs ``script``, in this checkout."""
+    root = str(Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", script, *options], env=environment, stdout=-1, stderr=-1, text=True)
+
+
+def test_a_signal_while_the_model_loads():
+    script = """
+import time
+import fastshap.service.building as building
+from fastshap.cli import app
+building.load_pair = lambda *_: (print("loading", flush=True), time.sleep(60))
+app(["serve", "--port", "0"])
+"""
+    with python(script) as process:
+        assert process.stdout.readline() == "loading\n"
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+        assert time.monotonic() - began < 5
+        assert process.stderr.read() == ""
+
+
+def test_a_batcher_that_nobody_closes():
+    script = """
+import fastshap
+batcher = fastshap.Batcher(fastshap.GradientShap(*fastshap.load_default_model(), batch_size="auto"))
+waiting = [batcher.submit(f"A gorgeous film {i}.") for i in range(400)]
+waiting[0].result()
+"""
+    with python(script) as process:
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == 0, said
+        assert said == ""

@@ -23,15 +23,15 @@ _ANSWER = 10.0  # seconds that a cluster has to answer
 _SPARE_CPUS = 2  # of a Ray that is started here, for what reads and cuts while the workers hold theirs
 
 
-def imported(address: str | None) -> Any:
-    """ray, with ray.data."""
+def imported(address: str | None, part: str = "ray.data") -> Any:
+    """ray, with a part of it."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is None and "ray" not in sys.modules:
         # By this name, which counts on Linux too, Ray is told that it has one node: it takes the loopback address then, instead
         # of looking for the one that other machines see and listening on all.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     ray = needed("ray", "ray")
-    needed("ray.data", "ray")
+    needed(part, "ray")
     return ray
 
 
