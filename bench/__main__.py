@@ -1,4 +1,4 @@
-"""``python -m bench``: fastshap beside other tools; ``host``: its own work on the host; ``faithfulness``: whose scores are true."""
+"""``python -m bench``: fastshap beside other tools; ``host``: its work on the host; ``faithfulness``: whose scores are true."""
 
 import sys
 

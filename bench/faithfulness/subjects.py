@@ -50,7 +50,7 @@ class Plan:
 _OF_BERT = ("zero", "PAD", "MASK", "mean", "background")
 FULL = {
     "packaged": Plan("packaged model (BERT, 2 layers)", 200, 50, 2, _OF_BERT, ("delete", "mask")),
-    "masked": Plan("the same, trained with random masks", 200, 50, 2, _OF_BERT, ("delete", "mask")),
+    "masked": Plan("the same, trained with random masks", 100, 50, 2, _OF_BERT, ("delete", "mask")),
     "minilm": Plan(
         "MiniLM fine-tuned (BERT, 6 layers)",
         *(30, 50, 2),
