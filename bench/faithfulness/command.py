@@ -4,7 +4,8 @@
     python -m bench faithfulness --quick                    some texts of the packaged model, in seconds, nothing kept
     python -m bench faithfulness --report                   writes the table and picture again, from the figures there are
 
-Each subject is kept in the results as soon as it is measured; ``--fresh`` measures it again.
+Each subject is kept in the results as soon as it is measured; ``--fresh`` measures it again. A run that was interrupted
+goes on with the method where it was: scores lie in the cache of ``tools.assets``, as long as commit and versions are the same.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import hashlib
 import json
 import math
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,11 +26,13 @@ import transformers
 
 from bench.console import say
 from bench.faithfulness import hypotheses, report
-from bench.faithfulness.methods import Bench, checked_alike
+from bench.faithfulness.methods import Bench, Method, checked_alike
 from bench.faithfulness.subjects import FULL, QUICK, Plan, load
 from bench.paths import RESULTS
 from bench.record import commit, machine, versions
 from fastshap import metrics
+from fastshap.metrics.controls import with_scores
+from tools.assets import cache_dir
 
 RECORD = RESULTS / "faithfulness.json"
 
@@ -41,15 +46,20 @@ def measures(plan: Plan) -> list[metrics.Measure]:
     return [*usual, metrics.NormalizedAOPC(beam=1)] if plan.normalised else usual
 
 
-def measured(name: str, plan: Plan) -> dict[str, Any]:
-    """All methods of one subject, beside fastshap's default."""
+def measured(name: str, plan: Plan, kept: Path | None = None) -> dict[str, Any]:
+    """All methods of one subject, beside fastshap's default.
+
+    Args:
+        kept: a directory for the methods' scores, so that a run that was interrupted goes on.
+    """
     start = time.perf_counter()
     bench = Bench(load(name, plan), plan)
     outputs: dict[str, list[Any]] = {}
     rows: dict[str, dict[str, Any]] = {}
     for method in bench.methods():
         began = time.perf_counter()
-        outputs[method.name] = [method.run(seed) for seed in range(plan.seeds if method.random else 1)]
+        seeds = range(plan.seeds if method.random else 1)
+        outputs[method.name] = [_kept(kept, bench, method, seed) for seed in seeds]
         for of_seed in outputs[method.name]:
             checked_alike(of_seed)
         seconds = time.perf_counter() - began
@@ -74,6 +84,27 @@ def measured(name: str, plan: Plan) -> dict[str, Any]:
         "versions": versions(),
         "commit": commit(),
     }
+
+
+def _kept(directory: Path | None, bench: Bench, method: Method, seed: int) -> list[Any]:
+    """What the method gives, or gave in an earlier run."""
+    if directory is None:
+        return method.run(seed)
+    path = directory / f"{method.name}, {seed}.pt"
+    if path.is_file():
+        scores = torch.load(path)
+        return [with_scores(one, its) for one, its in zip(bench.reference, scores, strict=True)]
+    found = method.run(seed)
+    directory.mkdir(parents=True, exist_ok=True)
+    torch.save([one.attributions for one in found], path.with_suffix(".new"))
+    path.with_suffix(".new").replace(path)
+    return found
+
+
+def _place(name: str, plan: Plan) -> Path:
+    """Where scores are kept, outside the repository: of this code, these versions and this plan alone."""
+    stamp = json.dumps([dataclasses.asdict(plan), versions(), commit()])
+    return cache_dir() / "faithfulness" / f"{name}-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}"
 
 
 def _plain(table: metrics.FaithfulnessTable) -> dict[str, Any]:
@@ -165,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.fresh and name in read()["subjects"]:
             say(f"{name}: measured before")
             continue
-        found = measured(name, FULL[name])
+        found = measured(name, FULL[name], _place(name, FULL[name]))
         record = read()  # again, as another part may have ended meanwhile
         record["subjects"][name] = found
         record["subjects"] = {one: record["subjects"][one] for one in FULL if one in record["subjects"]}

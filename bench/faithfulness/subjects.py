@@ -49,18 +49,18 @@ class Plan:
 
 _OF_BERT = ("zero", "PAD", "MASK", "mean", "background")
 FULL = {
-    "packaged": Plan("packaged model (BERT, 2 layers)", 200, 50, 2, _OF_BERT, ("delete", "mask")),
-    "masked": Plan("the same, trained with random masks", 100, 50, 2, _OF_BERT, ("delete", "mask")),
+    "packaged": Plan("packaged model (BERT, 2 layers)", 100, 50, 2, _OF_BERT, ("delete", "mask")),
+    "masked": Plan("the same, trained with random masks", 60, 50, 2, _OF_BERT, ("delete", "mask")),
     "minilm": Plan(
         "MiniLM fine-tuned (BERT, 6 layers)",
-        *(30, 50, 2),
-        ("zero", "PAD", "MASK", "background"),
+        *(24, 50, 2),
+        ("zero", "PAD", "MASK"),
         ("delete", "mask"),
         normalised=False,
     ),
     "smollm2": Plan(
         "SmolLM2-135M-Instruct, next words",
-        *(8, 20, 2),
+        *(6, 20, 2),
         ("zero", "mean"),
         ("mean",),
         few=True,
