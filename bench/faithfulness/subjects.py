@@ -53,7 +53,7 @@ FULL = {
     "masked": Plan("the same, trained with random masks", 60, 50, 2, _OF_BERT, ("delete", "mask")),
     "minilm": Plan(
         "MiniLM fine-tuned (BERT, 6 layers)",
-        *(24, 50, 2),
+        *(24, 50, 1),
         ("zero", "PAD", "MASK"),
         ("delete", "mask"),
         normalised=False,

@@ -71,16 +71,10 @@ def leave_one_out(faithfulness: Faithfulness, outputs: Sequence[AttributionOutpu
 
 def gradient_norm(explainer: GradientShap, outputs: Sequence[AttributionOutput]) -> list[AttributionOutput]:
     """The mean absolute gradient of the explained score at the text's own embeddings, in one row a text."""
-    own = explainer._for_call(
-        {
-            "reduction": "abs_mean",
-            "input_x_gradient": False,
-            "n_perturbations": 1,
-            "rtol": None,
-            "on_error": "record",
-            "return_convergence_delta": False,
-        }
-    )
+    # All tokens count as special ones, which stay where they are on the path.
+    at_the_text = {"perturb_special_tokens": False, "n_perturbations": 1, "rtol": None}
+    how = {"reduction": "abs_mean", "input_x_gradient": False, "return_convergence_delta": False}
+    own = explainer._for_call({**at_the_text, **how, "on_error": "record"})
     task, items, groupings = own.task, [], []
     with working(own):
         for output in outputs:
@@ -88,7 +82,7 @@ def gradient_norm(explainer: GradientShap, outputs: Sequence[AttributionOutput])
                 prepared = task.again(*saved_in(output))
                 grouping = own._grouping(prepared, (output.element_tokens, output.elements))
                 item = prepared.item(grouping.joined)
-                items.append(item._replace(special=[True] * len(item.input_ids)))  # all stays where it is on the path
+                items.append(item._replace(special=[True] * len(item.input_ids)))
                 groupings.append(grouping)
         each = iter(own._work().scores(items, groupings, task.scores, lambda *_: None, None, False))
     return [one if one.error is not None else _of_gradient(one, next(each)) for one in outputs]

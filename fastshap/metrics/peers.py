@@ -47,7 +47,7 @@ def captum_gradient_shap(
         with_input: the text itself is a second baseline, so that about half of all samples have no path: as time_interpret's
             public table ran it, with captum's default of 5 samples.
     """
-    captum = needed("captum.attr")
+    captum = _captum()
 
     def attribute(forward: Callable[..., Tensor], x: Tensor, target: int) -> Tensor:
         base = _like(baseline, x)
@@ -63,7 +63,7 @@ def captum_integrated_gradients(
     explainer: GradientShap, outputs: Sequence[AttributionOutput], *, baseline: Tensor | float = 0.0, n_steps: int = 50
 ) -> list[AttributionOutput]:
     """captum's IntegratedGradients over embeddings, with its default Gauss-Legendre rule."""
-    captum = needed("captum.attr")
+    captum = _captum()
 
     def attribute(forward: Callable[..., Tensor], x: Tensor, target: int) -> Tensor:
         found: Tensor = captum.IntegratedGradients(forward).attribute(
@@ -120,6 +120,11 @@ def interpreto_scores(
             )
     each = iter(found)
     return [one if one.error is not None else with_scores(one, _rows(next(each), one)) for one in outputs]
+
+
+def _captum() -> Any:
+    needed("captum")
+    return needed("captum.attr")
 
 
 def _of_interpreto(output: AttributionOutput) -> tuple[str, Tensor]:
