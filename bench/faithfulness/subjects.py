@@ -54,13 +54,13 @@ FULL = {
     "minilm": Plan(
         "MiniLM fine-tuned (BERT, 6 layers)",
         *(24, 50, 1),
-        ("zero", "PAD", "MASK"),
+        ("zero", "MASK"),
         ("delete", "mask"),
         normalised=False,
     ),
     "smollm2": Plan(
         "SmolLM2-135M-Instruct, next words",
-        *(6, 20, 2),
+        *(6, 20, 1),
         ("zero", "mean"),
         ("mean",),
         few=True,
