@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -136,7 +137,9 @@ def _of_interpreto(output: AttributionOutput) -> tuple[str, Tensor]:
 
 
 def _words(elements: Sequence[str]) -> list[str]:
-    return [one.strip().lower() for one in elements]  # uncased tokenizers' words are in lower case
+    """Without what an uncased tokenizer leaves out: capitals and accents."""
+    bare = (unicodedata.normalize("NFD", one.strip().lower()) for one in elements)
+    return ["".join(character for character in one if not unicodedata.combining(character)) for one in bare]
 
 
 def _rows(theirs: Any, output: AttributionOutput) -> Tensor:

@@ -7,7 +7,7 @@ import fastshap
 from fastshap import metrics
 from fastshap.metrics import controls, peers
 
-TEXTS = ["A gorgeous, witty film, but the ending is dull.", "unbelievably good", "ok", ""]
+TEXTS = ["A gorgeous, witty film, but the ending is cliché.", "unbelievably good", "ok", ""]
 
 
 @pytest.fixture(scope="module")
