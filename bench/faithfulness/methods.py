@@ -47,7 +47,11 @@ class Bench:
 
     def ours(self, seed: int, **options: Any) -> fastshap.GradientShap:
         """Words are the tokenizer's, which are interpreto's."""
-        settings = {"n_perturbations": self.plan.rows, "inference_mode": self.mode, "seed": seed} | options
+        settings: dict[str, Any] = {
+            "n_perturbations": self.plan.rows,
+            "inference_mode": self.mode,
+            "seed": seed,
+        } | options
         return fastshap.GradientShap(
             self.subject.model, self.subject.tokenizer, "auto", "tokenizer_word", on_error="record", **settings
         )
@@ -71,8 +75,7 @@ class Bench:
             many = {"Saliency": "1", "Occlusion": "G + 1"}.get(name, rows)
             yield Method(f"interpreto {name}", theirs, many, name in peers.INTERPRETO_RANDOM)
         for replacement, own in self.faithfulness.items():
-            alone = functools.partial(controls.leave_one_out, own, self.reference)
-            yield Method(f"leave one out ({replacement})", lambda seed, run=alone: run(), "G + 1", random=False)
+            yield Method(f"leave one out ({replacement})", functools.partial(self._alone, own), "G + 1", random=False)
         yield Method(
             "gradient norm", lambda seed: controls.gradient_norm(self.explainer, self.reference), "1", random=False
         )
@@ -111,6 +114,9 @@ class Bench:
 
     def _integrated(self, base: Tensor | float, seed: int) -> Outputs:
         return peers.captum_integrated_gradients(self.explainer, self.reference, baseline=base, n_steps=self.plan.rows)
+
+    def _alone(self, faithfulness: metrics.Faithfulness, seed: int) -> Outputs:
+        return controls.leave_one_out(faithfulness, self.reference)
 
     def _interpreto(self, name: str, seed: int) -> Outputs:
         return peers.interpreto_scores(self.explainer, self.reference, name, n_perturbations=self.plan.rows, seed=seed)

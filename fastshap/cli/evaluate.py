@@ -193,7 +193,8 @@ def _read(path: Path, column: str) -> _Given:
 
 
 def _rows(path: Path, lines: Sequence[str], column: str) -> _Given:
-    texts, targets = [], []
+    texts: list[Any] = []
+    targets: list[Any] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

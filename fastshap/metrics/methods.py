@@ -122,7 +122,8 @@ def measures_named(given: str) -> list[Measure]:
 
 def run(setup: Setup, names: Sequence[str], seeds: int, progress: Wanted = None) -> dict[str, list[Outputs]]:
     """Of each method its outputs, for each of so many seeds where it is random."""
-    first, found = setup.explainer.settings.seed, {}
+    first = setup.explainer.settings.seed
+    found: dict[str, list[Outputs]] = {}
     count = len(setup.texts)
     runs = {name: seeds if METHODS[name].random else 1 for name in names}
     with Progress(checked_progress(progress), count * sum(runs.values())) as shown:
