@@ -80,7 +80,8 @@ def load(name: str, plan: Plan) -> Subject:
         "masked": masked_model,
         "minilm": fine_tuned_minilm,
     }
-    return Subject(name, *loaders[name](), held_out_sentences(plan.texts))
+    model, tokenizer = loaders[name]()
+    return Subject(name, model, tokenizer, held_out_sentences(plan.texts))
 
 
 def background() -> list[str]:
