@@ -51,7 +51,6 @@ class Method(NamedTuple):
 
 def _ours(setup: Setup, seed: int, **changed: Any) -> Outputs:
     own = setup.explainer._for_call({**changed, "seed": seed})
-    # The reference's targets: those that a language model writes are the same, and are written once.
     return list(own.explain(list(setup.texts), setup.targets, progress=False))
 
 

@@ -80,6 +80,6 @@ def _counts(table: FaithfulnessTable) -> str:
         noted = "".join(f"; {count} ({note})" for note, count in one.notes.items())
         said.setdefault(f"{one.count}{lost}{noted}", []).append(label)
     return "".join(
-        f"<dt>texts{'' if len(said) == 1 else marked(' of ' + ', '.join(labels))}</dt><dd>{marked(what)}</dd>"
+        f"<dt>measured{'' if len(said) == 1 else marked(' of ' + ', '.join(labels))}</dt><dd>{marked(what)}</dd>"
         for what, labels in said.items()
     )
