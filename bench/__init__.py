@@ -1,7 +1,8 @@
 """How fast, how exact, and against whom.
 
-Four rooms: ``compare`` (beside other tools, and one version beside another), ``gpu``, ``static`` (what the compiler made of
-the kernels) and ``studies`` (how far scores are off). They use the modules of this folder and ``tools``, and not each other.
+Five rooms: ``compare`` (beside other tools, and one version beside another), ``faithfulness`` (whose scores are true),
+``gpu``, ``static`` (what the compiler made of the kernels) and ``studies`` (how far scores are off). They use the modules
+of this folder and ``tools``, and not each other.
 """
 
 import warnings

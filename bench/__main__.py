@@ -1,11 +1,18 @@
-"""``python -m bench``: fastshap beside other tools; ``host``: its own work on the host; ``serve``: the service under load."""
+"""``python -m bench``: fastshap beside other tools; ``host``: its own work on the host; ``serve``: the service under load;
+``faithfulness``: whose scores are true."""
 
 import sys
 
 from bench import serving
 from bench.compare import command, host
-
-OTHERS = {"host": host.main, "serve": serving.main}
+from bench.faithfulness import command as faithfulness
 
 if __name__ == "__main__":
-    sys.exit(OTHERS[sys.argv[1]](sys.argv[2:]) if sys.argv[1:2] and sys.argv[1] in OTHERS else command.main())
+    parts = {"host": host.main, "serve": serving.main, "faithfulness": faithfulness.main}
+    part = parts.get(sys.argv[1]) if len(sys.argv) > 1 else None
+    if part is not None:
+        sys.exit(part(sys.argv[2:]))
+    wrong = command.main()
+    if "--quick" in sys.argv:
+        wrong = faithfulness.main(["--quick"]) or wrong
+    sys.exit(wrong)

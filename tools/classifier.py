@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 
 import torch
 from tokenizers import Tokenizer
@@ -69,8 +70,13 @@ def train(
     size: int,
     features: torch.Tensor | None = None,
     fast: bool = False,
+    changed: Callable[[list[int]], list[int]] = lambda row: row,
 ) -> None:
-    """Fit the probability of "positive" to ``target`` and, if given, a projection of the pooled features."""
+    """Fit the probability of "positive" to ``target`` and, if given, a projection of the pooled features.
+
+    Args:
+        changed: what the model reads in place of a row, anew in each epoch.
+    """
     projection = torch.nn.Linear(model.config.hidden_size, 1 if features is None else features.shape[1])
     parameters = [*model.parameters(), *(projection.parameters() if features is not None else ())]
     steps = epochs * len(batches(rows, size, random.Random(0)))
@@ -81,7 +87,7 @@ def train(
     for epoch in range(epochs):
         losses = []
         for batch in batches(rows, size, rng):
-            margin, pooled = forward(model, [rows[i] for i in batch], fast)
+            margin, pooled = forward(model, [changed(rows[i]) for i in batch], fast)
             loss = F.binary_cross_entropy_with_logits(margin, target[batch])
             losses.append(loss.item())
             if features is not None:

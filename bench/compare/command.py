@@ -14,11 +14,8 @@ import argparse
 import dataclasses
 import datetime
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
-import subprocess
 import time
 import warnings
 from collections.abc import Callable
@@ -32,8 +29,8 @@ import transformers
 from bench.compare import equal_error, long_list, memory, report, spans, tables, timing, verdicts, work, workloads
 from bench.console import say
 from bench.paths import RESULTS, ROOT
+from bench.record import commit, machine, versions
 
-PACKAGES = ("torch", "transformers", "interpreto", "captum", "shap", "triton", "fastshap-text")
 # What figures depend on; the report does not.
 SOURCES = (
     "fastshap/**/*.py",
@@ -169,41 +166,6 @@ def stamp_of(plan: Plan) -> str:
         for path in sorted(ROOT.glob(pattern)):
             digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def machine() -> dict[str, Any]:
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "platform": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def commit() -> str | None:
-    """The commit, with a plus where files other than results differ from it."""
-    try:
-        run = lambda *words: subprocess.run(  # noqa: E731
-            ["git", *words], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = run("status", "--porcelain", "-uno", ".", ":!bench/results")
-        return run("rev-parse", "--short", "HEAD") + ("+" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def main(arguments: list[str] | None = None) -> int:

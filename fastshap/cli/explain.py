@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from fastshap.cli import evaluate as cli_evaluate
 from fastshap.cli import reproduce as cli_reproduce
 from fastshap.cli import run as cli_jobs
 from fastshap.cli import serve as cli_service
@@ -205,6 +206,7 @@ app.command("explain")(with_options(explain, of_settings(), before="return_conve
 cli_jobs.register(app, explain)
 cli_service.register(app, explain)
 cli_reproduce.register(app)
+cli_evaluate.register(app, explain)
 
 
 @app.command()
