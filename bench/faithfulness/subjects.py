@@ -50,7 +50,13 @@ class Plan:
 _OF_BERT = ("zero", "PAD", "MASK", "mean", "background")
 FULL = {
     "packaged": Plan("packaged model (BERT, 2 layers)", 100, 50, 2, _OF_BERT, ("delete", "mask")),
-    "masked": Plan("the same, trained with random masks", 60, 50, 2, _OF_BERT, ("delete", "mask")),
+    "masked": Plan(
+        "the same, trained with random masks",
+        *(50, 50, 1),
+        ("zero", "MASK"),
+        ("delete", "mask"),
+        normalised=False,
+    ),
     "minilm": Plan(
         "MiniLM fine-tuned (BERT, 6 layers)",
         *(24, 50, 1),
