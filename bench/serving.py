@@ -229,7 +229,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if min(options.rounds, options.texts) < 1:
         parser.error("--rounds and --texts must be at least 1")
-    from bench.compare.command import machine, versions
+    from bench.record import commit, machine, versions
     from tools.assets import rated_sentences
 
     count, rounds = (64, 1) if options.quick else (options.texts, options.rounds)
@@ -242,6 +242,12 @@ def main(arguments: list[str] | None = None) -> int:
         times = ", ".join(f"{name} {value:.0f}" for name, value in one["ms"].items())
         print(f"open loop, {load} of the throughput: {times} ms; answers by status {one['statuses']}")
     if not options.quick:
-        record = {"date": time.strftime("%Y-%m-%d"), "machine": machine(), "versions": versions(), **found}
+        record = {
+            "date": time.strftime("%Y-%m-%d"),
+            "machine": machine(),
+            "versions": versions(),
+            "commit": commit(),
+            **found,
+        }
         (RESULTS / "serving.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return 0
