@@ -14,7 +14,7 @@ from typing import Any
 
 from fastshap.errors import FastshapError, InvalidArgumentError, JobError, NoiseWarning, TruncationWarning
 from fastshap.extras import needed
-from fastshap.integrations.ray.cluster import imported, running
+from fastshap.integrations.ray.cluster import cores, imported, running
 from fastshap.integrations.ray.ends import Back, middlewares
 from fastshap.integrations.ray.lost import first_line
 from fastshap.service.app import make_app
@@ -169,6 +169,11 @@ def serve_on_ray(
         JobError: Ray could not be started or joined, or the model could not be tried.
         MissingPackageError: Ray is not installed.
     """
+    if address is None and scale.most * served.explained.threads > cores():
+        raise JobError(
+            f"{scale.most} replicas of {served.explained.threads} threads are more than the {cores()} cores of this machine; take "
+            "fewer replicas (--replicas, --autoscale), or a cluster (--address)."
+        )
     ray = imported(address, "ray.serve")
     serve = needed("ray.serve", "ray")
     for name in ("ray.serve", "ray"):
