@@ -171,8 +171,8 @@ def serve_on_ray(
     """
     if address is None and scale.most * served.explained.threads > cores():
         raise JobError(
-            f"{scale.most} replicas of {served.explained.threads} threads are more than the {cores()} cores of this machine; take "
-            "fewer replicas (--replicas, --autoscale), or a cluster (--address)."
+            f"{scale.most} replicas of {served.explained.threads} threads are more than the {cores()} cores of this machine; "
+            "take fewer replicas (--replicas, --autoscale), or a cluster (--address)."
         )
     ray = imported(address, "ray.serve")
     serve = needed("ray.serve", "ray")
