@@ -215,6 +215,10 @@ def test_a_port_that_is_taken(service):
         (["--token-file", "/nothing"], "/nothing"),
         (["--audit", "/nothing/there"], "cannot be written"),
         (["--port", "0", "--name", "a/b"], "a/b"),
+        (["--port", "0", "--replicas", "2"], "--replicas is for Ray Serve; add --ray"),
+        (["--port", "0", "--ray", "--replicas", "2", "--autoscale", "1:2"], "exclude each other"),
+        (["--port", "0", "--ray", "--autoscale", "3"], "MIN:MAX"),
+        (["--port", "0", "--ray", "--autoscale", "3:2"], "at least one replica"),
     ],
 )
 def test_wrong_usage(loaded_once, options, words):

@@ -35,7 +35,8 @@ def imported(address: str | None, part: str = "ray.data") -> Any:
     return ray
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Of this machine, that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -49,10 +50,10 @@ def running(ray: Any, address: str | None, workers: int | None, cpus: float) -> 
         return
     options = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "fastshap"}
     if address is None:
-        wanted = (workers or max(1, int(_cores() // cpus))) * cpus
-        if wanted > _cores():
+        wanted = (workers or max(1, int(cores() // cpus))) * cpus
+        if wanted > cores():
             raise JobError(
-                f"{workers or 1} workers of {cpus:g} CPUs each are more than the {_cores()} cores of this machine; take fewer "
+                f"{workers or 1} workers of {cpus:g} CPUs each are more than the {cores()} cores of this machine; take fewer "
                 "workers (--workers), or a cluster (--address)."
             )
         # Ray's C++ side writes to the terminal, whatever Python's logging is told.
@@ -147,7 +148,7 @@ def pool_of(ray: Any, is_ours: bool, workers: int | None, cpus: float, gpus: flo
         int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) // gpus if gpus else math.inf)) for node in nodes
     )
     if workers is None:
-        workers = places if gpus else int(_cores() // cpus) if is_ours else int((total.get("CPU", 0) - 1) // cpus)
+        workers = places if gpus else int(cores() // cpus) if is_ours else int((total.get("CPU", 0) - 1) // cpus)
         workers = max(1, workers)
     for name, each, beside in (("CPU", cpus, 1), ("GPU", gpus, 0)):
         there, needs = total.get(name, 0), workers * each + beside

@@ -10,11 +10,12 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from http.client import HTTPConnection
 from typing import Any
 
 from fastshap.errors import FastshapError, InvalidArgumentError, JobError, NoiseWarning, TruncationWarning
 from fastshap.extras import needed
-from fastshap.integrations.ray.cluster import imported, running
+from fastshap.integrations.ray.cluster import cores, imported, running
 from fastshap.integrations.ray.ends import Back, middlewares
 from fastshap.integrations.ray.lost import first_line
 from fastshap.service.app import make_app
@@ -29,6 +30,7 @@ _ONGOING = 1.25  # requests that a replica holds, for one that it explains: belo
 _TARGET = 16  # requests at work in each replica, where Ray chooses how many there are
 _CHECKED = 2.0  # seconds from one health check to the next
 _ANSWER = 20.0  # seconds that a check may take
+_PROXY = 60.0  # seconds that Ray's proxy may take to listen
 _LOADING = 600.0  # seconds that a model may take until it is ready
 
 
@@ -169,6 +171,11 @@ def serve_on_ray(
         JobError: Ray could not be started or joined, or the model could not be tried.
         MissingPackageError: Ray is not installed.
     """
+    if address is None and scale.most * served.explained.threads > cores():
+        raise JobError(
+            f"{scale.most} replicas of {served.explained.threads} threads are more than the {cores()} cores of this machine; "
+            "take fewer replicas (--replicas, --autoscale), or a cluster (--address)."
+        )
     ray = imported(address, "ray.serve")
     serve = needed("ray.serve", "ray")
     for name in ("ray.serve", "ray"):
@@ -194,6 +201,8 @@ def serve_on_ray(
                     logging_config={"log_level": "WARNING", "enable_access_log": False},
                 )
                 name = handle.name.remote().result()
+                if is_ours:
+                    _wait_for_proxy(host, port)
             started(name)
             stop.wait()
         except _Stopped:
@@ -246,6 +255,18 @@ def _told_to_stop() -> Iterator[_Stop]:
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
+
+
+def _wait_for_proxy(host: str, port: int) -> None:
+    """Until Ray's proxy takes requests and knows where to: ``serve.run`` waits for the replicas alone."""
+    until = time.monotonic() + _PROXY
+    while time.monotonic() < until:
+        with contextlib.suppress(OSError), contextlib.closing(HTTPConnection(host, port, timeout=_PROXY)) as connection:
+            connection.request("GET", "/-/healthz")
+            if connection.getresponse().status == 200:
+                return
+        time.sleep(0.1)
+    raise JobError(f"Ray's proxy did not answer at {host}:{port} within {_PROXY:g} s.")
 
 
 def _keep_to_loopback() -> None:
