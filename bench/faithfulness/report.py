@@ -58,7 +58,7 @@ def _table(its: dict[str, Any]) -> str:
     said = (
         f"{first[MAIN]['texts']} texts{f'; {lost}' if lost else ''}; {plan['seeds']} seeds of each random method; words are "
         f"replaced by: {replacements[0]}. {its['date']}, {machine['cpu']}, {machine['threads']} thread, {words}, commit "
-        f"{its['commit']}, {its['seconds']:.0f} s."
+        f"{its['commit']}."
     )
     return "\n".join([f"#### {its['title']}", "", said, "", *lines])
 
