@@ -11,7 +11,7 @@ from fastshap.settings import PARAMETERS
 from fastshap.tasks import Task
 
 # What is explained is the service's own; a request chooses how.
-OF_THE_SERVICE = ("inference_mode", "score", "span")
+OF_THE_SERVICE = ("inference_mode", "score", "span", "hypothesis_template")
 OPTIONS = tuple(name for name in PARAMETERS if name not in OF_THE_SERVICE)
 _COUNTS = ("n_perturbations", "max_perturbations")
 _TEXT = {"type": "string", "pattern": r"\S"}  # one that is not white space alone
