@@ -141,7 +141,7 @@ def summaries(running: Sequence[Running], scores: Sequence[Tensor]) -> list[Summ
     for i, (one, score) in enumerate(zip(running, scores, strict=True)):
         grouping = one.grouping
         alone = i if grouping.linear and not grouping.keeps_targets else -1
-        kind = *score.shape[:2], one.sampling, grouping.strategy, grouping.backend, alone
+        kind = *score.shape[:2], one.sampling, grouping.linear, grouping.strategy, grouping.backend, alone
         alike.setdefault(kind, []).append(i)
     found = []
     for members in alike.values():
