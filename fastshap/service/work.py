@@ -64,13 +64,13 @@ async def outputs(
     asked = [await _short(one, reader, f"{place}[{i}]") for i, one in enumerate(asked)]
     waiting = _submitted(service, asked, place, seconds)
     futures = [one for one in waiting if isinstance(one, Future)]
+    late = False
     if futures:
         service.waiting.update(futures)
         try:
-            await _until_done(futures, receive, until)
+            late = await _until_done(futures, receive, until)
         finally:
             service.waiting.difference_update(futures)
-    late = time.monotonic() >= until
     found = [_result(one, late, f"{place}[{i}]") for i, one in enumerate(waiting)]
     for one in found:
         if isinstance(one, ProblemError):
@@ -123,8 +123,8 @@ def _submitted(
     return found
 
 
-async def _until_done(futures: list[Future[AttributionOutput]], receive: Receive, until: float) -> None:
-    """Waits until all are done, the time is up, or the client has left; what is not done then is dropped."""
+async def _until_done(futures: list[Future[AttributionOutput]], receive: Receive, until: float) -> bool:
+    """Waits until all are done, the time is up (True), or the client has left; what is not done then is dropped."""
 
     async def left() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -143,6 +143,7 @@ async def _until_done(futures: list[Future[AttributionOutput]], receive: Receive
             one.cancel()
     if gone in ended and done not in ended:
         raise GoneError
+    return not ended
 
 
 def _result(one: Future[AttributionOutput] | ProblemError, late: bool, place: str) -> Found:
