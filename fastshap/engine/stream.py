@@ -73,6 +73,18 @@ class Text:
         return len(self.item.input_ids) * (self.item.n_scores if self._stages[0].gradients else _VALUE)
 
     @property
+    def work(self) -> float:
+        """The work that is left, as far as it can be foreseen: a round, and the ends of its paths."""
+        left = self.rows * self.row
+        if self._stages[0].gradients and self._with_ends:
+            left += (self.rows + 1) * len(self.item.input_ids) * _VALUE
+        return left
+
+    def is_round(self, rows: int) -> bool:
+        """Whether so many rows are a whole round with gradients."""
+        return self._stages[0].gradients and self._stages[0].done == 0 and rows == self.rows
+
+    @property
     def kind(self) -> tuple[Hashable, bool]:
         """What is equal for texts whose next rows share calls."""
         return self.alike, self._stages[0].gradients
@@ -120,14 +132,26 @@ class Text:
 def advance(models: Sequence[nn.Module], work: Sequence[tuple[Text, int]]) -> list[Text]:
     """Runs the next so many rows of each text, and returns the texts that are done.
 
+    After a whole round that was the last, the ends of its paths follow at once. They are of the same lengths as the round's
+    rows, so calls are as full.
+
     Where the model fails, halving finds the text; its error is then what was found for it.
     """
+    gradients = [one for one in work if one[0].kind[1]]
+    values = [one for one in work if not one[0].kind[1]]
+    rounds = [text for text, rows in gradients if text.is_round(rows)]
+    _by_kind(models, gradients)
+    ends = [(text, text.rows) for text in rounds if text.found is None and not text.kind[1]]
+    _by_kind(models, values + ends)
+    return [text for text, _ in work if text.found is not None]
+
+
+def _by_kind(models: Sequence[nn.Module], work: Sequence[tuple[Text, int]]) -> None:
     kinds: dict[tuple[Hashable, bool], list[tuple[Text, int]]] = {}
     for text, rows in work:
         kinds.setdefault(text.kind, []).append((text, rows))
     for some in kinds.values():
         _advance(models, some)
-    return [text for text, _ in work if text.found is not None]
 
 
 def _advance(models: Sequence[nn.Module], work: Sequence[tuple[Text, int]]) -> None:

@@ -244,12 +244,13 @@ class Batcher:
                     self._end(request, result)
 
     def _advance(self, chosen: list[tuple[Text, int]]) -> None:
-        work = sum(rows * text.row for text, rows in chosen)
+        before = sum(text.ran for text, _ in chosen)
         tokens = sum(rows * len(text.item.input_ids) for text, rows in chosen)
         began = time.perf_counter()
         done = advance(self._under_way[chosen[0][0]].variant.models(tokens), chosen)
         took = time.perf_counter() - began
-        self._speed = (1 - _WEIGHT) * self._speed + _WEIGHT * work / took
+        if work := sum(text.ran for text, _ in chosen) - before:  # none where the model failed
+            self._speed = (1 - _WEIGHT) * self._speed + _WEIGHT * work / took
         self._tell("call_tokens", tokens)
         self._lanes.remove(set(done))
         self._left = self._lanes.work(self._speed * _TURN)

@@ -37,7 +37,7 @@ class Lanes:
         """What is left to do for short texts, and for long ones."""
         left = [0.0, 0.0]
         for text in self._texts:
-            left[_is_long(text, room)] += text.rows * text.row
+            left[_is_long(text, room)] += text.work
         return left[0], left[1]
 
     def next(self, room: float) -> list[tuple[Text, int]]:
@@ -49,7 +49,7 @@ class Lanes:
             self._credit = min(self._credit + room * (_SHARE if short else 1), max(room, long[0].row))
             for_long = self._credit if self._credit >= long[0].row or not short else 0.0
         # Where short texts wait, whoever comes now waits for them anyway: a larger turn has fuller calls.
-        waiting = sum(text.rows * text.row for text in short)
+        waiting = sum(text.work for text in short)
         more = max(1.0, min(_LARGEST, waiting / room / 2))
         chosen = _short_rows(short, room * more - min(for_long, room * _SHARE))
         if for_long:
@@ -60,7 +60,7 @@ class Lanes:
 
 
 def _is_long(text: Text, room: float) -> bool:
-    return text.ran + text.rows * text.row > room
+    return text.ran + text.work > room
 
 
 def _short_rows(texts: list[Text], room: float) -> list[tuple[Text, int]]:
@@ -70,7 +70,7 @@ def _short_rows(texts: list[Text], room: float) -> list[tuple[Text, int]]:
     length = len(texts[0].item.input_ids)
     chosen: list[tuple[Text, int]] = []
     for text in sorted(texts, key=lambda text: abs(len(text.item.input_ids) - length)):  # the order of age among equals
-        work = text.rows * text.row
+        work = text.work
         if work <= room or not chosen:
             chosen.append((text, text.rows))
             room -= work

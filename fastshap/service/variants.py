@@ -105,7 +105,7 @@ class Variant:
         item = prepared.item(request.grouping.joined)
         alike = self.alike, own._layout
         text = Text(item, request.grouping, rounds, alike, own.return_convergence_delta)
-        request.under_way, request.work = text, text.rows * text.row
+        request.under_way, request.work = text, text.work
 
     def models(self, tokens: float) -> Sequence[Any]:
         """Those that share so many tokens: the model and its copies."""

@@ -206,7 +206,7 @@ def test_a_full_queue_refuses_at_once(explainer):
 def test_closing_answers_what_was_accepted(explainer):
     before = threading.active_count()
     batcher = fastshap.Batcher(explainer)
-    futures = [batcher.submit(text) for text in TEXTS]
+    futures = [batcher.submit(text) for text in TEXTS[:2]]
     batcher.close()
     assert all(future.result(0).error is None for future in futures)
     with pytest.raises(fastshap.ClosedError):
@@ -248,12 +248,33 @@ def test_pairs_ids_and_generation(batcher, pair):
     assert torch.allclose(text.result(60).attributions, tokens.result(60).attributions, atol=1e-6)
 
 
+def test_the_ends_of_paths_run_in_the_turn_of_the_gradients(pair, monkeypatch):
+    explainer = fastshap.GradientShap(*pair, batch_size="auto", return_convergence_delta=True)
+    turns = []
+    ready = threading.Event()
+    with fastshap.Batcher(explainer, watch=lambda name, _: turns.append(name)) as batcher:
+        batcher.submit("Wait.").result(60)  # alone, by a way of its own
+        monkeypatch.setattr(batcher, "_taken", lambda room, taken=batcher._taken: ready.wait(60) and taken(room))
+        futures = [batcher.submit(text) for text in TEXTS[:2]]
+        turns.clear()
+        ready.set()
+        found = [future.result(60) for future in futures]
+    assert turns.count("call_tokens") == 1
+    expected = explainer(TEXTS[:2])
+    for one, other in zip(found, expected, strict=True):
+        assert difference(one, other) < 1e-5
+
+
 class Fake:
     """A text with so many rows of so many tokens."""
 
     def __init__(self, name, rows, length):
         self.name, self.rows, self.ran, self.row, self.kind = name, rows, 0.0, length, "gradients"
         self.item = SimpleNamespace(input_ids=[0] * length)
+
+    @property
+    def work(self):
+        return self.rows * self.row
 
 
 def run(lanes, room, turns):
