@@ -25,7 +25,7 @@ class Pair(NamedTuple):
     only: str | None = None  # a subject; by default all that have both methods
 
 
-WRITTEN = "2026-11-27, before the run"
+WRITTEN = "2026-11-27, before the first run"
 HYPOTHESES = (
     Pair(
         "gap closed",

@@ -18,6 +18,12 @@ MORE_PROMPTS = [
     ("The sun rises in the", "east."),
     ("Two plus two equals", "four."),
     ("The largest planet in our solar system is", "Jupiter."),
+    ("In the morning the farmer went out to milk the", "cows."),
+    ("The letter was so sad that she began to", "cry."),
+    ("He forgot his keys, so he could not open the", "door."),
+    ("The children built a castle out of", "sand."),
+    ("After the concert the audience began to", "clap."),
+    ("The train was late, so we had to", "wait."),
 ]
 BACKGROUND = 50  # sentences that the classifiers were trained on
 
@@ -52,21 +58,21 @@ FULL = {
     "packaged": Plan("packaged model (BERT, 2 layers)", 100, 50, 2, _OF_BERT, ("delete", "mask")),
     "masked": Plan(
         "the same, trained with random masks",
-        *(50, 50, 1),
+        *(100, 50, 2),
         ("zero", "MASK"),
         ("delete", "mask"),
         normalised=False,
     ),
     "minilm": Plan(
         "MiniLM fine-tuned (BERT, 6 layers)",
-        *(24, 50, 1),
+        *(60, 50, 2),
         ("zero", "MASK"),
         ("delete", "mask"),
         normalised=False,
     ),
     "smollm2": Plan(
         "SmolLM2-135M-Instruct, next words",
-        *(6, 20, 1),
+        *(16, 20, 2),
         ("zero", "mean"),
         ("mean",),
         few=True,
