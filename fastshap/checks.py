@@ -61,14 +61,20 @@ def is_tokenizer(value: Any) -> bool:
     return base is not None and isinstance(value, base.PreTrainedTokenizerBase)
 
 
-_ELSEWHERE = {"n_samples": "n_perturbations", "nsamples": "n_perturbations", "n_steps": "n_perturbations"}  # in peers
+_ELSEWHERE = dict.fromkeys(("n_samples", "nsamples", "n_steps"), "n_perturbations") | {"text_pair": "pair"}  # in peers
+
+
+def near(name: str, known: Collection[str]) -> str:
+    """Which of the known names may have been meant, in brackets; nothing where none is near."""
+    other = _ELSEWHERE.get(name)
+    found = [other] if other in known else difflib.get_close_matches(name, known, 1, 0.7)
+    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def meant(name: str, value: Any, known: Sequence[str]) -> str:
     """What an option that there is not may have been meant for, in brackets; nothing where nobody knows."""
-    near = _ELSEWHERE.get(name) or next(iter(difflib.get_close_matches(name, known, 1, 0.7)), None)
-    if near is not None:
-        return f" (did you mean {near}?)"
+    if said := near(name, known):
+        return said
     from transformers import GenerationConfig
 
     return f' (write generation_kwargs={{"{name}": {value!r:.40}}})' if name in vars(GenerationConfig()) else ""

@@ -65,6 +65,10 @@ def explain(
         >>> output.target_names
         ['positive']
     """
+    if isinstance(model_inputs, torch.nn.Module):
+        raise InvalidTypeError(
+            "You passed a model as model_inputs; write fastshap.explain(texts, model, tokenizer=...)."
+        )
     if checks.is_tokenizer(targets):
         raise InvalidTypeError("You passed a tokenizer as targets; write tokenizer=...")
     devices = tuple(checks.devices(settings.pop("device", None)))

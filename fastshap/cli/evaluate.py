@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
-from fastshap.cli.options import for_model, in_words, of_settings, with_background, with_options
+from fastshap.cli.options import TABLES, for_model, in_words, of_settings, with_background, with_options
 from fastshap.output.visible import printable
 
 _MODEL, _RUNNING = (
@@ -42,8 +42,8 @@ def evaluate(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="A UTF-8 file: JSON lines, each an object with a text and, if you like, a text_pair and a target "
-            "(.jsonl, .ndjson, .json); or one text per line.",
+            help="A UTF-8 file: JSON lines, each an object with a text and, if you like, a text_pair (or pair), and "
+            "in all lines or none a target (.jsonl, .ndjson, .json); or one text per line.",
         ),
     ],
     model: Annotated[
@@ -176,6 +176,8 @@ def _measured(
 
 
 def _read(path: Path, column: str) -> _Given:
+    if path.suffix.lower() in {*TABLES} - {*_JSON}:
+        _fail(f"{path}: evaluate takes JSON lines (.jsonl), or one text per line (.txt).")
     try:
         content = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -204,7 +206,7 @@ def _rows(path: Path, lines: Sequence[str], column: str) -> _Given:
             _fail(f"{path}, line {number}, is no JSON: {error}.")
         if not isinstance(row, dict) or not isinstance(row.get(column), str):
             _fail(f"{path}, line {number}, is no object with a string {column!r}; name another with --text-column.")
-        second = row.get("text_pair")
+        second = row.get("text_pair", row.get("pair"))
         texts.append(row[column] if second is None else {"text": row[column], "text_pair": second})
         targets.append(row.get("target"))
     missing = sum(one is None for one in targets)

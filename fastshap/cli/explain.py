@@ -22,7 +22,7 @@ from fastshap.cli import evaluate as cli_evaluate
 from fastshap.cli import reproduce as cli_reproduce
 from fastshap.cli import run as cli_jobs
 from fastshap.cli import serve as cli_service
-from fastshap.cli.options import for_model, in_words, of_settings, with_background, with_options
+from fastshap.cli.options import TABLES, for_model, in_words, of_settings, with_background, with_options
 from fastshap.output.visible import printable
 from fastshap.version import __version__
 
@@ -250,6 +250,9 @@ def _collected(category: type[Warning]) -> Iterator[list[str]]:
 def _texts(texts: list[str], files: list[Path]) -> list[str]:
     """The texts to explain, in the order given; a line without its line break is a text."""
     found: list[str] = []
+    for file in files:
+        if file.suffix.lower() in TABLES:
+            _fail(f"{file} is a table, and explain takes one text per line; fastshap run explains the rows of a table.")
     try:
         for text in texts:
             found += _lines(sys.stdin.buffer.read()) if text == "-" else [text]

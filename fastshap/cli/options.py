@@ -14,6 +14,7 @@ from fastshap.settings import DEFAULTS, PARAMETERS
 
 # Those whose default depends on the model, with what the help says of it.
 _BY_MODEL = {"inference_mode": "logits; softmax for a language model"}
+TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")  # endings of files that are no texts line by line
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 

@@ -103,7 +103,7 @@ class BatchExplainer:
         known = set(inspect.signature(GradientShap).parameters) - set(_OURS)
         if unknown := sorted(set(settings) - known):
             raise InvalidArgumentError(
-                f"A batch has no setting {', '.join(unknown)}; there are {', '.join(sorted(known))}. What is wrong "
+                f"A batch has no setting {', '.join(unknown)}; there are targets, {', '.join(sorted(known))}. What is wrong "
                 "with a row is always recorded in its column error."
             )
         self.settings: dict[str, Any] = {"batch_size": "auto", "device": "auto"} | settings

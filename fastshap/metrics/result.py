@@ -165,7 +165,12 @@ class FaithfulnessTable:
             said.setdefault(f"{_texts(one.count)}{_listed('; skipped ', one.skipped)}", []).append(label)
         counts = [*said] if len(said) == 1 else [f"{', '.join(labels)}: {what}" for what, labels in said.items()]
         how = "; ".join(f"{name}: {value}" for name, value in self.settings.items())
-        return "\n".join([*lines, *counts, how])
+        few = (
+            []
+            if all(self[first, label].count > 1 for label in self.measures)
+            else ["A standard error takes two texts."]
+        )
+        return "\n".join([*lines, *counts, *few, how])
 
     def __repr__(self) -> str:
         return f"<FaithfulnessTable of {', '.join(self.methods)}: {', '.join(self.measures)}>"

@@ -129,6 +129,8 @@ def _string(schema: Mapping[str, Any]) -> _Check:
     if wanted.endswith("$"):  # Python's lets a line break pass
         wanted = wanted[:-1] + r"\Z"
     pattern = re.compile(wanted, re.DOTALL)
+    names = re.fullmatch(r"\^\(([\w|]+)\)\$", schema.get("pattern", ""))  # of some words one
+    asked = f"be one of {names[1].replace('|', ', ')}" if names else f"match {schema.get('pattern')}"
 
     def check(value: Any) -> _Problem | None:
         if not value.isascii():
@@ -137,7 +139,7 @@ def _string(schema: Mapping[str, Any]) -> _Check:
             except UnicodeEncodeError:
                 return _Problem("", f"holds half of a surrogate pair, which is no character: {short(value)}")
         if not pattern.search(value):
-            return _Problem("", f"must match {schema['pattern']}; got {short(value)}")
+            return _Problem("", f"must {asked}; got {short(value)}")
         return None
 
     return check

@@ -43,10 +43,11 @@ def properties(task: Task, limits: Limits, explaining: bool = True) -> dict[str,
         "description": "What to explain: a class by its label or number; for a language model the continuation. By default "
         "what the model predicts or writes.",
     }
-    found["targets"] = {
-        "anyOf": [{"type": "string", "pattern": "^all$"}, _list_of(one, limits.max_targets)],
-        "description": "Several targets in the place of target: a list, or all.",
-    }
+    if not task.writes_targets:  # a text has one continuation
+        found["targets"] = {
+            "anyOf": [{"type": "string", "pattern": "^all$"}, _list_of(one, limits.max_targets)],
+            "description": "Several targets in the place of target: a list, or all. Not for language models.",
+        }
     if task.takes_contrasts:
         said = "Why the target rather than this one: the difference of their scores is explained."
         found["contrast"] = {**one, "description": said}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from fastshap.checks import near
+from fastshap.errors import FastshapError
 from fastshap.explainer import GradientShap
 from fastshap.models.locks import lock_of
 from fastshap.one_call import one_round
@@ -64,7 +66,8 @@ class Reader:
         """
         for name, value in one.items():
             if (rule := self._rules.get(name)) is None:
-                raise _wrong(_step(name), f"There is no field {short(name)}; there are {', '.join(self.fields)}.")
+                there = f"There is no field {short(name)}{near(name, self.fields)}; there are {', '.join(self.fields)}."
+                raise _wrong(_step(name), there)
             if (problem := rule(value)) is not None:
                 where = _step(name) + problem.place
                 empty = isinstance(value, str) and not value.strip()
@@ -123,7 +126,10 @@ class Reader:
             return target
         if target is None or isinstance(target, list):
             raise _wrong(".contrast", "A contrast stands beside one target.")
-        return Contrast(target, one["contrast"])
+        try:
+            return Contrast(target, one["contrast"])
+        except FastshapError as error:
+            raise _wrong(".contrast", str(error)) from None
 
     def _options(self, one: Mapping[str, Any], target: Any) -> dict[str, Any]:
         if not self.explaining:

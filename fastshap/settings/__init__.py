@@ -106,7 +106,7 @@ class Settings:
         None,
         check=checks.baseline,
         option=checks.number_or_name,
-        help="The embedding to compare with: a number for all dimensions (zero by default), a token such as [MASK], a token's "
+        help="The embedding to compare with: a number for all dimensions (0 by default), a token such as [MASK], a token's "
         "number as #103, or mean, the mean embedding.",
         doc="the reference embedding: None (zero), a number (a constant for all dimensions, never a token id), a token of the "
         'tokenizer by its name ("[MASK]") or number ("#103"), "mean" (the mean embedding of the tokenizer\'s tokens), a Tensor '

@@ -26,6 +26,7 @@ from fastshap.tasks.unfit import refuse_unfit
 from fastshap.text.encode import Encoded, as_bytes
 from fastshap.text.groups import TEXT, Scope
 from fastshap.types import InferenceModes, ModelTask, model_task_of
+from fastshap.types.targets import Contrast
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -202,8 +203,9 @@ class Task(Subject, ABC):
                 return iter(targets)
         except TypeError:
             pass
+        of_one = f" For one text write [{targets!r}]." if isinstance(targets, str | Contrast) else ""
         raise InvalidTypeError(
-            f"Targets are None (the task chooses), or a list with an entry for each text; got {type(targets).__name__}."
+            f"Targets are None (the task chooses), or a list with an entry for each text; got {type(targets).__name__}.{of_one}"
         )
 
     def split_targets(self, targets: Any, count: int) -> list[Any] | None:

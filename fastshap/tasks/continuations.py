@@ -84,11 +84,9 @@ class Continuing(Task):
         shift = len(ending.text) - len(bare)
         spans = [(0, len(bare))] if span is True else span
         rows = [[max(a, start + shift) < min(b, end + shift) for a, b in ending.offsets] for start, end in spans]
-        if not all(map(any, rows)):
-            return InvalidArgumentError(
-                f"A span holds no token of the target, which has {len(bare)} characters: {bare!r}."
-            )
-        names = [bare[start:end].strip() for start, end in spans]
+        if not all(map(any, rows)) or max(end for _, end in spans) > len(bare):
+            return InvalidArgumentError(f"A span must lie in the target, which has {len(bare)} characters: {bare!r}.")
+        names = [_text_of(ending, row) for row in rows]
         places = torch.arange(first - 1, first - 1 + len(ending), device="cpu")
         scope = Scope(places, joined=torch.tensor(rows, device="cpu").float())
         return sums_of(Prepared(encoded, torch.tensor(ending.input_ids, device="cpu"), names, scope=scope))
@@ -301,6 +299,12 @@ def sums_of(prepared: Prepared) -> Prepared:
     last = positions.expand_as(joined).where(joined != 0, -1).amax(1, keepdim=True)
     hidden = torch.arange(len(prepared.encoded), device="cpu") > last
     return dataclasses.replace(prepared, scope=Scope(positions, hidden, joined=joined))
+
+
+def _text_of(ending: Encoded, chosen: Sequence[bool]) -> str:
+    """The whole tokens that a span reaches."""
+    places = [place for place, has in zip(ending.offsets, chosen, strict=True) if has]
+    return ending.text[min(start for start, _ in places) : max(end for _, end in places)].strip()
 
 
 def _one(target: Any) -> Any:

@@ -76,6 +76,9 @@ class TokenClassificationTask(PlacesTask):
     def _at(self, encoded: Encoded, logits: Tensor, given: Any) -> Target:
         """What a place, or a place and a label, names."""
         labelled = isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], str)
+        if isinstance(given, str) and given not in encoded.text:
+            given = self._spelled(given)  # as outputs name their targets
+            labelled = isinstance(given, tuple)
         where, label = given if labelled else (given, None)
         words = _words_at(encoded, where)
         classes = [*range(logits.shape[-1])] if label is None else self._classes(label)

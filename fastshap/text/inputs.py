@@ -23,6 +23,9 @@ _SEVERAL = (
     "Several strings stand where one text is expected. A pair of texts is a tuple of two strings, (first, second). Texts that "
     "do not belong together stand in one list. Words that are already split are fastshap.Words([...])."
 )
+_SEVERAL_TARGETS = (
+    "Several strings stand where one target is expected; give each text one, and a text twice for two targets."
+)
 _PAIR_KEYS, _CHOICE_KEYS = {"text", "text_pair"}, {"text", "choices"}
 _OF_TARGETS = (type(None), FastshapError, Contrast)
 _HANDLED = ("input_ids", "attention_mask", "special_tokens_mask", "token_type_ids")
@@ -152,12 +155,12 @@ def sources(model_inputs: Any, of_targets: bool = False) -> Iterator[Any]:
         return (
             source
             for entry in model_inputs
-            for source in ((entry,) if of_targets and isinstance(entry, _OF_TARGETS) else _entry(entry))
+            for source in ((entry,) if of_targets and isinstance(entry, _OF_TARGETS) else _entry(entry, of_targets))
         )
     raise InvalidTypeError(f"model_inputs must be {KINDS}; got {_kind_of(model_inputs)}.")
 
 
-def _entry(entry: Any) -> Iterator[Any]:
+def _entry(entry: Any, of_targets: bool = False) -> Iterator[Any]:
     try:
         if _is_chat(entry):
             yield _chat_of(entry)
@@ -175,7 +178,7 @@ def _entry(entry: Any) -> Iterator[Any]:
         elif isinstance(entry, list | tuple) and any(isinstance(part, Words) for part in entry):
             raise InvalidTypeError("A pair is of two strings; join the words of each by spaces.")
         elif _holds_several(entry):
-            raise InvalidTypeError(_SEVERAL)
+            raise InvalidTypeError(_SEVERAL_TARGETS if of_targets else _SEVERAL)
         else:
             yield InvalidTypeError(f"A text must be a string or token ids; got {_kind_of(entry)}.")
     except FastshapError as error:
@@ -206,7 +209,8 @@ def _from_mapping(mapping: Mapping[str, Any]) -> Iterator[Source]:
         return
     if "input_ids" not in mapping:
         raise InvalidTypeError(
-            f"A mapping must hold input_ids, as a tokenizer returns it; got the keys {', '.join(map(str, mapping))}. To "
+            "A mapping must hold text and text_pair (a pair of texts), text and choices, or input_ids, as a tokenizer returns "
+            f"it; got the keys {', '.join(map(str, mapping))}. To "
             "explain a column of a data set pass the column alone, for instance dataset['text']."
         )
     ids = _lists(mapping["input_ids"], "input_ids")

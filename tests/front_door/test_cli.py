@@ -496,6 +496,7 @@ def test_a_contrast_and_a_span(llama_pair, tmp_path):
         (["--score", "surprise"], "must be one of 'logit'"),
         (["--score", "probability", "--inference-mode", "logits"], "say different ones; leave out either"),
         (["--long-text", "cut"], "must be one of 'truncate'"),
+        (["--file", "reviews.jsonl"], "one text per line; fastshap run"),
     ],
 )
 def test_questions_without_sense(arguments, message):

@@ -77,6 +77,15 @@ def test_targets_of_rows(tmp_path):
     )
 
 
+def test_a_second_text_by_either_name(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    found = []
+    for name in ("text_pair", "pair", "other"):
+        path.write_text("\n".join(json.dumps({"text": "A dull film.", name: "The actors are good."}) for _ in "ab"))
+        found.append(json.loads(run(path, "--json", "--methods", "word-length").stdout)["methods"])
+    assert found[0] == found[1] != found[2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -94,6 +103,7 @@ def test_wrong_usage(rows, arguments, said):
 
 
 def test_a_file_that_holds_no_texts(tmp_path):
+    assert "JSON lines" in run(tmp_path / "reviews.csv", code=2).stderr
     path = tmp_path / "empty.jsonl"
     assert "No such file" in run(path, code=2).stderr
     path.write_text("\n")

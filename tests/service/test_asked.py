@@ -107,6 +107,10 @@ def test_rounds_where_the_service_has_a_tolerance_of_its_own(default_pair):
         ({"text": "a", "targets": [1, 1, 1, 1]}, ".targets", "4"),
         ({"text": "a", "target": 1, "targets": "all"}, ".targets", "not both"),
         ({"text": "a", "contrast": 1}, ".contrast", "beside one target"),
+        ({"text": "a", "target": 1, "contrast": 1}, ".contrast", "itself"),
+        ({"text": "a", "text_pair": "b"}, ".text_pair", "did you mean pair"),
+        ({"text": "a", "n_perturbation": 5}, ".n_perturbation", "did you mean n_perturbations"),
+        ({"text": "a", "granularity": "TOKEN"}, ".granularity", "must be one of all_tokens, token"),
         ({"text": "a", "max_new_tokens": 5}, ".max_new_tokens", "no field"),
         ({"text": "\ud800"}, ".text", "surrogate"),
     ],
@@ -137,6 +141,7 @@ def test_a_language_model_may_write_so_many_tokens(llama_pair):
     assert refused(reader, {"text": "a", "max_new_tokens": 6})[0] == ".max_new_tokens"
     assert "pair" not in reader.fields
     assert refused(reader, {"text": "a", "pair": "b"})[0] == ".pair"
+    assert refused(reader, {"text": "a", "targets": ["b", "c"]})[0] == ".targets"
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,8 @@ def test_targets_as_given(pair):
     (output,) = explainer(TEXT, [[("film", "PER"), ("film", "LOC"), Contrast(("film", "PER"), ("film", "LOC"))]])
     assert output.target_names[2] == "PER: film rather than LOC: film"
     assert_same(output.attributions[2], output.attributions[0] - output.attributions[1])
+    (named,) = explainer(TEXT, [["LOC: film", "B-LOC: film"]])  # as outputs name their targets
+    assert named.target_names == ["LOC: film"] * 2
     mixed = explainer([TEXT, TEXTS[0]], [None, ["film"]])
     assert [len(one.target_names) for one in mixed] == [len(explainer(TEXT)[0].target_names), 1]
 
