@@ -46,7 +46,7 @@ class ModelFailedError(FastshapError, RuntimeError):
     """The model, or a function passed as ``inference_mode``, failed on a text. Its own error is the cause (``__cause__``)."""
 
     @classmethod
-    def caused_by(cls, error: Exception) -> ModelFailedError:
+    def caused_by(cls, error: BaseException) -> ModelFailedError:
         """The error that takes a text's place, from the model's own error."""
         first = str(error).strip().split("\n")[0]
         failed = cls(f"The model failed on this text: {type(error).__name__}: {first}")

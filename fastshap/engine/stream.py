@@ -52,63 +52,79 @@ class Text:
 
     Attributes:
         found: its scores and ends once it is done, or the error that takes their place.
+        ran: its work so far.
+        walked: its rows so far, times its tokens.
     """
 
     def __init__(self, item: Item, grouping: Grouping, rounds: Rounds, alike: Hashable, with_ends: bool) -> None:
         self.item, self.rounds, self.alike = item, rounds, alike
         self.running = rounds.begun(grouping)
         self.found: tuple[Running, Ends | None] | FastshapError | None = None
-        self.ran = 0.0  # work so far
-        self._with_ends, self._stages = with_ends, [_Stage(rounds.samples([item], 0, [self.running])[0], True)]
-        self._ends: list[Tensor] = []
+        self.ran, self.walked = 0.0, 0
+        self._with_ends = with_ends
+        # One with gradients; or the ends of the paths, of each round, as rounds differ in their random streams.
+        self._stages = [_Stage(rounds.samples([item], 0, [self.running])[0], True)]
+        self._samples = 0  # of rounds that are done
 
     @property
     def rows(self) -> int:
         """Rows that may run next."""
-        return self._stages[0].left
+        return sum(stage.left for stage in self._stages)
 
     @property
     def row(self) -> float:
         """The work of one of them: tokens that are walked forward, and back once for each score."""
-        return len(self.item.input_ids) * (self.item.n_scores if self._stages[0].gradients else _VALUE)
+        return len(self.item.input_ids) * (self.item.n_scores if self.kind[1] else _VALUE)
 
     @property
     def work(self) -> float:
-        """The work that is left, as far as it can be foreseen: a round, and the ends of its paths."""
+        """The work that is left, as far as it can be foreseen: a round, and the ends of all paths so far."""
         left = self.rows * self.row
-        if self._stages[0].gradients and self._with_ends:
-            left += (self.rows + 1) * len(self.item.input_ids) * _VALUE
+        if self.kind[1] and self._with_ends:
+            ends = self._samples + len(self._stages[0].samples.alphas) + 1
+            left += ends * len(self.item.input_ids) * _VALUE
         return left
 
-    def is_round(self, rows: int) -> bool:
-        """Whether so many rows are a whole round with gradients."""
-        return self._stages[0].gradients and self._stages[0].done == 0 and rows == self.rows
+    def is_all(self, rows: int) -> bool:
+        """Whether so many rows are a whole first round with gradients, so that the ends of its paths are as many."""
+        return self.kind[1] and self._samples == self._stages[0].done == 0 and rows == self.rows
 
     @property
     def kind(self) -> tuple[Hashable, bool]:
         """What is equal for texts whose next rows share calls."""
         return self.alike, self._stages[0].gradients
 
-    def next(self, rows: int) -> Samples:
-        """The samples of its next rows."""
-        return self._stages[0].next(rows)
+    def next(self, rows: int) -> list[Samples]:
+        """The samples of its next rows, of each round apart."""
+        return [stage.next(some) for stage, some in self._shares(rows)]
 
-    def ran_rows(self, rows: int, part: Tensor) -> bool:
-        """Takes what its next rows gave: (t, rows, L), or (rows, t). True if that was the last of a round's gradients."""
-        stage = self._stages[0]
+    def _shares(self, rows: int) -> list[tuple[_Stage, int]]:
+        """The stages that the next rows are of."""
+        found = []
+        for stage in self._stages:
+            if some := min(rows, stage.left):
+                found.append((stage, some))
+                rows -= some
+        return found
+
+    def ran_rows(self, rows: int, parts: Sequence[Tensor]) -> bool:
+        """Takes what its next rows gave: (t, rows, L), or (rows, t), of each round. True if that was the last of a round's
+        gradients."""
         self.ran += rows * self.row
-        stage.parts.append(part)
-        stage.done += rows
-        if stage.left:
-            return False
-        if stage.gradients:
-            return True
-        self._close_ends(self._stages.pop(0))
+        self.walked += rows * len(self.item.input_ids)
+        for (stage, some), part in zip(self._shares(rows), parts, strict=True):
+            stage.parts.append(part)
+            stage.done += some
+        if self.rows or self.kind[1]:
+            return not self.rows
+        first, *others = [torch.cat(stage.parts) for stage in self._stages]
+        self.found = self.running, ends_of(self.running, first[-1], torch.cat([first[:-1], *others]))
         return False
 
     def round_done(self) -> tuple[Samples, Tensor]:
         """The samples and token scores (t, n, L) of a round that is complete."""
-        stage = self._stages.pop(0)
+        (stage,) = self._stages
+        self._samples += len(stage.samples.alphas)
         return stage.samples, stage.parts[0] if len(stage.parts) == 1 else torch.cat(stage.parts, 1)
 
     def go_on(self) -> None:
@@ -122,26 +138,20 @@ class Text:
         else:
             self.found = running, None
 
-    def _close_ends(self, stage: _Stage) -> None:
-        self._ends.append(torch.cat(stage.parts))
-        if not self._stages:
-            first, *others = self._ends
-            self.found = self.running, ends_of(self.running, first[-1], torch.cat([first[:-1], *others]))
-
 
 def advance(models: Sequence[nn.Module], work: Sequence[tuple[Text, int]]) -> list[Text]:
     """Runs the next so many rows of each text, and returns the texts that are done.
 
-    After a whole round that was the last, the ends of its paths follow at once. They are of the same lengths as the round's
-    rows, so calls are as full.
+    Where all gradients of a text run here, the ends of its paths follow at once. They are as many, and of the same lengths, so
+    calls are as full.
 
     Where the model fails, halving finds the text; its error is then what was found for it.
     """
     gradients = [one for one in work if one[0].kind[1]]
     values = [one for one in work if not one[0].kind[1]]
-    rounds = [text for text, rows in gradients if text.is_round(rows)]
+    whole = [text for text, rows in gradients if text.is_all(rows)]
     _by_kind(models, gradients)
-    ends = [(text, text.rows) for text in rounds if text.found is None and not text.kind[1]]
+    ends = [(text, text.rows) for text in whole if text.found is None and not text.kind[1]]
     _by_kind(models, values + ends)
     return [text for text, _ in work if text.found is not None]
 
@@ -176,13 +186,18 @@ def _advance(models: Sequence[nn.Module], work: Sequence[tuple[Text, int]]) -> N
         text.go_on()
 
 
-def _parts(models: Sequence[nn.Module], work: Sequence[tuple[Text, int]]) -> list[Tensor]:
-    items, samples = [text.item for text, _ in work], [text.next(rows) for text, rows in work]
-    its, (_, gradients) = work[0][0].rounds, work[0][0].kind
-    if not gradients:
-        return evaluate(models, items, samples, its.scores, its.execution)
-    parts: list[Tensor] = [torch.empty(0, device="cpu")] * len(work)
-    for scored in token_scores(models, items, samples, its.scores, its.execution):
-        for k, scores in scored:
-            parts[k] = scores
-    return parts
+def _parts(models: Sequence[nn.Module], work: Sequence[tuple[Text, int]]) -> list[list[Tensor]]:
+    """What the next rows of each text give, of each round apart."""
+    each = [text.next(rows) for text, rows in work]
+    items = [text.item for (text, _), its in zip(work, each, strict=True) for _ in its]
+    samples = [one for its in each for one in its]
+    rounds, (_, gradients) = work[0][0].rounds, work[0][0].kind
+    found: list[Tensor] = [torch.empty(0, device="cpu")] * len(items)
+    if gradients:
+        for scored in token_scores(models, items, samples, rounds.scores, rounds.execution):
+            for k, scores in scored:
+                found[k] = scores
+    else:
+        found = evaluate(models, items, samples, rounds.scores, rounds.execution)
+    flat = iter(found)
+    return [[next(flat) for _ in its] for its in each]

@@ -88,7 +88,8 @@ class Batcher:
         self._new: list[Request] = []  # of this turn
         self._lanes = Lanes()
         self._speed = _FIRST / _TURN  # work a second
-        self._left = 0.0, 0.0  # the work of what is under way, likewise
+        self._reading: dict[Request, None] = {}  # taken from the queue, and not under way yet
+        self._left = 0.0, 0.0  # the work of what is under way, of short texts and of long ones
         self._thread = threading.Thread(target=self._run, name="fastshap-batcher", daemon=True)
         self._thread.start()
         _OPEN.add(self)
@@ -113,7 +114,7 @@ class Batcher:
             OverloadedError: the queue is full; ``retry_after`` says when there may be room.
             ClosedError: the batcher was closed.
         """
-        if deadline is not None and not deadline > 0:
+        if deadline is not None and (not isinstance(deadline, int | float) or not deadline > 0):
             raise InvalidArgumentError(f"deadline must be a positive number of seconds from now; got {deadline!r}.")
         now = time.monotonic()
         request = self._variant(options).request(text, target, now, None if deadline is None else now + deadline)
@@ -122,9 +123,8 @@ class Batcher:
                 raise ClosedError("This batcher was closed; it takes no more texts.")
             # Long texts do not hold up short ones, so these are counted apart.
             request.is_long = request.work > self._speed * _TURN
-            queued = self._queued[0] + self._left[0]
-            if request.is_long:
-                queued += self._queued[1] + self._left[1]
+            short, long = self._to_do()
+            queued = short + long if request.is_long else short
             if queued and queued + request.work > self._most:
                 after = max(0.1, queued / self._speed / 2)
                 raise OverloadedError(
@@ -141,7 +141,8 @@ class Batcher:
     def load(self) -> Load:
         """What waits or is under way now."""
         with self._guard:
-            return Load(len(self._waiting) + len(self._under_way), int(sum(self._queued) + sum(self._left)))
+            requests = len(self._waiting) + len(self._reading) + len(self._under_way)
+            return Load(requests, int(sum(self._to_do())))
 
     @property
     def is_alive(self) -> bool:
@@ -181,6 +182,13 @@ class Batcher:
                 self._variants.popitem(last=False)
         return variant
 
+    def _to_do(self) -> tuple[float, float]:
+        """The work of all that was accepted and is not done, of short texts and of long ones."""
+        found = [queued + left for queued, left in zip(self._queued, self._left, strict=True)]
+        for request in self._reading:
+            found[request.is_long] += request.work
+        return found[0], found[1]
+
     # The thread's own
 
     def _run(self) -> None:
@@ -188,9 +196,10 @@ class Batcher:
             try:
                 with memory.no_collection():
                     self._turn()
-            except Exception as error:  # nobody waits for ever for what went wrong here
+            except BaseException as error:  # nobody waits for ever for what went wrong here
                 for request in [*self._under_way.values(), *self._new]:
                     self._end(request, ModelFailedError.caused_by(error))
+                self._reading, self._left = {}, (0.0, 0.0)
 
     def _wait(self) -> bool:
         """Until there is something to do; False once all is done and nothing more will come."""
@@ -202,6 +211,7 @@ class Batcher:
         if self._given_up:
             for request in [*self._under_way.values(), *self._taken(float("inf"))]:
                 self._end(request, ClosedError("The batcher was closed before this text was explained."))
+            self._reading = {}
         return True
 
     def _turn(self) -> None:
@@ -227,7 +237,8 @@ class Batcher:
                 self._queued[request.is_long] -= request.work
                 left -= 0 if request.is_long else request.work
                 taken.append(request)
-        return [request for request in taken if not self._has_ended(request)]
+            self._reading = dict.fromkeys(taken)
+        return taken
 
     def _begin(self, new: Sequence[Request]) -> None:
         alone = len(new) == 1 and not self._under_way
@@ -237,21 +248,25 @@ class Batcher:
                 request.begun = now
                 self._tell("wait_seconds", now - request.came)
             for request, result in zip(some, isolated(some[0].variant, some, alone), strict=True):
+                with self._guard:
+                    del self._reading[request]
                 if result is None:
                     self._under_way[request.under_way] = request  # type: ignore[index]
                     self._lanes.add(request.under_way)  # type: ignore[arg-type]
                 else:
                     self._end(request, result)
+            self._left = self._lanes.work(self._speed * _TURN)
 
     def _advance(self, chosen: list[tuple[Text, int]]) -> None:
         before = sum(text.ran for text, _ in chosen)
         tokens = sum(rows * len(text.item.input_ids) for text, rows in chosen)
+        walked = sum(text.walked for text, _ in chosen)
         began = time.perf_counter()
         done = advance(self._under_way[chosen[0][0]].variant.models(tokens), chosen)
         took = time.perf_counter() - began
         if work := sum(text.ran for text, _ in chosen) - before:  # none where the model failed
             self._speed = (1 - _WEIGHT) * self._speed + _WEIGHT * work / took
-        self._tell("call_tokens", tokens)
+        self._tell("call_tokens", sum(text.walked for text, _ in chosen) - walked)
         self._lanes.remove(set(done))
         self._left = self._lanes.work(self._speed * _TURN)
         for some in _alike([self._under_way[text] for text in done]):
@@ -259,16 +274,23 @@ class Batcher:
                 self._end(request, result)
 
     def _drop_ended(self) -> None:
+        """Of what is under way or waits, what nobody waits for any more."""
         for request in [*self._under_way.values()]:
             self._has_ended(request)
         self._left = self._lanes.work(self._speed * _TURN)
+        with self._guard:
+            now = time.monotonic()
+            ended = [one for one in self._waiting if one.is_over(now)]
+            if ended:
+                self._waiting = deque(one for one in self._waiting if not one.is_over(now))
+                for request in ended:
+                    self._queued[request.is_long] -= request.work
+        for request in ended:
+            self._has_ended(request)
 
     def _has_ended(self, request: Request) -> bool:
         """Whether nobody waits for it any more."""
-        if request.future.done():
-            self._forget(request)
-            return True
-        if request.until is None or time.monotonic() < request.until:
+        if not request.is_over(time.monotonic()):
             return False
         self._end(request, DeadlineExceededError("The deadline passed before the text was explained."))
         return True

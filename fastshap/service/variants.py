@@ -42,6 +42,10 @@ class Request:
     grouping: Any = None
     under_way: Text | None = field(default=None, repr=False)
 
+    def is_over(self, now: float) -> bool:
+        """Whether nobody waits for it any more: it was cancelled, or its deadline has passed."""
+        return self.future.done() or (self.until is not None and now >= self.until)
+
 
 class Variant:
     """The explainer with the options of a call, as :meth:`fastshap.GradientShap.explain` takes them."""
@@ -105,7 +109,7 @@ class Variant:
         item = prepared.item(request.grouping.joined)
         alike = self.alike, own._layout
         text = Text(item, request.grouping, rounds, alike, own.return_convergence_delta)
-        request.under_way, request.work = text, text.work
+        request.under_way = text
 
     def models(self, tokens: float) -> Sequence[Any]:
         """Those that share so many tokens: the model and its copies."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import fastshap
+from fastshap.service import batcher as queue
 from fastshap.service.lanes import Lanes
 
 TEXTS = [
@@ -263,6 +264,58 @@ def test_the_ends_of_paths_run_in_the_turn_of_the_gradients(pair, monkeypatch):
     expected = explainer(TEXTS[:2])
     for one, other in zip(found, expected, strict=True):
         assert difference(one, other) < 1e-5
+
+
+def test_the_ends_of_several_rounds_run_together(pair):
+    explainer = fastshap.GradientShap(*pair, batch_size="auto", return_convergence_delta=True)
+    options = {"n_perturbations": 4, "rtol": 1e-9, "max_perturbations": 24}
+    told = []
+    with fastshap.Batcher(explainer, watch=lambda *one: told.append(one)) as batcher:
+        found = batcher.submit(TEXTS[0], **options).result(60)
+    calls = [value for name, value in told if name == "call_tokens"]
+    length = calls[0] / 4
+    assert calls == [4 * length] * 6 + [25 * length]  # six rounds, and the text and 24 baselines
+    (expected,) = explainer(TEXTS[0], **options)
+    assert difference(found, expected) < 1e-5
+    assert found.rounds == 6
+
+
+def test_texts_that_are_read_fill_the_queue(explainer, monkeypatch):
+    reading, go_on = threading.Event(), threading.Event()
+
+    def slow(*arguments, isolated=queue.isolated):
+        reading.set()
+        assert go_on.wait(60)
+        return isolated(*arguments)
+
+    with fastshap.Batcher(explainer, max_queued_tokens=100) as batcher:
+        monkeypatch.setattr(queue, "isolated", slow)
+        first = batcher.submit(TEXTS[0])
+        assert reading.wait(60)
+        assert batcher.load.requests == 1
+        assert 0 < batcher.load.tokens <= 100
+        with pytest.raises(fastshap.OverloadedError):
+            batcher.submit(TEXTS[2])
+        go_on.set()
+        assert first.result(60).error is None
+        assert batcher.load == (0, 0)
+
+
+def test_what_waits_ends_in_time_too(explainer, monkeypatch):
+    monkeypatch.setattr(queue, "_TURNS_AHEAD", 0)  # one text is read at a time
+    with fastshap.Batcher(explainer) as batcher:
+        batcher.submit("A film.").result(60)
+        long = batcher.submit(LONG, n_perturbations=2000)
+        while batcher._waiting:
+            time.sleep(0.01)
+        late, dropped = batcher.submit(TEXTS[0], deadline=0.2), batcher.submit(TEXTS[1])
+        assert dropped.cancel()
+        with pytest.raises(fastshap.DeadlineExceededError):
+            late.result(10)
+        assert not batcher._waiting
+        assert sum(batcher._queued) == pytest.approx(0)
+        assert not long.done()
+        long.cancel()
 
 
 class Fake:
