@@ -117,4 +117,4 @@ def _with_text(
         )
     known = {one.name for one in dataclasses.fields(Provenance)}
     provenance = Provenance(**{name: value for name, value in then["provenance"].items() if name in known})
-    return compared(before, provenance, again)
+    return compared(before, provenance, again, explainer)
