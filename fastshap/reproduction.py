@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 # What another order of float32 sums may do: other batches, devices and versions of libraries.
 _ROUNDING = 1e-5
+_EPSILON = torch.finfo(torch.float32).eps
 _NOT_SET = "not set"
 
 
@@ -37,7 +38,9 @@ class Reproduction:
         identical: whether all attributions are the same to the bit.
         largest_difference: of an attribution, as it is.
         relative_difference: as a share of the largest absolute attribution of its target, or of ten standard errors where
-            that is more, as for sums of tokens that cancel; the largest of all.
+            that is more, as for sums of tokens that cancel; the largest of all. A sum of a gradient's entries may be zero in
+            truth, as behind a LayerNorm: where the entries cancel so far, the share is of 0.012 of the sum of their sizes, so
+            that 1e-5 of it is what float32 tells apart.
         changed: what differs, by name: what it was then and what it is now, "" where that is not known. Names are those of
             :class:`Provenance`, of its versions, ``configuration.`` and the name of an entry, and ``target_names``.
     """
@@ -111,16 +114,21 @@ def reproduce(
         raise UnsupportedModelError(f"The output explains a {name}. {error}") from None
     again = explainer._repeat(output)
     renamed = _renamed(output, explainer.task.names_now(output.targets) if output.target_weights is None else None)
-    return compared(output.attributions, output.provenance, again, renamed)
+    return compared(output.attributions, output.provenance, again, explainer, renamed)
 
 
 def compared(
-    then: Tensor, provenance: Provenance, again: AttributionOutput, changed: dict[str, tuple[str, str]] | None = None
+    then: Tensor,
+    provenance: Provenance,
+    again: AttributionOutput,
+    explainer: GradientShap,
+    changed: dict[str, tuple[str, str]] | None = None,
 ) -> Reproduction:
     """What came of it: attributions (t, G) that there were, beside those of a new output.
 
     Args:
         provenance: of the attributions that there were.
+        explainer: what made the new output.
         changed: what differs beside what the two provenances say.
     """
     now = again.attributions
@@ -128,6 +136,9 @@ def compared(
     difference[now.isnan() != then.isnan()] = torch.inf
     largest = torch.maximum(then.abs(), now.abs()).nan_to_num(0).amax(1, keepdim=True)
     size = torch.maximum(largest, 10 * again.standard_error.nan_to_num(0))
+    its = explainer.settings
+    if (difference > _ROUNDING * size).any() and its.reduction == "sum" and not its.input_x_gradient:
+        size = torch.maximum(size, _EPSILON / _ROUNDING * _summed(again, explainer))
     return Reproduction(
         output=again,
         identical=bool((difference == 0).all()),
@@ -135,6 +146,13 @@ def compared(
         relative_difference=float((difference / size.clamp_min(torch.finfo(torch.float32).tiny)).max()),
         changed=_changed(provenance, again.provenance) | (changed or {}),
     )
+
+
+def _summed(output: AttributionOutput, explainer: GradientShap) -> Tensor:
+    """(t, 1): the sum of the sizes of the gradient's entries that an attribution is the sum of, the largest of a target."""
+    means = explainer._again(output, {"reduction": "abs_mean"}).attributions
+    width = next(explainer.model.get_input_embeddings().parameters()).shape[-1]
+    return width * means.abs().nan_to_num(0).amax(1, keepdim=True)
 
 
 def _changed(before: Provenance, after: Provenance) -> dict[str, tuple[str, str]]:

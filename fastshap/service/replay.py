@@ -19,7 +19,11 @@ from fastshap.service.audit import Line
 from fastshap.service.instances import Reader
 from fastshap.service.limits import Limits
 from fastshap.service.problems import ProblemError
-from fastshap.settings import Settings
+from fastshap.settings import PARAMETERS, Settings
+from fastshap.types.targets import Contrast
+
+_OF_TARGETS = ("target", "targets", "contrast")
+_ANY = Limits(max_targets=2**31)  # the service took what is read here
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +63,7 @@ def replay(line: Line, model: Any, tokenizer: Any, task: str | None, texts: Mapp
             return Replayed(line, reproduce(AttributionOutput.from_dict(line.output), model, tokenizer))
         if (given := texts.get(line.id)) is None:
             return Replayed(line, None, "the line holds no text; hand it in with --texts")
-        return Replayed(line, _with_text(line.output, given, model, tokenizer, task))
+        return Replayed(line, _with_text(line, line.output, given, model, tokenizer, task))
     except ProblemError as problem:
         return Replayed(line, None, f"the text that was handed in: {problem.message}")
     except FastshapError as error:
@@ -97,16 +101,22 @@ def _parsed(line: bytes) -> Any:
 
 
 def _with_text(
-    then: Mapping[str, Any], given: dict[str, Any], model: Any, tokenizer: Any, task: str | None
+    line: Line, then: Mapping[str, Any], given: dict[str, Any], model: Any, tokenizer: Any, task: str | None
 ) -> Reproduction:
-    """From the text itself, where the log has only settings and scores."""
+    """From the text itself, where the log has only settings and scores, and the targets if they are classes."""
     plain = dict(then["settings"])
     plain["n_perturbations"] //= plain.pop("rounds")
     settings = Settings.from_plain(plain).named()
     adds_up = then["convergence_delta"] is not None
     explainer = GradientShap(model, tokenizer, "auto", task=task, return_convergence_delta=adds_up, **settings)
-    asked = Reader(explainer, Limits(), explaining=False).asked(given)
-    targets, written = None if asked.target is None else [asked.target], asked.options.get("generation_kwargs")
+    has_classes = explainer.task.targets_are_classes
+    known = (*PARAMETERS, "max_new_tokens", *(_OF_TARGETS if has_classes else ()))
+    asked = Reader(explainer, _ANY).asked({name: value for name, value in given.items() if name not in known})
+    target = _classes(then) if has_classes else asked.target
+    if target is None and line.target_given:
+        raise InvalidArgumentError("the request had a target of its own; hand it in with the text")
+    targets = None if target is None else [target]
+    written = None if target is not None or line.max_new_tokens is None else {"max_new_tokens": line.max_new_tokens}
     (again,) = explainer.explain([asked.text], targets, generation_kwargs=written, progress=False)
     rows = then["attributions"]
     before = tensor(rows, len(rows), len(rows[0]))
@@ -115,6 +125,15 @@ def _with_text(
             f"the text that was handed in has {again.attributions.shape[1]} words and {again.attributions.shape[0]} targets, "
             f"and the line has {before.shape[1]} and {before.shape[0]}"
         )
-    known = {one.name for one in dataclasses.fields(Provenance)}
-    provenance = Provenance(**{name: value for name, value in then["provenance"].items() if name in known})
-    return compared(before, provenance, again)
+    its = {one.name for one in dataclasses.fields(Provenance)}
+    provenance = Provenance(**{name: value for name, value in then["provenance"].items() if name in its})
+    return compared(before, provenance, again, explainer)
+
+
+def _classes(then: Mapping[str, Any]) -> list[Any]:
+    """The targets that a line holds: classes, and contrasts of two."""
+    classes, weights = then["targets"], then["target_weights"]
+    if weights is None:
+        return list(classes)
+    rows = [{weight: one for one, weight in zip(classes, row, strict=True) if weight} for row in weights]
+    return [Contrast(row[1], row[-1]) if -1 in row else row[1] for row in rows]

@@ -42,7 +42,6 @@ class V1:
         """``POST /v1/models/NAME:explain``."""
         form = format_of(request.scope)
         found = await self._outputs(request, self.service.explaining)
-        await work.written_down(self.service, found, request.scope[CONTEXT].request_id)
         if form == "html":
             page = await asyncio.to_thread(_page, found, self.service)
             return Response(page, media_type="text/html", headers={"content-security-policy": page_policy()})
@@ -62,7 +61,7 @@ class V1:
         instances = instances_of(body, service.limits.max_instances)
         scope[CONTEXT].about["instances"] = len(instances)
         asked = work.read(reader, instances, _PLACE)
-        return await work.outputs(service, reader, asked, _PLACE, request.receive, seconds)
+        return await work.outputs(service, reader, asked, _PLACE, request, seconds)
 
 
 def instances_of(body: Any, most: int) -> list[Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fastshap.errors import ClosedError, DeadlineExceededError, FastshapError, OverloadedError
 from fastshap.output.output import AttributionOutput
 from fastshap.service.bodies import GoneError, Receive, json_body
+from fastshap.service.gate import CONTEXT
 from fastshap.service.instances import Asked, Reader
 from fastshap.service.problems import ProblemError, of_all, problem_of
 from fastshap.service.requests import seconds_of
@@ -52,11 +53,12 @@ def read(
 
 
 async def outputs(
-    service: Service, reader: Reader, asked: list[Asked | ProblemError], place: str, receive: Receive, seconds: float
+    service: Service, reader: Reader, asked: list[Asked | ProblemError], place: str, request: Request, seconds: float
 ) -> list[Found]:
-    """An output for each instance, or what is wrong with it.
+    """An output for each instance, or what is wrong with it. Explanations are written down where there is an audit log.
 
     Raises:
+        OSError: they cannot be written down, so there must be no answer.
         ProblemError: no instance could be explained; or the request was not begun, as there is too much to do.
         GoneError: the client left. What was left to do is dropped.
     """
@@ -68,7 +70,7 @@ async def outputs(
     if futures:
         service.waiting.update(futures)
         try:
-            late = await _until_done(futures, receive, until)
+            late = await _until_done(futures, request.receive, until)
         finally:
             service.waiting.difference_update(futures)
     found = [_result(one, late, f"{place}[{i}]") for i, one in enumerate(waiting)]
@@ -77,16 +79,13 @@ async def outputs(
             service.metrics.failed(one.type)
             if one.status == 500 and one.__cause__ is not None:
                 service.log.error("failure", one.__cause__)
+    if service.audit is not None and reader.explaining:
+        request_id = request.scope[CONTEXT].request_id
+        await asyncio.to_thread(service.audit.add, asked, found, request_id, service.name)
     problems = [one for one in found if isinstance(one, ProblemError)]
     if len(problems) == len(found):
         raise of_all(problems)
     return found
-
-
-async def written_down(service: Service, found: Sequence[Found], request_id: str) -> None:
-    """Writes the audit log, where there is one. If that fails, so does the request: there is no answer that it lacks."""
-    if service.audit is not None:
-        await asyncio.to_thread(service.audit.add, found, request_id, service.name)
 
 
 async def _short(one: Asked | ProblemError, reader: Reader, place: str) -> Asked | ProblemError:

@@ -1,7 +1,9 @@
 """What an instance may ask for, and what is said where it cannot: without a server."""
 
 import dataclasses
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from fastshap.errors import InvalidArgumentError, OverloadedError
 from fastshap.service import fields
 from fastshap.service.audit import Audit, lines_of
 from fastshap.service.bodies import parsed
-from fastshap.service.instances import Reader
+from fastshap.service.instances import Asked, Reader
 from fastshap.service.limits import Limits
 from fastshap.service.problems import ProblemError, of_all, problem_of
 from fastshap.settings import PARAMETERS
@@ -173,9 +175,11 @@ def test_limits_are_checked(wrong):
 def test_an_audit_log_goes_on_behind_a_line_that_was_not_finished(explainer, tmp_path, with_texts):
     path = tmp_path / "audit.jsonl"
     outputs = explainer.explain(["A secretive film.", "Dull."])
+    asked = [Asked("A secretive film.", None, {}, ()), problem_of(InvalidArgumentError("secretive"))]
+    asked.append(Asked("Dull.", "positive", {}, ()))
     for request_id in ("one", "two"):
         audit = Audit(path, with_texts)
-        audit.add([outputs[0], problem_of(InvalidArgumentError("secretive")), outputs[1]], request_id, "m")
+        audit.add(asked, [outputs[0], asked[1], outputs[1]], request_id, "m")
         audit.close()
         with path.open("ab") as file:
             file.write(b'{"audit": 1, "ti')
@@ -183,6 +187,7 @@ def test_an_audit_log_goes_on_behind_a_line_that_was_not_finished(explainer, tmp
     assert [(line.id, line.error is None, line.whole) for line in found] == [
         (f"{name}/{i}", i != 1, with_texts and i != 1) for name in ("one", "two") for i in range(3)
     ]
+    assert [line.target_given for line in found] == [False, False, True] * 2
     assert (path.stat().st_mode & 0o777) == 0o600
     text = path.read_text()
     assert ("secretive" in text) is with_texts
@@ -193,6 +198,83 @@ def test_an_audit_log_goes_on_behind_a_line_that_was_not_finished(explainer, tmp
         file.write(b"\n{}\n")
     with pytest.raises(InvalidArgumentError, match="line 9"):
         list(lines_of(path))
+
+
+def add(audit, request_id):
+    refused = problem_of(InvalidArgumentError("no"))
+    audit.add([refused], [refused], request_id, "m")
+
+
+@pytest.mark.parametrize("can_truncate", [True, False])
+def test_a_full_disk_costs_the_audit_log_no_other_line(tmp_path, monkeypatch, can_truncate):
+    path = tmp_path / "audit.jsonl"
+    audit = Audit(path)
+    add(audit, "before")
+    size, write = path.stat().st_size, os.write
+
+    def write_some(file, data):
+        if path.stat().st_size > size:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, data[:40])
+
+    def refuse(file, length):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", write_some)
+        if not can_truncate:
+            full.setattr(os, "ftruncate", refuse)
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space"):
+                add(audit, "failed")
+    assert (path.stat().st_size == size) is can_truncate
+    add(audit, "after")
+    add(audit, "last")
+    assert [line.id for line in lines_of(path)] == ["before/0", "after/0", "last/0"]
+    assert path.read_text().count("continued") == 1
+
+
+def test_two_processes_write_one_audit_log(tmp_path):
+    """One of them dies within a line; the other does not start again."""
+    path = tmp_path / "audit.jsonl"
+    audit = Audit(path)
+    add(audit, "one")
+    with path.open("ab") as file:
+        file.write(
+            b'{"audit": 1, "time": "2026-11-27T19:21:05.000Z", "request_id": "lost", "name": "m", "instance": 0, "er'
+        )
+    add(audit, "two")
+    assert [line.id for line in lines_of(path)] == ["one/0", "two/0"]
+
+
+def test_an_audit_log_may_be_cut_anywhere(tmp_path):
+    """Also within the event of a start behind a line that was cut."""
+    path = tmp_path / "audit.jsonl"
+    for request_id in ("one", "two"):
+        add(audit := Audit(path), request_id)
+        audit.close()
+    whole = path.read_bytes()
+    first = whole.index(b"\n") + 1
+    for end in range(first, len(whole)):
+        path.write_bytes(whole[: first - 20] + b"\n" + whole[first:end])
+        if not path.read_bytes().endswith(b"}\n"):
+            list(lines_of(path))
+        add(audit := Audit(path), "three")
+        audit.close()
+        assert [line.id for line in lines_of(path)][-1] == "three/0"
+
+
+def test_an_audit_log_that_was_damaged_is_not_taken(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    add(audit := Audit(path), "one")
+    add(audit, "two")
+    for damaged in (0, 1):
+        lines = path.read_bytes().splitlines(keepends=True)
+        lines[damaged] = b"?" + lines[damaged]
+        other = tmp_path / "damaged.jsonl"
+        other.write_bytes(b"".join(lines))
+        with pytest.raises(InvalidArgumentError, match=f"line {damaged + 1}"):
+            list(lines_of(other))
 
 
 def test_the_docs_list_fields_and_limits_as_they_are(reader):
