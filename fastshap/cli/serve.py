@@ -20,6 +20,7 @@ from fastshap.output.visible import printable
 from fastshap.service.limits import Limits
 
 TOKEN = "FASTSHAP_TOKEN"  # the environment variable that may hold the token
+_TRIAL = 1.0  # seconds for which the end of a trial of the model is waited for
 _RUNNING = ("batch_size", "device", "backend")  # options of ``fastshap explain``
 
 
@@ -180,6 +181,10 @@ def serve(
             run(service, listening, started)
         except FastshapError as error:
             _fail(f"the model could not be tried: {error}", 1)
+    if not service.is_tried(_TRIAL):  # in native code when the interpreter goes away, it would abort the process
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _on_ray(served: Any, host: str, port: int, url: str, **options: Any) -> None:

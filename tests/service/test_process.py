@@ -287,6 +287,15 @@ app(["serve", "--port", "0"])
         assert process.stderr.read() == ""
 
 
+@pytest.mark.parametrize("seconds", [0, 0.2])
+def test_a_signal_while_the_model_is_tried(seconds):
+    with Process("--n-perturbations", "20000", "--max-samples", "20000", ready=False) as process:
+        time.sleep(seconds)
+        assert process.stop(seconds=10) == 0
+        process._reader.join(5)
+        assert [one["event"] for one in process.events()] == ["listening"]
+
+
 def test_a_batcher_that_nobody_closes():
     script = """
 import fastshap
