@@ -62,7 +62,7 @@ class V1:
         instances = instances_of(body, service.limits.max_instances)
         scope[CONTEXT].about["instances"] = len(instances)
         asked = work.read(reader, instances, _PLACE)
-        return await work.outputs(service, reader, asked, _PLACE, request.receive, seconds)
+        return await work.outputs(service, reader, asked, _PLACE, request, seconds)
 
 
 def instances_of(body: Any, most: int) -> list[Any]:

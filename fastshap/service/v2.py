@@ -80,7 +80,7 @@ class V2:
         except ProblemError as problem:
             raise work.placed(problem, f"parameters.{OPTIONS}") from None
         read = work.read(service.explaining, asked.instances, _PLACE, asked.shared)
-        found = await work.outputs(service, service.explaining, read, _PLACE, request.receive, seconds)
+        found = await work.outputs(service, service.explaining, read, _PLACE, request, seconds)
         await work.written_down(service, found, scope[CONTEXT].request_id)
         make: Callable[[Any], Any] = AttributionOutput.to_dict if form == "full" else answers.explanation
         data = [json.dumps(entry(one, make), allow_nan=False) for one in found]

@@ -350,6 +350,59 @@ def test_errors_of_the_queue(held, error, status, kind):
         assert answer.headers["retry-after"] == "4"
 
 
+def raised(error):
+    try:
+        raise error
+    except type(error) as caught:
+        return caught
+
+
+def failing(queue, error, other):
+    """The queue, in which the text "bad" fails and others are explained as ``other``."""
+    real = queue.submit
+
+    def submit(text, *arguments, **options):
+        future = real(text, *arguments, **options)
+        future.set_exception(error) if text == "bad" else future.set_result(other)
+        return future
+
+    queue.submit = submit
+
+
+def test_a_model_that_fails_is_told_to_the_log_and_not_to_the_client(held, service):
+    its, queue, client = held
+    failing(
+        queue, ModelFailedError.caused_by(raised(ValueError("/home/x: secret"))), service.explainer.explain(TEXT)[0]
+    )
+    part = asked(client, TEXT, "bad", headers={"x-request-id": "part"})["explanations"][1]
+    whole = asked(client, "bad", status=500, headers={"x-request-id": "whole"})
+    for said, field in ((part, "instances[1]"), (whole, "instances[0]")):
+        assert (said["type"], said["field"]) == ("ModelFailedError", field)
+        assert "the service's log has more" in said["error"]
+    assert whole["request_id"] == "whole"
+    assert "secret" not in json.dumps([part, whole]) + its.log._stream.getvalue()
+    told = [one for one in events(its) if one["event"] == "failure"]
+    assert [(one["request_id"], one["instance"]) for one in told] == [("part", 1), ("whole", 0)]
+    for one in told:
+        assert one["error"] == ["ModelFailedError", "ValueError"]
+        assert one["where"][-1].endswith(" raised")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "field"),
+    [
+        ({"noise_std": 1e38}, "noise_std"),
+        ({"baseline": -1e30}, "baseline"),
+        ({"noise_std": 0.5, "baseline": 1e30}, "baseline"),
+    ],
+)
+def test_scores_that_a_request_makes_infinite_are_its_own_fault(client, service, sizes, field):
+    before = len(events(service))
+    body = asked(client, {"text": TEXT, **sizes}, status=422)
+    assert (body["type"], body["field"]) == ("NonFiniteError", f"instances[0].{field}")
+    assert [one["event"] for one in events(service)[before:]] == ["request"]
+
+
 def test_a_request_is_accepted_as_a_whole_or_not_at_all(held):
     _its, queue, client = held
     real = queue.submit
