@@ -8,6 +8,7 @@ from typing import Any
 
 from fastshap import checks
 from fastshap.errors import InvalidArgumentError
+from fastshap.settings import Settings
 
 
 def _limit(default: float, said: str, answer: str = "") -> Any:
@@ -44,3 +45,18 @@ class Limits:
                 checks.whole(value, one.name, least=1)
             elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise InvalidArgumentError(f"{one.name} must be a number of seconds, more than 0; got {value!r}.")
+
+    def check_samples(self, settings: Settings) -> None:
+        """Nothing, if a service with these settings keeps to ``max_samples``. What ``rtol`` may reach by default is capped.
+
+        Raises:
+            InvalidArgumentError: it does not.
+        """
+        its = {"n_perturbations": settings.n_perturbations} | settings.changes()
+        for name in ("n_perturbations", "max_perturbations"):
+            if (value := its.get(name)) is not None and value > self.max_samples:
+                option = f"--{name.replace('_', '-')}"
+                raise InvalidArgumentError(
+                    f"{name} is {value} and max_samples is {self.max_samples}; lower the one ({option}) or raise the other "
+                    "(--max-samples)."
+                )

@@ -47,7 +47,7 @@ class Service:
         waiting: what requests wait for.
 
     Raises:
-        InvalidArgumentError: no model can be called so.
+        InvalidArgumentError: no model can be called so, or the explainer's own settings pass a limit.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Service:
         log: Log | None = None,
     ) -> None:
         self.explainer, self.limits, self.audit = explainer, limits or Limits(), audit
+        self.limits.check_samples(explainer.settings)
         self.name = named(explainer) if name is None else name
         if not _NAME.fullmatch(self.name):
             raise InvalidArgumentError(
@@ -71,10 +72,10 @@ class Service:
         self.token = None if token is None else token.strip().encode()
         self.log = log or Log()
         self.metrics = Metrics()
-        self.batcher = Batcher(explainer, max_queued_tokens=self.limits.max_queued_tokens, watch=self.metrics.watch)
+        self.state, self.active = STARTING, 0
+        self.batcher = Batcher(explainer, max_queued_tokens=self.limits.max_queued_tokens, watch=self._watch)
         self.metrics.watch_queue(lambda: self.batcher.load)
         self.explaining, self.predicting = Reader(explainer, self.limits), Reader(explainer, self.limits, False)
-        self.state, self.active = STARTING, 0
         self.failure: Exception | None = None
         self.waiting: set[Future[AttributionOutput]] = set()
         self._trial: threading.Thread | None = None
@@ -116,6 +117,10 @@ class Service:
                 future.exception()  # some models take no such text
             finally:
                 self.waiting.discard(future)
+
+    def _watch(self, name: str, value: float) -> None:
+        if self.state != STARTING:  # the trial of the model is nobody's request
+            self.metrics.watch(name, value)
 
     def _try(self) -> None:
         try:

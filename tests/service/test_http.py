@@ -185,6 +185,13 @@ def test_logs_hold_ids_and_no_texts(client, service):
     assert "secretive" not in service.log._stream.getvalue()
 
 
+def test_metrics_before_any_request(default_pair):
+    with app_of(service_of(default_pair)) as client:
+        lines = client.get("/metrics").text.splitlines()
+    for name in ("texts_total", "samples_total", "call_tokens_count", 'seconds_count{stage="queue"}'):
+        assert f"fastshap_{name} 0.0" in lines
+
+
 def test_metrics(client):
     asked(client, TEXT)
     client.post(EXPLAIN, content=b"")
