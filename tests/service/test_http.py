@@ -243,6 +243,7 @@ def test_v2(client, service):
         ({"inputs": [{"name": "a", "shape": [2], "datatype": "BYTES", "data": ["x"]}]}, "inputs[0].shape"),
         ({"inputs": [{"name": "a", "shape": [1], "datatype": "BYTES", "data": [1]}]}, "inputs[0].data"),
         ({"inputs": [{"shape": [1], "datatype": "BYTES", "data": ["x"]}]}, "inputs[0]"),
+        ({"inputs": [{"name": "pair", "shape": [1], "datatype": "BYTES", "data": ["x"]}]}, "inputs[0].name"),
         ({"id": 5}, "id"),
         ({"outputs": [{"name": "other"}]}, "outputs"),
         ({"more": 1}, "more"),
@@ -253,6 +254,20 @@ def test_v2(client, service):
 def test_v2_says_where_it_is_wrong(client, change, field):
     good = {"inputs": [{"name": "a", "shape": [1], "datatype": "BYTES", "data": ["x"]}]}
     refused(client.post(INFER, json=good | change), 422, field=field)
+
+
+def test_v2_keeps_an_id_that_is_empty(client):
+    request = {"id": "", "inputs": [{"name": "a", "shape": [1], "datatype": "BYTES", "data": ["x"]}]}
+    assert client.post(INFER, json=request).json()["id"] == ""
+    answer = client.post(INFER, json={"inputs": request["inputs"]})
+    assert answer.json()["id"] == answer.headers["x-request-id"]
+
+
+def test_a_number_without_a_fraction_is_whole(client):
+    number = b'{"instances": [{"text": "a", "targets": [1.0], "seed": 3e0}]}'
+    answer = client.post(EXPLAIN, content=number, headers={"content-type": "application/json"})
+    whole = asked(client, {"text": "a", "targets": [1], "seed": 3})["explanations"]
+    assert answer.json()["explanations"][0]["settings_fingerprint"] == whole[0]["settings_fingerprint"]
 
 
 def test_the_page(client):

@@ -151,6 +151,20 @@ def test_clients_that_leave_do_not_hold_the_others_up(service):
     assert b"fastshap_active_requests 0.0" in _metrics(service)
 
 
+def test_a_client_that_leaves_with_several_requests_on_its_connection(service):
+    left = sum(one.get("status") == 499 for one in service.events())
+    body = json.dumps({"instances": [{"text": "a gorgeous film " * 60, "n_perturbations": 1000}] * 4})
+    head = (
+        f"POST {EXPLAIN} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as client:
+        client.sendall((head + body).encode() * 2)
+        wait_until(lambda: b"fastshap_active_requests 1.0" in _metrics(service))
+    wait_until(lambda: sum(one.get("status") == 499 for one in service.events()) > left, 10)
+    assert b"fastshap_active_requests 0.0" in _metrics(service)
+    assert not any(one["event"] in ("failure", "server") for one in service.events())
+
+
 def _metrics(service, **headers):
     connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
     with contextlib.closing(connection):
