@@ -123,6 +123,7 @@ def serve(
     from fastshap.service.server import bound_socket
     from fastshap.service.server import serve as run
     from fastshap.service.service import Service
+    from fastshap.settings import DEFAULTS
 
     logging.disable_progress_bar()
     opened = contextlib.ExitStack()
@@ -151,6 +152,8 @@ def serve(
             with_delta=return_convergence_delta,
             settings=for_model(with_background(settings), model, task),
         )
+        its = {**DEFAULTS, **explained.settings}
+        limits.check_samples(its["n_perturbations"], its["max_perturbations"])
         where = f"[{host}]" if ":" in host else host
         url = f"http://{where}:{listening.getsockname()[1]}"
         if ray:

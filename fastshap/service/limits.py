@@ -8,7 +8,6 @@ from typing import Any
 
 from fastshap import checks
 from fastshap.errors import InvalidArgumentError
-from fastshap.settings import Settings
 
 
 def _limit(default: float, said: str, answer: str = "") -> Any:
@@ -46,15 +45,14 @@ class Limits:
             elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise InvalidArgumentError(f"{one.name} must be a number of seconds, more than 0; got {value!r}.")
 
-    def check_samples(self, settings: Settings) -> None:
+    def check_samples(self, n_perturbations: int, max_perturbations: int | None) -> None:
         """Nothing, if a service with these settings keeps to ``max_samples``. What ``rtol`` may reach by default is capped.
 
         Raises:
             InvalidArgumentError: it does not.
         """
-        its = {"n_perturbations": settings.n_perturbations} | settings.changes()
-        for name in ("n_perturbations", "max_perturbations"):
-            if (value := its.get(name)) is not None and value > self.max_samples:
+        for name, value in {"n_perturbations": n_perturbations, "max_perturbations": max_perturbations}.items():
+            if value is not None and value > self.max_samples:
                 option = f"--{name.replace('_', '-')}"
                 raise InvalidArgumentError(
                     f"{name} is {value} and max_samples is {self.max_samples}; lower the one ({option}) or raise the other "

@@ -61,7 +61,8 @@ class Service:
         log: Log | None = None,
     ) -> None:
         self.explainer, self.limits, self.audit = explainer, limits or Limits(), audit
-        self.limits.check_samples(explainer.settings)
+        its = explainer.settings
+        self.limits.check_samples(its.n_perturbations, its.changes().get("max_perturbations"))
         self.name = named(explainer) if name is None else name
         if not _NAME.fullmatch(self.name):
             raise InvalidArgumentError(

@@ -86,9 +86,9 @@ def test_rounds_where_the_service_has_a_tolerance_of_its_own(default_pair):
 
 def test_a_tolerance_of_the_services_own_stays_within_the_limit(default_pair):
     explainer = fastshap.GradientShap(*default_pair, rtol=0.001)
-    limits = Limits(max_samples=50)
-    limits.check_samples(explainer.settings)
-    reader = Reader(explainer, limits)
+    service = Service(explainer, limits=Limits(max_samples=50))
+    service.close()
+    reader = service.explaining
     assert reader.asked("a").options == {"max_perturbations": 50}
     assert reader.asked({"text": "a", "max_perturbations": 20}).options == {"max_perturbations": 20}
     assert reader.asked({"text": "a", "n_perturbations": 40}).options["max_perturbations"] == 50

@@ -226,6 +226,7 @@ def test_a_port_that_is_taken(service):
         (["--host", "192.0.2.1"], "no address of this machine"),
         (["--max-samples", "0"], "max_samples"),
         (["--port", "0", "--max-samples", "5"], "lower the one (--n-perturbations)"),
+        (["--port", "0", "--ray", "--n-perturbations", "1001"], "lower the one (--n-perturbations)"),
         (["--audit-texts"], "add --audit"),
         (["--token-file", "/nothing"], "/nothing"),
         (["--audit", "/nothing/there"], "cannot be written"),
