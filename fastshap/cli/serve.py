@@ -20,6 +20,7 @@ from fastshap.output.visible import printable
 from fastshap.service.limits import Limits
 
 TOKEN = "FASTSHAP_TOKEN"  # the environment variable that may hold the token
+_TRIAL = 1.0  # seconds for which the end of a trial of the model is waited for
 _RUNNING = ("batch_size", "device", "backend")  # options of ``fastshap explain``
 
 
@@ -122,6 +123,7 @@ def serve(
     from fastshap.service.server import bound_socket
     from fastshap.service.server import serve as run
     from fastshap.service.service import Service
+    from fastshap.settings import DEFAULTS
 
     logging.disable_progress_bar()
     opened = contextlib.ExitStack()
@@ -150,6 +152,8 @@ def serve(
             with_delta=return_convergence_delta,
             settings=for_model(with_background(settings), model, task),
         )
+        its = {**DEFAULTS, **explained.settings}
+        limits.check_samples(its["n_perturbations"], its["max_perturbations"])
         where = f"[{host}]" if ":" in host else host
         url = f"http://{where}:{listening.getsockname()[1]}"
         if ray:
@@ -180,6 +184,10 @@ def serve(
             run(service, listening, started)
         except FastshapError as error:
             _fail(f"the model could not be tried: {error}", 1)
+    if not service.is_tried(_TRIAL):  # in native code when the interpreter goes away, it would abort the process
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _on_ray(served: Any, host: str, port: int, url: str, **options: Any) -> None:

@@ -93,7 +93,7 @@ def parsed(body: bytes) -> Any:
         ProblemError: it is none.
     """
     try:
-        return json.loads(body.decode("utf-8"), parse_constant=_refuse)
+        return json.loads(body.decode("utf-8"), parse_float=_number, parse_constant=_refuse)
     except UnicodeDecodeError as error:
         message = f"The body is not UTF-8 ({error.reason} at byte {error.start})."
     except RecursionError:
@@ -101,6 +101,12 @@ def parsed(body: bytes) -> Any:
     except ValueError as error:
         message = f"The body is no JSON: {error}."
     raise ProblemError(422, "InvalidJson", message)
+
+
+def _number(word: str) -> float:
+    """In a JSON schema 1.0 is a whole number."""
+    value = float(word)
+    return int(value) if value.is_integer() and abs(value) < 2**63 else value
 
 
 def _refuse(word: str) -> None:

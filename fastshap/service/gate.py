@@ -95,7 +95,7 @@ class Gate:
             status = _GONE
         except Exception as error:
             problem = problem_of(error)
-            if problem.status == 500:
+            if problem is not error and problem.status == 500:  # otherwise it was told
                 self.service.log.error("failure", error, request_id=context.request_id)
             if status:  # the answer had begun
                 raise

@@ -156,7 +156,8 @@ class Reader:
         if one.get("rtol", its.rtol) is None:
             return {} if its.rtol is None else one_round(self.explainer)
         if one.keys().isdisjoint(("rtol", "n_perturbations")):
-            return {}
+            own, most = its.max_perturbations, self.limits.max_samples
+            return {"max_perturbations": most} if own is not None and own > most else {}
         many = one.get("n_perturbations", its.n_perturbations)
         return {"max_perturbations": max(many, min(_USUAL_ROUNDS * many, self.limits.max_samples))}
 

@@ -44,3 +44,17 @@ class Limits:
                 checks.whole(value, one.name, least=1)
             elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise InvalidArgumentError(f"{one.name} must be a number of seconds, more than 0; got {value!r}.")
+
+    def check_samples(self, n_perturbations: int, max_perturbations: int | None) -> None:
+        """Nothing, if a service with these settings keeps to ``max_samples``. What ``rtol`` may reach by default is capped.
+
+        Raises:
+            InvalidArgumentError: it does not.
+        """
+        for name, value in {"n_perturbations": n_perturbations, "max_perturbations": max_perturbations}.items():
+            if value is not None and value > self.max_samples:
+                option = f"--{name.replace('_', '-')}"
+                raise InvalidArgumentError(
+                    f"{name} is {value} and max_samples is {self.max_samples}; lower the one ({option}) or raise the other "
+                    "(--max-samples)."
+                )

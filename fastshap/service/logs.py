@@ -37,13 +37,15 @@ class Log:
 
     def error(self, event: str, error: BaseException, **more: Any) -> None:
         """An error: its class and where it was raised. Its message may hold a text, so it is left out."""
-        chain: list[str] = []
+        chain: list[BaseException] = []
         one: BaseException | None = error
         while one is not None and len(chain) < 8:
-            chain.append(type(one).__name__)
+            chain.append(one)
             one = one.__cause__ or one.__context__
-        where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
-        self.event(event, "error", error=chain, where=where[-12:], **more)
+        # An error that stands for another one was never raised itself.
+        raised = next((one.__traceback__ for one in chain if one.__traceback__ is not None), None)
+        where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(raised)]
+        self.event(event, "error", error=[type(one).__name__ for one in chain], where=where[-12:], **more)
 
 
 class Told(logging.Handler):

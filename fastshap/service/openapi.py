@@ -36,6 +36,8 @@ def document(service: Service) -> dict[str, Any]:
     v1, v2 = f"/v1/models/{service.name}", f"/v2/models/{service.name}"
     paths: dict[str, dict[str, Any]] = {
         "/": {"get": _page()},
+        "/page.css": {"get": _get("The page's style.", {"text/css": {"schema": _STRING}})},
+        "/page.js": {"get": _get("The page's script.", {"text/javascript": {"schema": _STRING}})},
         "/metrics": {"get": _get("Numbers for Prometheus.", {"text/plain": {"schema": _STRING}})},
         "/openapi.json": {"get": _get("This document.", _json({"type": "object"}))},
         "/v1/models": {"get": _get("The names of the models.", _json(_object(models=_NAMES)))},
@@ -134,13 +136,13 @@ def _predict(service: Service) -> dict[str, Any]:
 
 
 def _infer(service: Service) -> dict[str, Any]:
-    texts = {"type": "array", "items": {"type": "string", "pattern": r"\S"}, "minItems": 1}
-    tensor = {
-        **_object(
-            name=_STRING, shape={"type": "array", "items": {"type": "integer"}}, datatype={"const": "BYTES"}, data=texts
-        ),
-        "description": "The texts, with the shape [n].",
-    }
+    text = {"type": "string", "pattern": r"\S"}
+    alone = {"type": "array", "items": text, "minItems": 1, "maxItems": 1}
+    texts = {"type": "array", "items": {"anyOf": [text, alone]}, "minItems": 1}
+    shape = {"type": "array", "items": {"type": "integer"}}
+    tensor = _object(name=_STRING, shape=shape, datatype={"const": "BYTES"}, data=texts)
+    tensor["description"] = "The texts, with the shape [n], or [n, 1] where each is in a list of its own."
+    tensor["properties"]["parameters"] = {"description": "Of any kind; they change nothing."}
     known = {name: one for name, one in service.explaining.fields.items() if name not in ("text", "pair", "messages")}
     options = {"type": "object", "properties": known, "additionalProperties": False}
     named = {"type": "object", "properties": {"name": {"const": "explanation"}}, "required": ["name"]}
@@ -157,7 +159,7 @@ def _infer(service: Service) -> dict[str, Any]:
         "parameters": {"type": ["object", "null"], "properties": {OPTIONS: options}},
         "outputs": {"type": ["array", "null"], "items": named},
     }
-    output = _object(name=_STRING, datatype=_STRING, shape={"type": "array", "items": {"type": "integer"}}, data=_NAMES)
+    output = _object(name=_STRING, datatype=_STRING, shape=shape, data=_NAMES)
     output["properties"]["parameters"] = {"type": "object"}
     answer = _object(model_name=_STRING, id=_STRING, outputs={"type": "array", "items": output})
     said = "What each JSON string holds."

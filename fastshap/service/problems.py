@@ -14,6 +14,8 @@ from fastshap.errors import (
     FastshapError,
     InvalidArgumentError,
     InvalidTypeError,
+    ModelFailedError,
+    NonFiniteError,
     OverloadedError,
     UnsupportedModelError,
 )
@@ -26,6 +28,7 @@ _STATUS: dict[type[Exception], int] = {
     InvalidArgumentError: 422,
     InvalidTypeError: 422,
     UnsupportedModelError: 422,
+    NonFiniteError: 422,
 }
 
 
@@ -66,13 +69,16 @@ class ProblemError(Exception):
 
 
 def problem_of(error: BaseException, field: str | None = None) -> ProblemError:
-    """What is answered because of an error. Of one that nobody expected, nothing is told."""
+    """What is answered because of an error. Of one that nobody expected, or of the model's own, nothing is told."""
     if isinstance(error, ProblemError):
         return error
     if isinstance(error, CancelledError):
         return ProblemError(503, "ClosedError", "The service stopped before this was explained; ask again.", field)
     if not isinstance(error, FastshapError):
         return ProblemError(500, "InternalError", "The service failed; its log has more under this request_id.", field)
+    if isinstance(error, ModelFailedError):  # whose message is the model's own, and may hold anything
+        message = "The model failed on this text; the service's log has more under the request's id."
+        return ProblemError(500, "ModelFailedError", message, field)
     status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
     headers = {"retry-after": retry_after(error.retry_after)} if isinstance(error, OverloadedError) else None
     return ProblemError(status, type(error).__name__, str(error), field, headers)

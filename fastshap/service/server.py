@@ -114,6 +114,7 @@ def _guarded(limits: Limits) -> Any:
         """Headers have to arrive in time, and there are not too many connections."""
 
         late: asyncio.TimerHandle | None = None
+        cycles: tuple[Any, ...] = ()  # requests that are not answered yet, with httptools; h11 has one at a time
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -127,8 +128,15 @@ def _guarded(limits: Limits) -> Any:
             super().data_received(data)
             self._watch()
 
+        def on_headers_complete(self) -> None:
+            super().on_headers_complete()
+            self.cycles = (*(one for one in self.cycles if not one.response_complete), self.cycle)
+
         def connection_lost(self, exc: Exception | None) -> None:
             self._rest()
+            for one in self.cycles:  # uvicorn tells the last of them alone
+                one.disconnected = one.disconnected or not one.response_complete
+                one.message_event.set()
             super().connection_lost(exc)
 
         def send_400_response(self, msg: str) -> None:

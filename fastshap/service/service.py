@@ -47,7 +47,7 @@ class Service:
         waiting: what requests wait for.
 
     Raises:
-        InvalidArgumentError: no model can be called so.
+        InvalidArgumentError: no model can be called so, or the explainer's own settings pass a limit.
     """
 
     def __init__(
@@ -61,6 +61,8 @@ class Service:
         log: Log | None = None,
     ) -> None:
         self.explainer, self.limits, self.audit = explainer, limits or Limits(), audit
+        its = explainer.settings
+        self.limits.check_samples(its.n_perturbations, its.changes().get("max_perturbations"))
         self.name = named(explainer) if name is None else name
         if not _NAME.fullmatch(self.name):
             raise InvalidArgumentError(
@@ -71,18 +73,20 @@ class Service:
         self.token = None if token is None else token.strip().encode()
         self.log = log or Log()
         self.metrics = Metrics()
-        self.batcher = Batcher(explainer, max_queued_tokens=self.limits.max_queued_tokens, watch=self.metrics.watch)
+        self.state, self.active = STARTING, 0
+        self.batcher = Batcher(explainer, max_queued_tokens=self.limits.max_queued_tokens, watch=self._watch)
         self.metrics.watch_queue(lambda: self.batcher.load)
         self.explaining, self.predicting = Reader(explainer, self.limits), Reader(explainer, self.limits, False)
-        self.state, self.active = STARTING, 0
         self.failure: Exception | None = None
         self.waiting: set[Future[AttributionOutput]] = set()
+        self._trial: threading.Thread | None = None
         self._begun = threading.Lock()
 
     def start(self) -> None:
         """Tries the model in a thread; :attr:`state` says when it is done. Only the first call does something."""
         if self._begun.acquire(blocking=False):
-            threading.Thread(target=self._try, name="fastshap-warm-up", daemon=True).start()
+            self._trial = threading.Thread(target=self._try, name="fastshap-warm-up", daemon=True)
+            self._trial.start()
 
     def warm_up(self) -> None:
         """Tries the model: the kernels that it needs, and texts of several lengths.
@@ -106,7 +110,18 @@ class Service:
         texts, targets = task.examples([_WORD * count for count in _WARM_WORDS])
         alike = targets is None or task.serves_all(targets)
         for i, text in enumerate(texts):
-            self.batcher.submit(text, targets if alike else targets[i]).exception()  # some models take no such text
+            future = self.batcher.submit(text, targets if alike else targets[i])
+            self.waiting.add(future)
+            if self.state != STARTING:
+                future.cancel()
+            try:
+                future.exception()  # some models take no such text
+            finally:
+                self.waiting.discard(future)
+
+    def _watch(self, name: str, value: float) -> None:
+        if self.state != STARTING:  # the trial of the model is nobody's request
+            self.metrics.watch(name, value)
 
     def _try(self) -> None:
         try:
@@ -133,6 +148,12 @@ class Service:
         self.batcher.close(self.limits.grace)
         if self.audit is not None:
             self.audit.close()
+
+    def is_tried(self, seconds: float) -> bool:
+        """Whether no thread tries the model any more, or none does after so many seconds."""
+        if self._trial is not None:
+            self._trial.join(seconds)
+        return self._trial is None or not self._trial.is_alive()
 
     def check_ready(self) -> None:
         """Nothing, if requests are taken.

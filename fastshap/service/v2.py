@@ -85,7 +85,8 @@ class V2:
         data = [json.dumps(entry(one, make), allow_nan=False) for one in found]
         output: dict[str, Any] = {"name": "explanation", "datatype": "BYTES", "shape": [len(data)], "data": data}
         output["parameters"] = {"content_type": "str"}
-        return as_json({"model_name": service.name, "id": asked.id or scope[CONTEXT].request_id, "outputs": [output]})
+        own = scope[CONTEXT].request_id if asked.id is None else asked.id
+        return as_json({"model_name": service.name, "id": own, "outputs": [output]})
 
 
 def inference(body: Any, most: int) -> Inference:
@@ -128,12 +129,16 @@ def _inputs(given: Any) -> tuple[list[Any], list[Any]]:
             raise _wrong(f"{place}.data", f"{place}.data must be a list of at least one string.")
         if one.get("shape") not in ([len(data)], [len(data), 1]):
             raise _wrong(f"{place}.shape", f"{place}.shape must be [{len(data)}], as there are so many texts in data.")
-        name = one["name"] if one["name"] == "pair" and len(given) == 2 else "text"
+        name = "pair" if one["name"] == "pair" else "text"
         if name in found:
             raise _wrong(f"{place}.name", "Of two inputs, one is the texts and the other is named pair.")
         found[name] = data
+    if "text" not in found:
+        raise _wrong(
+            "inputs[0].name", "An input named pair stands beside the texts, which are an input of another name."
+        )
     texts, pairs = found.get("text", []), found.get("pair", [])
-    if not texts or (pairs and len(pairs) != len(texts)):
+    if pairs and len(pairs) != len(texts):
         raise _wrong("inputs", f"There are {len(texts)} texts and {len(pairs)} pairs; each text has one pair.")
     return texts, pairs
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any
 
-from fastshap.errors import ClosedError, DeadlineExceededError, FastshapError, OverloadedError
+from fastshap.errors import ClosedError, DeadlineExceededError, FastshapError, NonFiniteError, OverloadedError
 from fastshap.output.output import AttributionOutput
 from fastshap.service.bodies import GoneError, Receive, json_body
 from fastshap.service.gate import CONTEXT
@@ -74,11 +74,15 @@ async def outputs(
         finally:
             service.waiting.difference_update(futures)
     found = [_result(one, late, f"{place}[{i}]") for i, one in enumerate(waiting)]
-    for one in found:
+    for one, its in zip(found, asked, strict=True):
+        if isinstance(one, ProblemError) and isinstance(one.__cause__, NonFiniteError) and isinstance(its, Asked):
+            one.field = f"{one.field}{_enormous(its.options)}"
+    for i, one in enumerate(found):
         if isinstance(one, ProblemError):
             service.metrics.failed(one.type)
             if one.status == 500 and one.__cause__ is not None:
-                service.log.error("failure", one.__cause__)
+                about = {"request_id": request.scope[CONTEXT].request_id, "instance": i}
+                service.log.error("failure", one.__cause__, **about)
     if service.audit is not None and reader.explaining:
         request_id = request.scope[CONTEXT].request_id
         await asyncio.to_thread(service.audit.add, asked, found, request_id, service.name)
@@ -118,7 +122,7 @@ def _submitted(
                 raise ProblemError(413, "TooLarge", f"{error} Send fewer instances at a time.", place) from None
             raise problem_of(error) from None
         except FastshapError as error:
-            found.append(problem_of(error, f"{place}[{i}]"))
+            found.append(_caused(error, f"{place}[{i}]"))
     return found
 
 
@@ -153,6 +157,17 @@ def _result(one: Future[AttributionOutput] | ProblemError, late: bool, place: st
     error = one.exception()
     if error is None:
         return one.result()
+    return _caused(error, place)
+
+
+def _enormous(options: dict[str, Any]) -> str:
+    """The option that may have made scores infinite, as the end of a field."""
+    sizes = {name: options.get(name) for name in ("noise_std", "baseline")}
+    found = [(abs(size), name) for name, size in sizes.items() if isinstance(size, int | float)]
+    return f".{max(found)[1]}" if found else ""
+
+
+def _caused(error: BaseException, place: str) -> ProblemError:
     problem = problem_of(error, place)
     problem.__cause__ = error
     return problem

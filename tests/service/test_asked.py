@@ -16,6 +16,7 @@ from fastshap.service.bodies import parsed
 from fastshap.service.instances import Asked, Reader
 from fastshap.service.limits import Limits
 from fastshap.service.problems import ProblemError, of_all, problem_of
+from fastshap.service.service import Service
 from fastshap.settings import PARAMETERS
 from fastshap.types import Granularity
 from fastshap.types.targets import Contrast
@@ -83,6 +84,29 @@ def test_rounds_where_the_service_has_a_tolerance_of_its_own(default_pair):
         options = reader.asked({"text": "a", **asked}).options
         assert options == expected
         explainer._for_call(options)
+
+
+def test_a_tolerance_of_the_services_own_stays_within_the_limit(default_pair):
+    explainer = fastshap.GradientShap(*default_pair, rtol=0.001)
+    service = Service(explainer, limits=Limits(max_samples=50))
+    service.close()
+    reader = service.explaining
+    assert reader.asked("a").options == {"max_perturbations": 50}
+    assert reader.asked({"text": "a", "max_perturbations": 20}).options == {"max_perturbations": 20}
+    assert reader.asked({"text": "a", "n_perturbations": 40}).options["max_perturbations"] == 50
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "n_perturbations is 10"),
+        ({"n_perturbations": 4, "rtol": 0.1, "max_perturbations": 8}, "max_perturbations is 8"),
+    ],
+)
+def test_settings_beyond_the_limit_of_samples(default_pair, settings, said):
+    explainer = fastshap.GradientShap(*default_pair, **settings)
+    with pytest.raises(InvalidArgumentError, match=f"{said} and max_samples is 5; lower .*--max-samples"):
+        Service(explainer, limits=Limits(max_samples=5))
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,13 @@ def test_logs_hold_ids_and_no_texts(client, service):
     assert "secretive" not in service.log._stream.getvalue()
 
 
+def test_metrics_before_any_request(default_pair):
+    with app_of(service_of(default_pair)) as client:
+        lines = client.get("/metrics").text.splitlines()
+    for name in ("texts_total", "samples_total", "call_tokens_count", 'seconds_count{stage="queue"}'):
+        assert f"fastshap_{name} 0.0" in lines
+
+
 def test_metrics(client):
     asked(client, TEXT)
     client.post(EXPLAIN, content=b"")
@@ -236,6 +243,7 @@ def test_v2(client, service):
         ({"inputs": [{"name": "a", "shape": [2], "datatype": "BYTES", "data": ["x"]}]}, "inputs[0].shape"),
         ({"inputs": [{"name": "a", "shape": [1], "datatype": "BYTES", "data": [1]}]}, "inputs[0].data"),
         ({"inputs": [{"shape": [1], "datatype": "BYTES", "data": ["x"]}]}, "inputs[0]"),
+        ({"inputs": [{"name": "pair", "shape": [1], "datatype": "BYTES", "data": ["x"]}]}, "inputs[0].name"),
         ({"id": 5}, "id"),
         ({"outputs": [{"name": "other"}]}, "outputs"),
         ({"more": 1}, "more"),
@@ -246,6 +254,20 @@ def test_v2(client, service):
 def test_v2_says_where_it_is_wrong(client, change, field):
     good = {"inputs": [{"name": "a", "shape": [1], "datatype": "BYTES", "data": ["x"]}]}
     refused(client.post(INFER, json=good | change), 422, field=field)
+
+
+def test_v2_keeps_an_id_that_is_empty(client):
+    request = {"id": "", "inputs": [{"name": "a", "shape": [1], "datatype": "BYTES", "data": ["x"]}]}
+    assert client.post(INFER, json=request).json()["id"] == ""
+    answer = client.post(INFER, json={"inputs": request["inputs"]})
+    assert answer.json()["id"] == answer.headers["x-request-id"]
+
+
+def test_a_number_without_a_fraction_is_whole(client):
+    number = b'{"instances": [{"text": "a", "targets": [1.0], "seed": 3e0}]}'
+    answer = client.post(EXPLAIN, content=number, headers={"content-type": "application/json"})
+    whole = asked(client, {"text": "a", "targets": [1], "seed": 3})["explanations"]
+    assert answer.json()["explanations"][0]["settings_fingerprint"] == whole[0]["settings_fingerprint"]
 
 
 def test_the_page(client):
@@ -348,6 +370,59 @@ def test_errors_of_the_queue(held, error, status, kind):
     assert "secret" not in answer.text + its.log._stream.getvalue()
     if status == 429:
         assert answer.headers["retry-after"] == "4"
+
+
+def raised(error):
+    try:
+        raise error
+    except type(error) as caught:
+        return caught
+
+
+def failing(queue, error, other):
+    """The queue, in which the text "bad" fails and others are explained as ``other``."""
+    real = queue.submit
+
+    def submit(text, *arguments, **options):
+        future = real(text, *arguments, **options)
+        future.set_exception(error) if text == "bad" else future.set_result(other)
+        return future
+
+    queue.submit = submit
+
+
+def test_a_model_that_fails_is_told_to_the_log_and_not_to_the_client(held, service):
+    its, queue, client = held
+    failing(
+        queue, ModelFailedError.caused_by(raised(ValueError("/home/x: secret"))), service.explainer.explain(TEXT)[0]
+    )
+    part = asked(client, TEXT, "bad", headers={"x-request-id": "part"})["explanations"][1]
+    whole = asked(client, "bad", status=500, headers={"x-request-id": "whole"})
+    for said, field in ((part, "instances[1]"), (whole, "instances[0]")):
+        assert (said["type"], said["field"]) == ("ModelFailedError", field)
+        assert "the service's log has more" in said["error"]
+    assert whole["request_id"] == "whole"
+    assert "secret" not in json.dumps([part, whole]) + its.log._stream.getvalue()
+    told = [one for one in events(its) if one["event"] == "failure"]
+    assert [(one["request_id"], one["instance"]) for one in told] == [("part", 1), ("whole", 0)]
+    for one in told:
+        assert one["error"] == ["ModelFailedError", "ValueError"]
+        assert one["where"][-1].endswith(" raised")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "field"),
+    [
+        ({"noise_std": 1e38}, "noise_std"),
+        ({"baseline": -1e30}, "baseline"),
+        ({"noise_std": 0.5, "baseline": 1e30}, "baseline"),
+    ],
+)
+def test_scores_that_a_request_makes_infinite_are_its_own_fault(client, service, sizes, field):
+    before = len(events(service))
+    body = asked(client, {"text": TEXT, **sizes}, status=422)
+    assert (body["type"], body["field"]) == ("NonFiniteError", f"instances[0].{field}")
+    assert [one["event"] for one in events(service)[before:]] == ["request"]
 
 
 def test_a_request_is_accepted_as_a_whole_or_not_at_all(held):

@@ -44,8 +44,22 @@ def test_schemathesis_finds_nothing(tmp_path):
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "Tested: 12" in done.stdout
+        assert "Tested: 14" in done.stdout
         assert service.process.poll() is None
+
+
+def test_what_the_service_takes_is_allowed(default_pair):
+    from jsonschema import Draft202012Validator
+
+    with app_of(service_of(default_pair)) as client:
+        document = client.get("/openapi.json").json()
+        schema = document["paths"][INFER]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        tensor = {"name": "a", "shape": [2, 1], "datatype": "BYTES", "data": [["a"], ["b"]]}
+        body = {"inputs": [tensor | {"parameters": {"content_type": "str"}}]}
+        assert client.post(INFER, json=body).status_code == 200
+        Draft202012Validator({**schema, "components": document["components"]}).validate(body)
+        addresses = {route.path for route in client.app.routes}
+        assert addresses == document["paths"].keys()
 
 
 def test_answers_of_many_instances_fit(default_pair):

@@ -151,6 +151,20 @@ def test_clients_that_leave_do_not_hold_the_others_up(service):
     assert b"fastshap_active_requests 0.0" in _metrics(service)
 
 
+def test_a_client_that_leaves_with_several_requests_on_its_connection(service):
+    left = sum(one.get("status") == 499 for one in service.events())
+    body = json.dumps({"instances": [{"text": "a gorgeous film " * 60, "n_perturbations": 1000}] * 4})
+    head = (
+        f"POST {EXPLAIN} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as client:
+        client.sendall((head + body).encode() * 2)
+        wait_until(lambda: b"fastshap_active_requests 1.0" in _metrics(service))
+    wait_until(lambda: sum(one.get("status") == 499 for one in service.events()) > left, 10)
+    assert b"fastshap_active_requests 0.0" in _metrics(service)
+    assert not any(one["event"] == "failure" for one in service.events())
+
+
 def _metrics(service, **headers):
     connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
     with contextlib.closing(connection):
@@ -211,6 +225,8 @@ def test_a_port_that_is_taken(service):
     [
         (["--host", "192.0.2.1"], "no address of this machine"),
         (["--max-samples", "0"], "max_samples"),
+        (["--port", "0", "--max-samples", "5"], "lower the one (--n-perturbations)"),
+        (["--port", "0", "--ray", "--n-perturbations", "1001"], "lower the one (--n-perturbations)"),
         (["--audit-texts"], "add --audit"),
         (["--token-file", "/nothing"], "/nothing"),
         (["--audit", "/nothing/there"], "cannot be written"),
@@ -285,6 +301,15 @@ app(["serve", "--port", "0"])
         assert process.wait(10) == 0
         assert time.monotonic() - began < 5
         assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("seconds", [0, 0.2])
+def test_a_signal_while_the_model_is_tried(seconds):
+    with Process("--n-perturbations", "20000", "--max-samples", "20000", ready=False) as process:
+        time.sleep(seconds)
+        assert process.stop(seconds=10) == 0
+        process._reader.join(5)
+        assert [one["event"] for one in process.events()] == ["listening"]
 
 
 def test_a_batcher_that_nobody_closes():
