@@ -272,7 +272,7 @@ def alone(script, *before, **options):
 def many(tmp_path):
     """Options that take long enough for a bar."""
     (tmp_path / "texts").write_text("".join(f"fine film {i}\n" for i in range(200)))
-    return ["--json", "--n-perturbations", "40", "--file", str(tmp_path / "texts")]
+    return ["--json", "--n-perturbations", "160", "--file", str(tmp_path / "texts")]
 
 
 def test_json_is_all_there_is_and_no_network_is_needed(tmp_path):

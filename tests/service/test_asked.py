@@ -86,6 +86,7 @@ def test_rounds_where_the_service_has_a_tolerance_of_its_own(default_pair):
         explainer._for_call(options)
 
 
+@pytest.mark.serve
 def test_a_tolerance_of_the_services_own_stays_within_the_limit(default_pair):
     explainer = fastshap.GradientShap(*default_pair, rtol=0.001)
     service = Service(explainer, limits=Limits(max_samples=50))
