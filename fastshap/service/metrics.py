@@ -35,7 +35,7 @@ class Metrics:
         )
         self._seconds = {stage: seconds.labels(stage) for stage in ("read", "request", *_STAGES.values())}
         self._call_tokens = client.Histogram(
-            "fastshap_call_tokens", "Tokens of a model call, all its rows together.", buckets=_TOKENS, **own
+            "fastshap_call_tokens", "Tokens of all rows in a turn of the queue.", buckets=_TOKENS, **own
         )
         self._samples = client.Counter("fastshap_samples", "Samples drawn.", **own)
         self._texts = client.Counter("fastshap_texts", "Texts explained.", **own)
