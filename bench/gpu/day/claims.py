@@ -267,6 +267,12 @@ CLAIMS = (
         ),
     ),
     Claim(
+        "Every task of every family of models gives on the GPU what it gives on the CPU, within 1e-4",
+        "docs/tasks.md",
+        by_tests("test_tasks_equal_those_on_the_cpu"),
+    ),
+    Claim("A queue on the GPU gives what explain gives", "docs/serving.md", by_tests("test_a_queue_gives_what_explain_gives")),
+    Claim(
         "In half precision the kernels are no worse than PyTorch's operators",
         "kernels",
         by_tests("test_models_in_half_precision"),
