@@ -30,6 +30,7 @@ _OWN = {
     "return_convergence_delta": "bool",
     "on_error": "str",
     "backend": "str",
+    "cuda_graphs": "bool",
 }
 _TYPES = {one.name: str(one.type) for one in dataclasses.fields(Settings)}
 _TAKEN = {

@@ -83,6 +83,13 @@ def serve(
             help="Threads of one model call on a CPU; more than 1 is slow on busy cores.  [default: 1]", min=1
         ),
     ] = None,
+    cuda_graphs: Annotated[
+        bool,
+        typer.Option(
+            "--cuda-graphs",
+            help="On one NVIDIA GPU, run small calls as CUDA graphs, which start faster; with --device cuda:0.",
+        ),
+    ] = False,
     return_convergence_delta: Annotated[
         bool,
         typer.Option(
@@ -150,7 +157,7 @@ def serve(
             task=task,
             threads=threads or 1,
             with_delta=return_convergence_delta,
-            settings=for_model(with_background(settings), model, task),
+            settings=for_model(with_background(settings), model, task) | {"cuda_graphs": cuda_graphs},
         )
         its = {**DEFAULTS, **explained.settings}
         limits.check_samples(its["n_perturbations"], its["max_perturbations"])

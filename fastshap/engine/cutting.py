@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from fastshap.engine.budget import Budget
@@ -26,12 +26,14 @@ def plan(
     budget: Budget,
     equal_lengths: bool,
     backward: bool = True,
+    apart: Collection[int] = (),
 ) -> Iterator[list[Piece]]:
     """Cuts the rows of all items into calls: items of one kind a call, longest first, so that padding stays small.
 
     ``kinds``: what is equal for the items of a call. ``backward``: whether the calls keep what a backward pass takes.
+    ``apart``: items that share no call.
     """
-    order = sorted(range(len(lengths)), key=lambda i: (kinds[i], lengths[i]), reverse=True)
+    order = sorted(range(len(lengths)), key=lambda i: (i not in apart, kinds[i], lengths[i]), reverse=True)
     call: list[Piece] = []
     room = taken = 0
     first = -1
@@ -39,6 +41,7 @@ def plan(
         lo = 0
         while lo < rows[item]:
             mixed = first >= 0 and (kinds[item] != kinds[first] or (equal_lengths and lengths[item] != lengths[first]))
+            mixed |= first not in (-1, item) and (item in apart or first in apart)
             # Where it is large enough, better a smaller call than one with a part of a text, or with much padding.
             differs = lengths[item] != lengths[first] or rows[item] - lo > room - taken
             if differs and budget.is_enough(taken, lengths[first]):

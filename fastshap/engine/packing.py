@@ -8,9 +8,9 @@ to send between one call and the next. A call whose rows are of one length has n
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from fastshap.ops.transfer import to_device
 from fastshap.sampling import Samples
 from fastshap.settings import Settings
 from fastshap.text.encode import Encoded
+
+if TYPE_CHECKING:
+    from fastshap.engine.graphs import Graphs
 
 # Arrays begin at multiples of 16 bytes, as tensors of their own would.
 _ALIGNMENT = 16
@@ -86,7 +89,7 @@ class Execution:
 
     ``baseline`` is that of the settings, in numbers. ``with_text``: there is one text, and each call has the text itself as a
     last row, which gets no score. ``with_ids``: calls have input_ids beside the embeddings. ``variances``: a list to which each
-    text adds how its scores vary along the path (fastshap.engine.learned).
+    text adds how its scores vary along the path (fastshap.engine.learned). ``graphs``: of small calls, where they are wanted.
     """
 
     settings: Settings
@@ -97,6 +100,7 @@ class Execution:
     with_text: bool = False
     with_ids: bool = False
     variances: list[np.ndarray] | None = None
+    graphs: Graphs | None = None
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,11 @@ class Batch:
 
 
 def planned(
-    items: Sequence[Item], samples: Sequence[Samples], execution: Execution, backward: bool
+    items: Sequence[Item],
+    samples: Sequence[Samples],
+    execution: Execution,
+    backward: bool,
+    apart: Collection[int] = (),
 ) -> Iterator[list[Piece]]:
     """The calls for all samples of all items; see :func:`plan`."""
     return plan(
@@ -152,6 +160,7 @@ def planned(
         execution.budget,
         execution.layout.equal_lengths,
         backward,
+        apart,
     )
 
 

@@ -15,7 +15,7 @@ import itertools
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -24,7 +24,9 @@ from torch import Tensor, nn
 
 from fastshap import ops
 from fastshap.engine.budget import Budget
+from fastshap.engine.constants import ones, unit_vectors
 from fastshap.engine.cutting import Piece, halves
+from fastshap.engine.graphs import MOST_ALONE, kind_of
 from fastshap.engine.memory import collect_young
 from fastshap.engine.packing import Batch, Call, Execution, Item, columns, planned, sent
 from fastshap.models.tree import first_parameter, modules_of
@@ -61,14 +63,12 @@ def token_scores(
     """
     parts: dict[int, list[Tensor]] = {}
     device = device_of(models[0])
-    for done in _run(
-        models,
-        items,
-        samples,
-        execution,
-        lambda model, batch: _batch_scores(model, batch, forward, execution, report),
-        backward=True,
-    ):
+
+    def compute(model: nn.Module, batch: Batch, report: Report | None) -> Tensor:
+        return _batch_scores(model, batch, forward, execution, report)
+
+    run, apart = _by_graphs(compute, items, samples, execution, forward, report, backward=True)
+    for done in _run(models, items, samples, execution, run, backward=True, apart=apart):
         complete: list[tuple[int, list[Tensor]]] = []
         for pieces, scores in done:
             length = scores.shape[-1]
@@ -96,17 +96,42 @@ def evaluate(
 ) -> list[Tensor]:
     """What ``forward`` gives for every row, without gradients: (rows, ...) on the CPU for each item."""
 
-    def values(model: nn.Module, batch: Batch) -> Tensor:
+    def values(model: nn.Module, batch: Batch, report: Report | None) -> Tensor:
         with torch.no_grad():
             _, z = _points(model, batch, execution)
             return _joined(forward(model, _with_embeddings(batch, z)), batch).clone()  # a model may write there again
 
     parts: list[list[Tensor]] = [[] for _ in items]
-    for done in _run(models, items, samples, execution, values, backward=False):
+    run, apart = _by_graphs(values, items, samples, execution, forward, None, backward=False)
+    for done in _run(models, items, samples, execution, run, backward=False, apart=apart):
         for (pieces, _), result in zip(done, to_host([result for _, result in done]), strict=True):
             for piece, part in zip(pieces, result.split([p.hi - p.lo for p in pieces]), strict=True):
                 parts[piece.item].append(part)
     return [part[0] if len(part) == 1 else torch.cat(part) for part in parts]
+
+
+def _by_graphs(
+    compute: Callable[[nn.Module, Batch, Report | None], Tensor],
+    items: Sequence[Item],
+    samples: Sequence[Samples],
+    execution: Execution,
+    forward: Forward,
+    report: Report | None,
+    backward: bool,
+) -> tuple[Callable[[nn.Module, Batch], Tensor], set[int]]:
+    """Calls, as CUDA graphs where these are wanted; and the texts that share no call, as graphs of their own are faster."""
+    graphs = execution.graphs
+    if graphs is None or not execution.budget.measured:  # the first call shows how much memory calls take
+        return lambda model, batch: compute(model, batch, report), set()
+    kind = kind_of(execution, forward, backward)
+    few = range(len(items) if backward and len(items) <= MOST_ALONE else 0)
+    apart = {i for i in few if graphs.takes(items[i], len(samples[i].alphas), kind)}
+
+    def run(model: nn.Module, batch: Batch) -> Tensor:
+        with_model = functools.partial(compute, model)
+        return graphs.run(with_model, batch, items[batch.pieces[0].item], kind, forward, report)
+
+    return run, apart
 
 
 def _run(
@@ -116,9 +141,10 @@ def _run(
     execution: Execution,
     run: Callable[[nn.Module, Batch], _Result],
     backward: bool,
+    apart: Collection[int],
 ) -> Iterator[_Done[_Result]]:
     """Runs one call after another, and hands on the results of those whose inputs were sent together, in order."""
-    calls = planned(items, samples, execution, backward)
+    calls = planned(items, samples, execution, backward, apart)
     most = _CALLS_AHEAD
     if len(models) > 1:
         most = _CALLS_AHEAD_OF_EACH.get(device_of(models[0]).type, _CALLS_AHEAD_OF_EACH_GPU)
@@ -232,9 +258,11 @@ def _group_done(
                     collect_young()
                     continue
                 except torch.OutOfMemoryError:
-                    if rows == 1:
-                        raise
-                    budget.shrink(rows, length)
+                    again = execution.graphs is not None and execution.graphs.give_way()
+                    if not again:
+                        if rows == 1:
+                            raise
+                        budget.shrink(rows, length)
             # Here, where nothing keeps the failed call's tensors alive.
             waiting += sent(halves(batch.pieces)[::-1], items, samples, execution, device)
     return done
@@ -299,12 +327,12 @@ def _gradients(
             outputs = outputs_of()
         with torch.enable_grad():
             one = outputs.unbind(1)[i]
-        yield torch.autograd.grad(one, z, grad_outputs=_ones(one), retain_graph=not once and i + 1 < count)[0][None]
+        yield torch.autograd.grad(one, z, grad_outputs=ones(one), retain_graph=not once and i + 1 < count)[0][None]
 
 
 def _together(outputs: Tensor, z: Tensor, lo: int, hi: int) -> Tensor:
     """(hi - lo, R, L, D), of scores that share a backward pass."""
-    wanted = _unit_vectors(outputs, lo, hi)[:, None].expand(-1, len(z), -1)
+    wanted = unit_vectors(outputs, lo, hi)[:, None].expand(-1, len(z), -1)
     return torch.autograd.grad(outputs, z, grad_outputs=wanted, retain_graph=True, is_grads_batched=True)[0]
 
 
@@ -343,33 +371,6 @@ def _with_last_again(batch: Batch) -> Batch:
 
 def _with_embeddings(batch: Batch, z: Tensor) -> Call:
     return dataclasses.replace(batch.call, inputs={"inputs_embeds": z, **batch.call.inputs})
-
-
-def _ones(like: Tensor) -> Tensor:
-    """Ones in the shape of ``like``, without an operator after the first time."""
-    return _constant(torch.ones, (), like.dtype, like.device, _stream(like)).expand(like.shape)
-
-
-def _unit_vectors(like: Tensor, lo: int, hi: int) -> Tensor:
-    """(hi - lo, t), rows of the unit matrix for ``like`` (R, t), without an operator after the first time."""
-    return _constant(_rows_of_eye, (lo, hi, like.shape[1]), like.dtype, like.device, _stream(like))
-
-
-def _rows_of_eye(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    lo, hi, size = shape
-    rows = torch.zeros(hi - lo, size, dtype=dtype, device=device)
-    rows.diagonal(lo).fill_(1)
-    return rows
-
-
-@functools.lru_cache(maxsize=256)
-def _constant(make: Any, shape: Any, dtype: torch.dtype, device: torch.device, stream: int) -> Tensor:
-    tensor: Tensor = make(shape, dtype=dtype, device=device)
-    return tensor
-
-
-def _stream(like: Tensor) -> int:
-    return torch.cuda.current_stream(like.device).cuda_stream if like.is_cuda else 0
 
 
 def device_of(model: Any) -> torch.device:

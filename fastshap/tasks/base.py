@@ -91,7 +91,9 @@ class Riding(NamedTuple):
     """One text whose own row is the last one of each call. Targets that the model chooses are open until that row has run."""
 
     prepared: Prepared
-    scores: Forward  # as :meth:`Task.scores`; targets that are open are -1
+    # As :meth:`Task.scores`; targets that are open are -1. It depends on nothing but the model, the settings and the call, and
+    # keeps further tensors of a call in its list ``aside``: so a recorded call can fill both.
+    scores: Forward
     complete: Callable[[], Prepared | FastshapError]  # after a call: with targets and prediction
 
 

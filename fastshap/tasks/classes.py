@@ -6,13 +6,36 @@ import contextlib
 import copy
 import operator
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastshap.engine.packing import Call
+from fastshap.tasks.sequences import mean_of
+
 Row = tuple[int | None, ...]  # the classes of one target: one, two of a contrast, or None for what is predicted
+
+
+@dataclass
+class RidingScores:
+    """The scores of a text whose own row is the last one; a target that is open (-1) is that row's predicted class.
+
+    Attributes:
+        task: a classifier's.
+        aside: that row's logits, after a call.
+    """
+
+    task: Any
+    aside: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, model: Any, call: Call) -> Tensor:
+        each = self.task.logits_of_each(model, call)
+        self.aside[:] = [mean_of(each)[-1].detach()]
+        best = self.aside[0].argmax().to(call.targets.device)
+        return self.task.chosen(each, call.targets.where(call.targets >= 0, best))
 
 
 def joined_of(rows: Sequence[Row]) -> Tensor | None:

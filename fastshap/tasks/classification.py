@@ -16,15 +16,10 @@ from torch import Tensor
 
 from fastshap.checks import counted, there_are
 from fastshap.engine.packing import Call
-from fastshap.errors import (
-    FastshapError,
-    InvalidArgumentError,
-    InvalidTypeError,
-    UnsupportedModelError,
-)
+from fastshap.errors import FastshapError, InvalidArgumentError, InvalidTypeError, UnsupportedModelError
 from fastshap.ops.transfer import to_host
 from fastshap.tasks.base import NO_PREDICTION, Predict, Prediction, Prepared, Riding, Shown, Task
-from fastshap.tasks.classes import Row, is_number, joined_of, padding_token_named, row_of
+from fastshap.tasks.classes import RidingScores, Row, is_number, joined_of, padding_token_named, row_of
 from fastshap.tasks.embeddings import misread_by
 from fastshap.tasks.first_token import Cut, cuts, first_token_alone
 from fastshap.tasks.layout import masked
@@ -145,9 +140,9 @@ class ClassificationTask(Task):
 
     def logits(self, model: Any, call: Call) -> Tensor:
         """(R, classes), before the inference mode; of several windows their mean."""
-        return mean_of(self._of_each(model, call))
+        return mean_of(self.logits_of_each(model, call))
 
-    def _of_each(self, model: Any, call: Call) -> Tensor:
+    def logits_of_each(self, model: Any, call: Call) -> Tensor:
         """(R, classes), or (R, S, classes) of S windows."""
         given = self.given(call)
         with first_token_alone(model, self._cut):
@@ -156,9 +151,9 @@ class ClassificationTask(Task):
             return of_each(lambda inputs: self.logits_in_company(model, inputs), given)
 
     def scores(self, model: Any, call: Call) -> Tensor:
-        return self._chosen(self._of_each(model, call), call.targets)
+        return self.chosen(self.logits_of_each(model, call), call.targets)
 
-    def _chosen(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def chosen(self, logits: Tensor, targets: Tensor) -> Tensor:
         """(R, T): the targets' scores; of several windows their mean."""
         return mean_of(self.transformed(logits)).to(targets.device).gather(1, targets)
 
@@ -197,18 +192,10 @@ class ClassificationTask(Task):
         encoded, rows = found
         if (None,) in rows and self.model.config.problem_type == _INDEPENDENT:
             return None  # nobody knows how many classes are predicted
-        own: list[Tensor] = []  # the text's logits
-
-        def scores(model: Any, call: Call) -> Tensor:
-            each = self._of_each(model, call)
-            logits = mean_of(each)
-            own[:] = [logits[-1].detach()]
-            best = own[0].argmax().to(call.targets.device)
-            chosen = call.targets.where(call.targets >= 0, best)
-            return self._chosen(each, chosen)
+        scores = RidingScores(self)
 
         def complete() -> Prepared | FastshapError:
-            return self._prepared(encoded, rows, self._seen(to_host(own))[0])
+            return self._prepared(encoded, rows, self._seen(to_host(scores.aside))[0])
 
         wanted = np.array([-1 if index is None else index for row in rows for index in row], np.int64)
         open_ = Prepared(encoded, torch.from_numpy(wanted), [], scope=Scope(joined=joined_of(rows)))

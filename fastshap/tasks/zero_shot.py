@@ -49,7 +49,7 @@ class ZeroShotTask(ClassificationTask):
         return transformed(pairs[:, 0, [-1 if entailment == 0 else 0, entailment]])[:, 1:]
 
     def scores(self, model: Any, call: Call) -> Tensor:
-        found = self._weighed(self._of_each(model, call), self.transformed)
+        found = self._weighed(self.logits_of_each(model, call), self.transformed)
         return found.to(call.targets.device).gather(1, call.targets)
 
     def tokenised(self, sources: Sequence[Any], targets: Sequence[Any] | None, options: Mapping[str, Any]) -> Any:
@@ -69,7 +69,7 @@ class ZeroShotTask(ClassificationTask):
         generated: Callable[[], None],
     ) -> list[Prepared | FastshapError]:
         assert targets is not None
-        seen = iter(predict([one for one in tokenised if isinstance(one, Encoded)], self._of_each))
+        seen = iter(predict([one for one in tokenised if isinstance(one, Encoded)], self.logits_of_each))
         return [
             self._told(one, labels, next(seen)) if isinstance(one, Encoded) else one
             for one, labels in zip(tokenised, targets, strict=True)

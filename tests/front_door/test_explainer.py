@@ -40,7 +40,7 @@ def test_documented_defaults():
         *("inference_mode", "input_x_gradient", "n_perturbations", "baseline", "noise_std"),
         *("reduction", "sampling", "path_density", "seed", "rtol", "max_perturbations", "perturb_special_tokens"),
         *("score", "span", "threshold", "long_text", "hypothesis_template", "task"),
-        *("return_convergence_delta", "on_error", "backend"),
+        *("return_convergence_delta", "on_error", "backend", "cuda_graphs"),
     ]
     assert defaults == {
         "tokenizer": None,  # a pipeline brings one
@@ -69,6 +69,7 @@ def test_documented_defaults():
         "return_convergence_delta": False,
         "on_error": "raise",
         "backend": "auto",
+        "cuda_graphs": False,
     }
     assert issubclass(GradientShap, fastshap.MultitaskExplainerMixin)
     assert issubclass(GradientShap, fastshap.AttributionExplainer)

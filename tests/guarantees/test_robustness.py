@@ -82,6 +82,7 @@ options = st.fixed_dictionaries(
         "return_convergence_delta": mostly(st.just(False), numbers),
         "on_error": mostly(st.sampled_from(["raise", "record"]), numbers),
         "backend": mostly(st.sampled_from(["auto", "torch"]), numbers | st.just("triton")),
+        "cuda_graphs": mostly(st.just(False), numbers | st.booleans()),
         "device": mostly(st.sampled_from([None, "cpu"]), numbers | st.just("cuda:7")),
     },
 )

@@ -57,6 +57,8 @@ BAD_PARAMETERS = [
     ({"rtol": 0.1, "max_perturbations": 9}, InvalidArgumentError, "max_perturbations.*at least 10"),
     ({"backend": "cuda"}, InvalidArgumentError, "auto, triton, torch"),
     ({"backend": "triton"}, fastshap.BackendUnavailableError, "torch"),
+    ({"cuda_graphs": True}, InvalidArgumentError, "one NVIDIA GPU"),
+    ({"cuda_graphs": 1}, InvalidTypeError, "cuda_graphs"),
 ]
 
 BAD_INPUTS = [

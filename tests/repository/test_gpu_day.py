@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from bench.gpu.day import kernels, leading, report
-from bench.gpu.day.claims import CLAIMS, MODELS, TINY
+from bench.gpu.day.claims import CLAIMS, MODELS, PACKAGED, TINY
 from bench.gpu.day.leading import Lane, Step
 from bench.gpu.day.record import FAILED, OK, SKIPPED, STARTED, UNFINISHED, Record, cases, is_spoilt, lines
-from bench.gpu.day.steps import steps
+from bench.gpu.day.steps import ON_A_GPU, steps
 from bench.gpu.day.verdicts import NOT_RUN, PROVED, REFUTED, Found, judged
 
 ROOT = Path(__file__).parents[2]
@@ -171,7 +171,9 @@ def test_tests_are_cases_in_parts(tmp_path):
 
 def functions():
     """Of the GPU's tests."""
-    return re.findall(r"^def (test_\w+)\(", (ROOT / "tests" / "operators" / "test_gpu.py").read_text(), re.MULTILINE)
+    return [
+        name for file in ON_A_GPU for name in re.findall(r"^def (test_\w+)\(", (ROOT / file).read_text(), re.MULTILINE)
+    ]
 
 
 def good_day(out):
@@ -202,7 +204,8 @@ def good_day(out):
         write("explanations", f"{model}: share of the kernels", {"share": 0.004})
         write("explanations", f"{model}: interpreto", seconds(**{"16": 3.0}))
         write("explanations", f"{model}: captum", seconds(**{"4": 1.5}))
-    write("calls", f"one text, {TINY}", {"bare": 20.0, "class given": 22.0})
+    for model in (TINY, PACKAGED):
+        write("calls", f"one text, {model}", {"bare": 20.0, "class given": 22.0, "by graphs": 7.0})
     write("calls", "many texts, packaged", {"device_share": 0.7, "texts_per_second": 9000.0})
     write("calls", f"graph, {TINY}, 10 x 16", {"plain_ms": 9.0, "replay_ms": 3.0, "apart": 1e-7})
     together = seconds(**{"together": 0.9, "one after the other": 1.0})
@@ -244,7 +247,7 @@ def test_a_bad_day_refutes_all_that_one_gpu_can(tmp_path):
             slow = {"median": 5.0}
             record.write(case, OK, data={**data, "kernel": slow, "kernel_device": slow})
         elif "bare" in (data or {}):
-            record.write(case, OK, data={**data, "class given": 29.0})
+            record.write(case, OK, data={**data, "class given": 29.0, "by graphs": 21.0})
         elif "device_share" in (data or {}):
             record.write(case, OK, data={**data, "device_share": 0.1})
         elif "replay_ms" in (data or {}):

@@ -228,6 +228,7 @@ def test_a_port_that_is_taken(service):
         (["--port", "0", "--max-samples", "5"], "lower the one (--n-perturbations)"),
         (["--port", "0", "--ray", "--n-perturbations", "1001"], "lower the one (--n-perturbations)"),
         (["--audit-texts"], "add --audit"),
+        (["--port", "0", "--cuda-graphs"], "one NVIDIA GPU"),
         (["--token-file", "/nothing"], "/nothing"),
         (["--audit", "/nothing/there"], "cannot be written"),
         (["--port", "0", "--name", "a/b"], "a/b"),

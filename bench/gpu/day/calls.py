@@ -35,6 +35,7 @@ def measure(record: Record, device: torch.device) -> None:
     few = device.type == "cpu"
     for name in [TINY, PACKAGED, BASE][: 1 if few else None]:
         record.case(f"one text, {name}", functools.partial(one_text, name, device))
+    record.case("memory of graphs", functools.partial(memory_of_graphs, device))
     for name, texts in MANY.items():
         if not few or name == PACKAGED:
             record.case(f"many texts, {name}", functools.partial(many_texts, name, 8 if few else texts, device))
@@ -89,6 +90,11 @@ def one_text(name: str, device: torch.device) -> dict[str, Any]:
         "class given": lambda text: explainer(text, 1),
         "class predicted": explainer,
     }
+    if device.type == "cuda":
+        recorded = fastshap.GradientShap(model, tokenizer, batch_size="auto", cuda_graphs=True)
+        for text in texts * 4:  # some lengths come once
+            recorded(text, 1)
+        runs["by graphs"] = lambda text: recorded(text, 1)
     taken: dict[str, list[float]] = {run: [] for run in runs}
     for text in texts:
         for run, function in runs.items():
@@ -100,6 +106,32 @@ def one_text(name: str, device: torch.device) -> dict[str, Any]:
     found: dict[str, Any] = {run: statistics.median(each[2:] or each) for run, each in taken.items()}
     print(profiled(lambda: [explainer(text, 1) for text in texts]))
     return found
+
+
+def memory_of_graphs(device: torch.device, graphs: int = 20) -> dict[str, Any]:
+    """Bytes of the device that each graph takes, of calls of one text with BERT-base's shape, beside what one graph takes."""
+    if device.type != "cuda":
+        raise AbsentError("CUDA graphs need a GPU")
+    model, tokenizer = pair(BASE, device)
+    explainer = fastshap.GradientShap(model, tokenizer, batch_size="auto", cuda_graphs=True)
+    word = sentences(1)[0].split()[0]
+
+    def explain(words: int) -> None:
+        for seed in range(4):
+            explainer(" ".join([word] * words), 1, seed=seed)
+
+    explain(graphs + 2)  # the longest; the others share its memory
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    before, _ = torch.cuda.mem_get_info(device)
+    start = time.perf_counter()
+    for words in range(1, graphs + 1):
+        explain(words)
+    torch.cuda.synchronize(device)
+    took = time.perf_counter() - start
+    torch.cuda.empty_cache()
+    after, _ = torch.cuda.mem_get_info(device)
+    return {"graphs": graphs, "bytes_a_graph": (before - after) / graphs, "seconds_a_length": took / graphs}
 
 
 def many_texts(name: str, count: int, device: torch.device) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from bench.gpu.day.verdicts import (
 from bench.paths import RESULTS
 
 EQUAL = "16 texts of one length"
-TINY = "tiny, 12 layers"
+TINY, PACKAGED = "tiny, 12 layers", "packaged"
 LONG_RUN = "attribute, one text of 16 tokens, n = 1000, D = 768, bfloat16"
 MODELS = (
     "BERT-base shape, bfloat16",
@@ -137,6 +137,16 @@ def little_beside_a_bare_pass(found: Found) -> Verdict:
     return at_most(
         more, 3, f"{more:.1f} ms more than {data['bare']:.1f} ms, a tiny model of 12 layers, the class given"
     )
+
+
+def graphs_beat_a_bare_pass(found: Found) -> Verdict:
+    pairs = []
+    for name in (TINY, PACKAGED):
+        data = found.data("calls", f"one text, {name}")
+        if "by graphs" not in data:
+            raise NotRunError("graphs need a GPU")
+        pairs.append((name, data["by graphs"] / data["bare"]))
+    return worst(pairs, 1.0, "of the time of a bare pass")
 
 
 def keeps_the_device_busy(found: Found) -> Verdict:
@@ -271,7 +281,11 @@ CLAIMS = (
         "docs/tasks.md",
         by_tests("test_tasks_equal_those_on_the_cpu"),
     ),
-    Claim("A queue on the GPU gives what explain gives", "docs/serving.md", by_tests("test_a_queue_gives_what_explain_gives")),
+    Claim(
+        "A queue on the GPU gives what explain gives",
+        "docs/serving.md",
+        by_tests("test_a_queue_gives_what_explain_gives"),
+    ),
     Claim(
         "In half precision the kernels are no worse than PyTorch's operators",
         "kernels",
@@ -325,6 +339,21 @@ CLAIMS = (
     Claim("A call of one text takes at most 3 ms more than a bare pass", "the aim", little_beside_a_bare_pass),
     Claim("Many short texts keep the device busy for half of the time", "the aim", keeps_the_device_busy),
     Claim("A small call is 1.5 times as fast as a CUDA graph, with the same scores", "docs/adr/0020", graphs_pay),
+    Claim(
+        "With cuda_graphs, outputs are those of plain calls: every family, any thread and stream, weights that change",
+        "docs/adr/0020",
+        by_tests(
+            *("test_graphs_change_no_number", "test_every_family_with_graphs", "test_few_texts_and_a_queue"),
+            *("test_threads_on_streams_of_their_own", "test_weights_that_change"),
+        ),
+    ),
+    Claim(
+        "A recording that fails leaves nothing behind",
+        "docs/adr/0020",
+        by_tests("test_a_recording_that_fails_leaves_nothing_behind"),
+    ),
+    Claim("A replay does not wait", "docs/adr/0020", by_tests("test_a_replay_does_not_wait")),
+    Claim("With cuda_graphs a text takes less than a bare pass", "docs/adr/0020", graphs_beat_a_bare_pass),
     Claim('No fixed batch size beats "auto" by more than 10 %', "docs/adr/0009", auto_is_not_beaten),
     Claim("Scores that share a backward pass take no longer", "docs/adr/0009, a guess", sharing_a_pass_pays),
     Claim("Faster than interpreto at its best batch size", "the aim", faster_than_library("interpreto")),

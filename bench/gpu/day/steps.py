@@ -19,7 +19,7 @@ _ON_ANY_MACHINE = (
     "tests/engine/test_operator_count.py",
     "tests/engine/test_nothing_waits.py",
 )
-_ON_A_GPU = ("tests/operators/test_gpu.py", "tests/tasks/test_families_gpu.py")
+ON_A_GPU = ("tests/operators/test_gpu.py", "tests/tasks/test_families_gpu.py", "tests/engine/test_graphs_gpu.py")
 # Of the GPU's tests, what the rehearsal runs in Triton's interpreter.
 _INTERPRETED = "(test_moments and 5) or test_words_equal or (test_shows_in_profiles and moments)"
 _MOST_PROCESSES = 12  # each holds half a gigabyte of the GPU for its context
@@ -58,9 +58,9 @@ def _tests(out: Path, device: str) -> Iterator[Lane]:
     any_machine = [str(ROOT / name) for name in _ON_ANY_MACHINE]
     if device == "cpu":
         yield lane("cpu", "-m", "not slow", *any_machine)
-        yield lane("interpreter", "-m", "gpu", "-k", _INTERPRETED, str(ROOT / _ON_A_GPU[0]), TRITON_INTERPRET="1")
+        yield lane("interpreter", "-m", "gpu", "-k", _INTERPRETED, str(ROOT / ON_A_GPU[0]), TRITON_INTERPRET="1")
         return
-    on_a_gpu = [str(ROOT / name) for name in _ON_A_GPU]
+    on_a_gpu = [str(ROOT / name) for name in ON_A_GPU]
     parts = max(1, min(_MOST_PROCESSES, (os.cpu_count() or 2) - 2))
     for part in range(parts):
         yield lane(f"gpu {part}", "-m", "gpu", *on_a_gpu, FASTSHAP_DAY_PART=f"{part}/{parts}")
