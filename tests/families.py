@@ -130,6 +130,16 @@ def asked(task):
     }[task]
 
 
+def as_long_as(task, text):
+    """Further texts with as many tokens, of the same task's form."""
+    swap = lambda words: words.replace("film", "ending").replace("not", "so")  # noqa: E731
+    if isinstance(text, str):
+        return [swap(text)]
+    if isinstance(text, tuple):
+        return [(swap(text[0]), text[1])]
+    return [{**text, "text": swap(text["text"])}]
+
+
 def made(task, family, name):
     """The model and its tokenizer."""
     kind = FAMILIES[family]

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+_here = threading.local()
+
+
+@contextlib.contextmanager
+def made_anew() -> Iterator[None]:
+    """In this thread they are made each time: a graph that is recorded needs its own."""
+    _here.anew = True
+    try:
+        yield
+    finally:
+        _here.anew = False
+
 
 def ones(like: Tensor) -> Tensor:
-    """Ones in the shape of ``like``, without an operator after the first time. A graph that is recorded makes its own."""
-    if like.is_cuda and torch.cuda.is_current_stream_capturing():
-        return torch.ones_like(like)
-    return _constant(torch.ones, (), like.dtype, like.device, _stream(like)).expand(like.shape)
+    """Ones in the shape of ``like``, without an operator after the first time."""
+    return _constant(torch.ones, (), like).expand(like.shape)
 
 
 def unit_vectors(like: Tensor, lo: int, hi: int) -> Tensor:
-    """(hi - lo, t), rows of the unit matrix for ``like`` (R, t), without an operator after the first time, as ones."""
-    if like.is_cuda and torch.cuda.is_current_stream_capturing():
-        return _rows_of_eye((lo, hi, like.shape[1]), like.dtype, like.device)
-    return _constant(_rows_of_eye, (lo, hi, like.shape[1]), like.dtype, like.device, _stream(like))
+    """(hi - lo, t), rows of the unit matrix for ``like`` (R, t), without an operator after the first time."""
+    return _constant(_rows_of_eye, (lo, hi, like.shape[1]), like)
 
 
 def _rows_of_eye(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -30,8 +41,15 @@ def _rows_of_eye(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.
     return rows
 
 
+def _constant(make: Any, shape: Any, like: Tensor) -> Tensor:
+    if getattr(_here, "anew", False):
+        tensor: Tensor = make(shape, dtype=like.dtype, device=like.device)
+        return tensor
+    return _kept(make, shape, like.dtype, like.device, _stream(like))
+
+
 @functools.lru_cache(maxsize=256)
-def _constant(make: Any, shape: Any, dtype: torch.dtype, device: torch.device, stream: int) -> Tensor:
+def _kept(make: Any, shape: Any, dtype: torch.dtype, device: torch.device, stream: int) -> Tensor:
     tensor: Tensor = make(shape, dtype=dtype, device=device)
     return tensor
 

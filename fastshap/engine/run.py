@@ -67,7 +67,7 @@ def token_scores(
     def compute(model: nn.Module, batch: Batch, report: Report | None) -> Tensor:
         return _batch_scores(model, batch, forward, execution, report)
 
-    run, apart = _by_graphs(compute, items, samples, execution, forward, report, backward=True)
+    run, apart = _by_graphs(compute, models, items, samples, execution, forward, report, backward=True)
     for done in _run(models, items, samples, execution, run, backward=True, apart=apart):
         complete: list[tuple[int, list[Tensor]]] = []
         for pieces, scores in done:
@@ -102,7 +102,7 @@ def evaluate(
             return _joined(forward(model, _with_embeddings(batch, z)), batch).clone()  # a model may write there again
 
     parts: list[list[Tensor]] = [[] for _ in items]
-    run, apart = _by_graphs(values, items, samples, execution, forward, None, backward=False)
+    run, apart = _by_graphs(values, models, items, samples, execution, forward, None, backward=False)
     for done in _run(models, items, samples, execution, run, backward=False, apart=apart):
         for (pieces, _), result in zip(done, to_host([result for _, result in done]), strict=True):
             for piece, part in zip(pieces, result.split([p.hi - p.lo for p in pieces]), strict=True):
@@ -112,6 +112,7 @@ def evaluate(
 
 def _by_graphs(
     compute: Callable[[nn.Module, Batch, Report | None], Tensor],
+    models: Sequence[nn.Module],
     items: Sequence[Item],
     samples: Sequence[Samples],
     execution: Execution,
@@ -120,16 +121,19 @@ def _by_graphs(
     backward: bool,
 ) -> tuple[Callable[[nn.Module, Batch], Tensor], set[int]]:
     """Calls, as CUDA graphs where these are wanted; and the texts that share no call, as graphs of their own are faster."""
-    graphs = execution.graphs
-    if graphs is None or not execution.budget.measured:  # the first call shows how much memory calls take
+    graphs, budget, device = execution.graphs, execution.budget, device_of(models[0])
+    # The first call shows how much memory calls take.
+    if graphs is None or len(models) > 1 or not budget.measured or not graphs.is_open(device):
         return lambda model, batch: compute(model, batch, report), set()
-    kind = kind_of(execution, forward, backward)
-    few = range(len(items) if backward and len(items) <= MOST_ALONE else 0)
-    apart = {i for i in few if graphs.takes(items[i], len(samples[i].alphas), kind)}
+    kind, apart = kind_of(execution, forward, backward), set()
+    if backward and len(items) <= MOST_ALONE:
+        rows = [len(sample.alphas) for sample in samples]
+        whole = [i for i, item in enumerate(items) if rows[i] <= budget.rows(len(item.input_ids))]
+        apart = {i for i in whole if graphs.takes(items[i], rows[i], kind)}
 
     def run(model: nn.Module, batch: Batch) -> Tensor:
-        with_model = functools.partial(compute, model)
-        return graphs.run(with_model, batch, items[batch.pieces[0].item], kind, forward, report)
+        item = items[batch.pieces[0].item]
+        return graphs.run(functools.partial(compute, model), model, batch, item, kind, forward, budget, report)
 
     return run, apart
 
@@ -259,12 +263,13 @@ def _group_done(
                     continue
                 except torch.OutOfMemoryError:
                     again = execution.graphs is not None and execution.graphs.give_way()
+                    if rows == 1 and not again:
+                        raise
                     if not again:
-                        if rows == 1:
-                            raise
                         budget.shrink(rows, length)
             # Here, where nothing keeps the failed call's tensors alive.
-            waiting += sent(halves(batch.pieces)[::-1], items, samples, execution, device)
+            parts = [batch.pieces] if budget.fits(rows, length) else halves(batch.pieces)[::-1]
+            waiting += sent(parts, items, samples, execution, device)
     return done
 
 

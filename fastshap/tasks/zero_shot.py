@@ -46,7 +46,8 @@ class ZeroShotTask(ClassificationTask):
         if pairs.shape[1] > 1:
             return transformed(pairs[..., entailment])
         # A label alone is weighed against its contradiction, as the pipeline does.
-        return transformed(pairs[:, 0, [-1 if entailment == 0 else 0, entailment]])[:, 1:]
+        against = pairs[:, 0, -1 if entailment == 0 else 0]
+        return transformed(torch.stack([against, pairs[:, 0, entailment]], 1))[:, 1:]
 
     def scores(self, model: Any, call: Call) -> Tensor:
         found = self._weighed(self.logits_of_each(model, call), self.transformed)

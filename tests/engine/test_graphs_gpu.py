@@ -38,7 +38,7 @@ def recorded(explainer):
 
 
 def trusted(explainer):
-    return [one for one in recorded(explainer) if one.checks == 0]
+    return [one for one in recorded(explainer) if one.is_trusted]
 
 
 def same(ours, theirs):
@@ -86,8 +86,9 @@ def test_every_family_with_graphs(gpu, task, family, name, record_property):
     ours, plain = both((model.to(gpu), words), **common)
     one = targets if targets is None or task == "zero_shot" else targets[:1]
     state = torch.cuda.get_rng_state(gpu)
-    for seed in range(4):
-        same(ours(texts[:1], one, seed=seed), plain(texts[:1], one, seed=seed))
+    others = families.as_long_as(task, texts[0])
+    for text in [texts[0], *others, texts[0]] * 2:
+        same(ours([text], one), plain([text], one))
     record_property("graphs", len(trusted(ours)))
     assert torch.equal(torch.cuda.get_rng_state(gpu), state)
     torch.rand(1, device=gpu)
@@ -109,7 +110,7 @@ def test_a_recording_that_fails_leaves_nothing_behind(gpu, model_there, default_
         for text in TEXTS * 2:
             same(ours([text], 1), plain([text], 1))
         assert not recorded(ours)
-        assert ours._graphs._full
+        assert ours._graphs._failures == 1
     assert torch.cuda.current_stream(gpu) == stream
     assert torch.equal(torch.cuda.get_rng_state(gpu), state)
     first = torch.rand(3, device=gpu)
@@ -136,9 +137,8 @@ def test_threads_on_streams_of_their_own(gpu, model_there):
     ours, plain = both(model_there)
     texts = [f"{text} {more}" for text in TEXTS for more in ("film", "dull film", "slow dull film")]
     right = [plain([text], 1)[0] for text in texts]
-    for _ in range(3):
-        for text in texts:
-            ours([text], 1)
+    for text in texts * 3:
+        ours([text], 1)
     assert trusted(ours)
     found = {}
 
@@ -194,8 +194,8 @@ def test_a_replay_does_not_wait(gpu, model_there, monkeypatch):
 
 def test_few_texts_and_a_queue(gpu, model_there):
     ours, plain = both(model_there)
-    for seed in range(4):
-        same(ours(TEXTS, seed=seed), plain(TEXTS, seed=seed))
+    for some in (TEXTS[:2], TEXTS[2:], TEXTS):
+        same(ours(some), plain(some))
     assert trusted(ours)
     with fastshap.Batcher(ours) as batcher:
         waiting = [batcher.submit(text) for text in TEXTS * 5]
