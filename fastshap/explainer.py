@@ -82,8 +82,8 @@ class GradientShap(MultitaskExplainerMixin, AttributionExplainer, Copied):
         on_error: "raise", or "record": a text that cannot be explained gets an output with ``error`` set, and the others
             are explained.
         backend: "auto", "torch" or "triton".
-        cuda_graphs: on one NVIDIA GPU, record calls of one text as CUDA graphs, which start faster. They are used once they
-            gave the same numbers for two texts of a length (docs/adr/0020).
+        cuda_graphs: on one NVIDIA GPU, record the model calls of one text as CUDA graphs, which the host starts faster. A
+            graph is used once it agreed with the plain call for two texts of its length (docs/adr/0020).
 
     Raises:
         InvalidArgumentError, InvalidTypeError: a parameter that cannot be used.

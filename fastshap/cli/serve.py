@@ -87,7 +87,7 @@ def serve(
         bool,
         typer.Option(
             "--cuda-graphs",
-            help="On one NVIDIA GPU, run small calls as CUDA graphs, which start faster; with --device cuda:0.",
+            help="Run calls of one text as CUDA graphs, which start faster; needs --device cuda:0, an NVIDIA GPU.",
         ),
     ] = False,
     return_convergence_delta: Annotated[

@@ -129,7 +129,7 @@ class Graphs:
         if isinstance(known, _Graph):
             if known.ids != list(item.input_ids):  # one text tells nothing of others
                 known.is_trusted = _agrees(known, compute, batch, right, aside)
-                self._known[key] = known if known.is_trusted else _PLAIN
+                self._known[key] = known if known.is_trusted else self._given_up(kind)
         elif known == _SEEN and self._may_record_more(kind):
             self._known[key] = self._recorded(compute, model, batch, item, kind, aside, right, budget)
         elif known is None and len(self._known) < _MOST_SEEN:
@@ -172,14 +172,18 @@ class Graphs:
         try:
             graph = _Graph(self._recorder, compute, model, batch, item, aside)
         except Exception as error:
-            self._failures += 1
-            self._failed.add(kind)
-            _log.info("cuda_graphs: calls of this kind stay plain: %s: %s", type(error).__name__, error)
-            return _PLAIN
+            _log.info("cuda_graphs: a call could not be recorded: %s: %s", type(error).__name__, error)
+            return self._given_up(kind)
         finally:
             budget.together = together  # which operators can share a backward pass, a recording does not tell
         aside[:] = held
-        return graph if _agrees(graph, compute, batch, right, aside) else _PLAIN
+        return graph if _agrees(graph, compute, batch, right, aside) else self._given_up(kind)
+
+    def _given_up(self, kind: Hashable) -> str:
+        """Calls of this kind are not recorded again: what failed for one length most likely does for others."""
+        self._failures += 1
+        self._failed.add(kind)
+        return _PLAIN
 
 
 class _Graph:
