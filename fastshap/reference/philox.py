@@ -35,7 +35,7 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor
         key: two int64 tensors in [0, 2^32), likewise.
     """
     words = (*counter, *key)
-    if counter[0].is_cpu:
+    if counter[0].is_cpu and not torch.compiler.is_compiling():  # inductor has no code for NumPy's uint64
         numbers = [part.numpy() for part in words]
         if (together := np.broadcast(*numbers)).size <= _FEW:
             return tuple(torch.from_numpy(word.view(np.int64)) for word in _few(numbers, together.shape))
