@@ -14,7 +14,7 @@ from fastshap.models.tree import tensors_of
 
 
 class OutsideTensorError(RuntimeError):
-    """A step uses a tensor that may be gone when it is run again: a table, say, that a module keeps for the last length."""
+    """A step uses a tensor that may be gone when it runs again, such as a table that a module keeps for the last length."""
 
 
 def outside_of(step: Callable[[], Any], model: nn.Module, given: Iterable[Tensor]) -> None:

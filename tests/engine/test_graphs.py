@@ -175,6 +175,8 @@ def test_a_graph_that_gives_other_scores_is_not_used(default_pair, recorder, mon
     ours, plain = pair(default_pair)
     for text in TEXTS * 2:
         same(ours([text], 1), plain([text], 1))
+    for text in TEXTS:  # nor is one of another length recorded
+        same(ours([f"{text} film"], 1), plain([f"{text} film"], 1))
     assert recorder.records == 1
 
 
